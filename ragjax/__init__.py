@@ -1,0 +1,26 @@
+"""ragjax fine-tunes retrieval-augmented generation: an embedder that finds passages, a generator that answers.
+
+load_embedder    a sentence encoder by name or folder           pretrained.py
+load_generator   a decoder-only language model                  pretrained.py
+open_run         a trained pipeline from its run folder         pipeline.py
+losses           RAG-Token, RAG-Sequence, MNRL                  losses.py
+metrics          EM, F1, containment, Recall@k, hit@k           metrics.py
+
+Commands: python -m ragjax.train, ragjax.evaluate, ragjax.ask; each has --help.
+"""
+
+from ragjax import losses, metrics
+from ragjax.pipeline import open_run
+from ragjax.pretrained import Embedder, Generator, load_embedder, load_generator
+from ragjax.version import __version__
+
+__all__ = [
+    "Embedder",
+    "Generator",
+    "__version__",
+    "load_embedder",
+    "load_generator",
+    "losses",
+    "metrics",
+    "open_run",
+]

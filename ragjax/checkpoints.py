@@ -1,0 +1,112 @@
+"""Checkpoints through orbax: the only file that knows it.
+
+A checkpoint holds named trees of host arrays and a JSON object beside them. Saving is atomic (a save that was killed
+half-way is never listed) and each tree's own hash is stored and checked, because a flipped bit in a committed file
+would otherwise restore silently.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ragjax.errors import UserError
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        # Orbax narrates each save at INFO.
+        logging.getLogger("absl").setLevel(logging.WARNING)
+        self._folder = Path(folder).absolute()
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, trees: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
+        """Writes one checkpoint.
+
+        Args:
+          step: its number; one that exists already is left as it is.
+          trees: name -> pytree of arrays (taken to the host).
+          extras: JSON-able.
+
+        Raises:
+          UserError: it could not be written (a full disk, say); earlier checkpoints stay.
+        """
+        if step in self._manager.all_steps():
+            return
+        trees = {name: jax.tree.map(np.asarray, jax.device_get(tree)) for name, tree in trees.items()}
+        record = {
+            "sha256": {name: _tree_sha256(tree) for name, tree in trees.items()},
+            "extras": dict(extras),
+        }
+        last_good = self.latest_step()
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record)))
+            self._manager.wait_until_finished()
+        except Exception as error:  # orbax passes on whatever its storage layers raise
+            for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            kept = "no earlier checkpoint exists" if last_good is None else f"the one of step {last_good} is kept"
+            raise UserError(
+                f"The checkpoint of step {step} could not be written to {self._folder} ({_reason(error)}); {kept}: "
+                "free some disk space and run the same command again."
+            ) from error
+
+    def restore(self, templates: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """The newest checkpoint as (step, trees on the host, extras).
+
+        Args:
+          templates: the trees to read, each with a pytree of its structure (arrays or `jax.ShapeDtypeStruct`), or
+            None for nested dicts as saved.
+
+        Raises:
+          UserError: there is no checkpoint, it is damaged, or it does not fit the templates.
+        """
+        step = self.latest_step()
+        if step is None:
+            raise UserError(f"{self._folder} holds no checkpoint: run ragjax.train on this run folder first.")
+        items = {name: ocp.args.StandardRestore(_empty(tree)) for name, tree in templates.items()}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items, record=ocp.args.JsonRestore()))
+        except Exception as error:
+            raise UserError(self._damaged(step, f"cannot be read ({_reason(error)})")) from error
+        trees = {name: restored[name] for name in templates}
+        for name, tree in trees.items():
+            if _tree_sha256(tree) != restored["record"]["sha256"].get(name):
+                raise UserError(self._damaged(step, "does not have the hash that was stored with it"))
+        return step, trees, restored["record"]["extras"]
+
+    def _damaged(self, step: int, what: str) -> str:
+        folder = self._folder / str(step)
+        return f"The checkpoint {folder} {what}; delete that folder to go on from the one before it."
+
+
+def _empty(tree: Any) -> Any:
+    return None if tree is None else jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+
+
+def _tree_sha256(tree: Any) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()

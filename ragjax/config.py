@@ -1,0 +1,75 @@
+"""The configuration of a run: one frozen dataclass, whose fields are also the commands' flags.
+
+Each field carries its help text, so a flag, its default and the table in docs/defaults.md have one source. Reasons
+and evidence for the defaults stand in that table.
+"""
+
+import dataclasses
+from typing import Any
+
+STRATEGIES = ("none", "generator", "joint", "embedder", "independent", "two_phase", "auto")
+OBJECTIVES = ("rag_token", "rag_sequence", "concat_nll")
+
+
+def _field(default: Any, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
+    metadata = {"help": help, "choices": choices, "minimum": minimum}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result."""
+
+    strategy: str = _field("joint", "What is trained, in which order.", choices=STRATEGIES)
+    objective: str = _field(
+        "rag_token",
+        "Loss: rag_token and rag_sequence mix single passages; concat_nll reads all passages in one prompt "
+        "(generator only).",
+        choices=OBJECTIVES,
+    )
+    embedder: str = _field("minilm", "Embedder: a short name, a hub id or a local folder.")
+    generator: str = _field("smollm2-135m", "Generator: a short name, a hub id, a local folder or a .gguf file.")
+    data: str = _field("sample", "Data: `sample` (shipped) or a folder with corpus, train, dev and test .jsonl(.gz).")
+    run_dir: str = _field("", "Folder of this run; runs/STRATEGY where it is left out.")
+    top_k: int = _field(5, "K, passages per question.", minimum=1)
+    batch_size: int = _field(4, "Questions per optimizer step, over all devices and micro-batches.", minimum=1)
+    gradient_accumulation: int = _field(1, "Micro-batches that a step's questions are split into.", minimum=1)
+    epochs: int = _field(1, "Passes over the training questions, where --max_steps is 0.", minimum=1)
+    max_steps: int = _field(0, "Optimizer steps; 0: as many as --epochs takes.", minimum=0)
+    embedder_lr: float = _field(1e-5, "Peak learning rate of the embedder.", minimum=0)
+    generator_lr: float = _field(2e-4, "Peak learning rate of the generator.", minimum=0)
+    warmup_fraction: float = _field(
+        0.05, "Share of the steps over which the rates rise, before they fall linearly.", minimum=0
+    )
+    weight_decay: float = _field(0.0, "AdamW's decoupled weight decay.", minimum=0)
+    max_grad_norm: float = _field(1.0, "Each model's gradient is clipped to this norm.", minimum=0)
+    loss_reduction: str = _field(
+        "sum", "Sum of token losses per question, or mean over answer tokens.", choices=("sum", "mean")
+    )
+    score_scale: float = _field(20.0, "Multiplies the inner product before the softmax over passages.", minimum=0)
+    lora_rank: int = _field(16, "Rank of the generator's adapters; 0: all weights are trained.", minimum=0)
+    lora_alpha: float = _field(32.0, "Adapters are scaled by alpha / rank.", minimum=0)
+    lora_dropout: float = _field(0.0, "Dropout on the adapters' input.", minimum=0)
+    lora_targets: str = _field(
+        "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+        "Projections with adapters, separated by commas.",
+    )
+    prompt: str = _field(
+        "paper", "The plain prompt, or the same inside the model's chat template.", choices=("paper", "chat")
+    )
+    max_passage_tokens: int = _field(256, "Longer passages are cut there (generator's tokens).", minimum=1)
+    max_new_tokens: int = _field(24, "Longest generated answer, in tokens.", minimum=1)
+    seed: int = _field(0, "Seed of the question order, the adapters' start and dropout.", minimum=0)
+    eval_split: str = _field("test", "Split of the before and after table.", choices=("test", "dev"))
+    eval_limit: int = _field(0, "Evaluate the first N questions of the split; 0: all.", minimum=0)
+    eval_batch_size: int = _field(8, "Questions decoded at once.", minimum=1)
+    dev_every: int = _field(50, "Steps between measurements of the dev loss; 0: never.", minimum=0)
+    dev_limit: int = _field(24, "Dev questions in that measurement.", minimum=1)
+    checkpoint_every: int = _field(25, "Steps between checkpoints.", minimum=1)
+    dtype: str = _field("float32", "Activations and frozen weights.", choices=("float32", "bfloat16"))
+    scan_layers: bool = _field(True, "Loop over layers in one compiled body (off: unrolled).")
+    remat: bool = _field(True, "Recompute a layer's activations in the backward pass.")
+
+    @property
+    def lora_target_names(self) -> tuple[str, ...]:
+        return tuple(self.lora_targets.split(","))

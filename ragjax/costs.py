@@ -1,0 +1,113 @@
+"""What a run costs: seconds, FLOPs and tokens by part.
+
+FLOPs are the model's, by formula, over real tokens: padding and what rematerialisation computes again are not
+counted. With N weights in matrix products a token takes
+
+    forward                     2N
+    training with LoRA          4N   (forward, and the gradient of the activations)
+    training all weights        6N   (and the gradient of the weights)
+
+to which come attention's scores and mixing, 4 * s^2 * (heads * head width) a layer and sequence of s tokens
+forward and twice that backward, and the vocabulary head, which is computed at answer positions only.
+"""
+
+import dataclasses
+import resource
+import sys
+from collections.abc import Iterable, Mapping
+
+TRAINING_PARTS = ("embedder", "generator", "search", "encode")
+PARTS = (*TRAINING_PARTS, "evaluation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """seconds of wall-clock, floating-point operations, tokens read or written."""
+
+    seconds: float = 0.0
+    flops: float = 0.0
+    tokens: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds + other.seconds, self.flops + other.flops, self.tokens + other.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+    """What the formulas need to know of a transformer."""
+
+    layer_weights: int  # weights of all layers' matrix products, adapters excluded
+    head_weights: int  # D * V, 0 for an embedder
+    lora_weights: int  # 0 without adapters
+    layers: int
+    attention_width: int  # query heads * head width
+
+
+def forward_flops(size: ModelSize, lengths: Iterable[int], head_positions: int) -> float:
+    """One forward pass over sequences of these lengths, with the head at `head_positions` places."""
+    linear, attention, head = _forward_parts(size, lengths, head_positions)
+    return linear + attention + head
+
+
+def train_flops(size: ModelSize, lengths: Iterable[int], head_positions: int) -> float:
+    """Forward and backward: 4N a token for frozen weights under adapters (6N for the adapters), 6N without them."""
+    lengths = list(lengths)
+    linear, attention, head = _forward_parts(size, lengths, head_positions)
+    if not size.lora_weights:
+        return 3 * (linear + attention + head)
+    adapters = 2.0 * size.lora_weights * sum(lengths)
+    return 2 * (linear - adapters + head) + 3 * (adapters + attention)
+
+
+def decode_flops(size: ModelSize, prompt_lengths: Iterable[int], new_tokens: Iterable[int]) -> float:
+    """Prefill of prompts and cached decoding of `new_tokens` each."""
+    total = 0.0
+    for prompt, new in zip(prompt_lengths, new_tokens, strict=True):
+        total += forward_flops(size, [prompt], head_positions=1)
+        steps = max(new - 1, 0)
+        linear = 2.0 * (size.layer_weights + size.lora_weights + size.head_weights) * steps
+        attended = steps * prompt + steps * (steps + 1) / 2
+        total += linear + 4.0 * size.layers * size.attention_width * attended
+    return total
+
+
+def _forward_parts(size: ModelSize, lengths: Iterable[int], head_positions: int) -> tuple[float, float, float]:
+    lengths = list(lengths)
+    linear = 2.0 * (size.layer_weights + size.lora_weights) * sum(lengths)
+    attention = 4.0 * size.layers * size.attention_width * sum(length * length for length in lengths)
+    return linear, attention, 2.0 * size.head_weights * head_positions
+
+
+class Ledger:
+    """Costs so far, by part. Saved with the run, so that a resumed run goes on counting."""
+
+    def __init__(self, parts: Mapping[str, Mapping[str, float]] | None = None):
+        self._parts = {part: Cost(**(parts or {}).get(part, {})) for part in PARTS}
+
+    def add(self, part: str, cost: Cost) -> None:
+        self._parts[part] = self._parts[part] + cost
+
+    def merge(self, other: "Ledger") -> None:
+        for part, cost in other._parts.items():
+            self.add(part, cost)
+
+    def split(self, seconds: float, flops: Mapping[str, float], tokens: Mapping[str, int]) -> None:
+        """Adds one compiled step that holds several parts: its seconds go to them in proportion to their FLOPs."""
+        total = sum(flops.values())
+        for part, share in flops.items():
+            self.add(part, Cost(seconds * share / total if total else 0.0, share, tokens[part]))
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """Each part as plain numbers: what the constructor takes."""
+        return {part: dataclasses.asdict(cost) for part, cost in self._parts.items()}
+
+    def summary(self) -> dict:
+        """The `cost` entry of summary.json: the training parts' sum at the top level, then every part."""
+        total = sum((self._parts[part] for part in TRAINING_PARTS), Cost())
+        return {**dataclasses.asdict(total), **self.as_dict()}
+
+
+def peak_memory_bytes() -> int:
+    """The process's peak resident memory (an accelerator's own memory is not in it)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

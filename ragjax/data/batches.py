@@ -1,0 +1,179 @@
+"""From prompts and answers to fixed-shape arrays: rows of tokens, and where each answer token is predicted.
+
+Prompts differ in length by a factor of five, so several share a row (packing): each is a segment of its own, with its
+own positions, and no token sees another segment. A model sees only (tokens, segment_ids, positions) and
+`answer_index`, so nothing outside this file knows how prompts are laid out.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Random batches on which the number of rows is tried out.
+_TRIED_BATCHES = 200
+
+
+class Rows(NamedTuple):
+    """What the generator reads: B questions with K prompts each, laid out in R rows of S tokens."""
+
+    tokens: np.ndarray  # [R, S] int32
+    segment_ids: np.ndarray  # [R, S] int32, 1, 2, ... for the prompts of a row, 0 = padding
+    positions: np.ndarray  # [R, S] int32
+    answer_index: np.ndarray  # [B, K, T, 2] int32, (row, column) of the state that predicts each answer token
+    answer_tokens: np.ndarray  # [B, T] int32
+    answer_mask: np.ndarray  # [B, T] bool
+    dropout_ids: np.ndarray  # [R, S] int32, the same for a prompt's token wherever it lies
+
+
+class Batch(NamedTuple):
+    """One micro-batch of training: the embedder's question, the passages' vectors and the generator's rows."""
+
+    question_tokens: np.ndarray  # [B, Lq] int32
+    question_lengths: np.ndarray  # [B] int32, 0 = filler
+    passage_vectors: np.ndarray  # [B, K, E] float32
+    rows: Rows
+
+
+class Example(NamedTuple):
+    """One question ready for batching."""
+
+    index: int  # the question's place in its split
+    question_tokens: Sequence[int]  # the embedder's tokens, specials included
+    passage_vectors: np.ndarray  # [K, E]
+    prompts: Sequence[Sequence[int]]  # the generator's tokens under each passage (or one concatenated prompt)
+    answer: Sequence[int]  # the generator's tokens, end token included
+
+
+class Placed(NamedTuple):
+    """Where a prompt lies."""
+
+    row: int
+    column: int
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Shape:
+    """A compiled shape: R rows of S tokens, T answer tokens."""
+
+    rows: int
+    row_length: int
+    answer_length: int
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def pack(lengths: Sequence[int], row_length: int) -> list[Placed]:
+    """Places sequences into rows of `row_length` tokens, longest first, each into the first row with room."""
+    used: list[int] = []
+    placed = [Placed(0, 0)] * len(lengths)
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((row for row, taken in enumerate(used) if taken + lengths[i] <= row_length), len(used))
+        if row == len(used):
+            used.append(0)
+        placed[i] = Placed(row, used[row])
+        used[row] += lengths[i]
+    return placed
+
+
+def choose_shapes(
+    lengths: Sequence[int], answer_lengths: Sequence[int], prompts_per_batch: int, longest: int
+) -> tuple[Shape, ...]:
+    """At most four shapes, so that a run compiles at most four training steps.
+
+    Rows are as long as the longest prompt. How many a batch needs is tried out on random batches: a third of them
+    fit the first shape, two thirds the second, nearly all the third; the fourth gives every prompt a row and every
+    answer its length.
+
+    Args:
+      lengths: a sample of prompt lengths (with the answer), in tokens.
+      answer_lengths: lengths of all training answers, in tokens.
+      prompts_per_batch: prompts in one device's micro-batch.
+      longest: a bound that no prompt with its answer exceeds.
+    """
+    row_length = round_up(longest, 64)
+    longest_answer = round_up(max(answer_lengths), 8)
+    usual_answer = min(longest_answer, round_up(int(np.quantile(answer_lengths, 0.98)), 8))
+    draws = np.random.default_rng(0).choice(np.asarray(lengths), (_TRIED_BATCHES, prompts_per_batch))
+    needed = [1 + max(place.row for place in pack(draw.tolist(), row_length)) for draw in draws]
+    usual = {int(np.ceil(np.quantile(needed, share))) for share in (1 / 3, 2 / 3, 0.99)}
+    shapes = {Shape(rows, row_length, usual_answer) for rows in usual}
+    shapes.add(Shape(prompts_per_batch, row_length, longest_answer))
+    return tuple(sorted(shapes))
+
+
+def sequence_lengths(prompts: Sequence[Sequence[Sequence[int]]], answers: Sequence[Sequence[int]]) -> list[int]:
+    """Tokens of each prompt with its answer, question by question; the last answer token is never read."""
+    return [len(prompt) + len(answer) - 1 for group, answer in zip(prompts, answers, strict=True) for prompt in group]
+
+
+def fit_shape(shapes: Sequence[Shape], groups: Sequence[Sequence[Example]]) -> Shape:
+    """The first shape that holds every group of examples (one for each device and micro-batch)."""
+    row_length = shapes[0].row_length
+    rows = answers = 1
+    for group in groups:
+        lengths = sequence_lengths([e.prompts for e in group], [e.answer for e in group])
+        rows = max([rows, *(1 + place.row for place in pack(lengths, row_length))])
+        answers = max([answers, *(len(example.answer) for example in group)])
+    return next(shape for shape in shapes if shape.rows >= rows and shape.answer_length >= answers)
+
+
+def make_rows(
+    prompts: Sequence[Sequence[Sequence[int]]],
+    answers: Sequence[Sequence[int]],
+    indices: Sequence[int],
+    shape: Shape,
+    size: int,
+) -> Rows:
+    """Lays out prompts [b][K] and answers [b] of b <= size questions; the rest are fillers with empty masks."""
+    passages = len(prompts[0])
+    tokens = np.zeros((shape.rows, shape.row_length), np.int32)
+    segment_ids, positions, dropout_ids = np.zeros_like(tokens), np.zeros_like(tokens), np.zeros_like(tokens)
+    answer_index = np.zeros((size, passages, shape.answer_length, 2), np.int32)
+    answer_tokens = np.zeros((size, shape.answer_length), np.int32)
+    answer_mask = np.zeros((size, shape.answer_length), bool)
+    places = iter(pack(sequence_lengths(prompts, answers), shape.row_length))
+    for b, (group, answer) in enumerate(zip(prompts, answers, strict=True)):
+        answer_tokens[b, : len(answer)] = answer
+        answer_mask[b, : len(answer)] = True
+        for k, prompt in enumerate(group):
+            row, column = next(places)
+            ids = [*prompt, *answer[:-1]]
+            span = slice(column, column + len(ids))
+            tokens[row, span] = ids
+            segment_ids[row, span] = segment_ids[row].max() + 1
+            positions[row, span] = np.arange(len(ids))
+            # Wraps around on long runs, which costs nothing: two tokens then drop the same features.
+            dropout_ids[row, span] = (indices[b] * passages + k) * shape.row_length % 2**30 + np.arange(len(ids))
+            answer_index[b, k, : len(answer), 0] = row
+            answer_index[b, k, : len(answer), 1] = column + len(prompt) - 1 + np.arange(len(answer))
+    return Rows(tokens, segment_ids, positions, answer_index, answer_tokens, answer_mask, dropout_ids)
+
+
+def make_batch(examples: Sequence[Example], shape: Shape, size: int, question_length: int) -> Batch:
+    """One device's micro-batch of `size` questions; missing ones become fillers that count nowhere."""
+    width = examples[0].passage_vectors.shape
+    question_tokens, question_lengths = pad_tokens([e.question_tokens for e in examples], size, question_length)
+    passage_vectors = np.zeros((size, *width), np.float32)
+    passage_vectors[: len(examples)] = [example.passage_vectors for example in examples]
+    rows = make_rows(
+        [example.prompts for example in examples],
+        [example.answer for example in examples],
+        [example.index for example in examples],
+        shape,
+        size,
+    )
+    return Batch(question_tokens, question_lengths, passage_vectors, rows)
+
+
+def pad_tokens(sequences: Sequence[Sequence[int]], size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded tokens [size, length] int32 and lengths [size] int32 (0 for the rows that are missing)."""
+    tokens = np.zeros((size, length), np.int32)
+    lengths = np.zeros(size, np.int32)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = sequence
+        lengths[row] = len(sequence)
+    return tokens, lengths

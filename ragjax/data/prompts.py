@@ -1,0 +1,138 @@
+"""The prompt, from pieces that are tokenised once each and joined as token ids.
+
+    INSTRUCTION
+
+    ### Context:
+    {title}: {text}
+
+    {title}: {text}
+
+    ### Question:
+    {question}
+
+    ### Answer:
+    {answer}<end>
+
+Training under single passages and evaluation under all of them use this one form. Joining ids instead of strings
+lets a passage be stored as tokens; where a tokenizer never merges across the pieces' seams (white space before a
+line, as with SmolLM2) the ids equal those of the whole string.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ragjax.data.questions import Passage
+
+INSTRUCTION = (
+    "You are a general-knowledge expert. Use the relevant context to answer the question in as few words as possible."
+)
+_HEAD = f"{INSTRUCTION}\n\n### Context:\n"
+_SEPARATOR = "\n\n"
+_STYLES = ("paper", "chat")
+
+
+def prompt_text(passages: Sequence[Passage], question: str) -> str:
+    """The whole `paper` prompt as one string: what the pieces stand for."""
+    return _HEAD + _SEPARATOR.join(passage.prompt_text for passage in passages) + _question_piece(question)
+
+
+def _question_piece(question: str) -> str:
+    return f"{_SEPARATOR}### Question:\n{question}\n\n### Answer:\n"
+
+
+class PromptBuilder:
+    """Tokenises the pieces for one tokenizer and joins them.
+
+    Attributes:
+      passages_cut: ids of the passages that some prompt holds shortened.
+      window: the generator's longest sequence, in tokens.
+    """
+
+    def __init__(self, tokenizer: Any, eos_token_id: int, max_passage_tokens: int, window: int, style: str = "paper"):
+        """
+        Args:
+          tokenizer: a transformers tokenizer that treats special-token strings in text as plain text.
+          eos_token_id: the one token that ends an answer.
+          max_passage_tokens: a longer passage is cut there.
+          window: the generator's longest sequence, in tokens.
+          style: "paper", or "chat" to wrap the prompt in the model's chat template.
+        """
+        if style not in _STYLES:
+            raise ValueError(f"style is one of {_STYLES}, not {style!r}")
+        self._tokenizer = tokenizer
+        self._eos_token_id = eos_token_id
+        self._max_passage_tokens = max_passage_tokens
+        self.window = window
+        self._tokens: dict[str, list[int]] = {}
+        self._too_long: set[str] = set()
+        self.passages_cut: set[str] = set()
+        self._separator = self._plain(_SEPARATOR)
+        if style == "chat":
+            prefix, self._tail = self._chat_wrapping()
+        else:
+            prefix, self._tail = default_prefix(tokenizer), []
+        self._head = [*prefix, *self._plain(_HEAD)]
+
+    def passage(self, passage: Passage) -> list[int]:
+        """The passage's tokens, at most `max_passage_tokens`, kept for the next time."""
+        tokens = self._tokens.get(passage.id)
+        if tokens is None:
+            tokens = self._plain(passage.prompt_text)
+            if len(tokens) > self._max_passage_tokens:
+                self._too_long.add(passage.id)
+                tokens = tokens[: self._max_passage_tokens]
+            self._tokens[passage.id] = tokens
+        return tokens
+
+    def prompt(self, passages: Sequence[Passage], question: str, reserve: int) -> list[int]:
+        """Prompt ids for passages in descending score.
+
+        Args:
+          passages: one for training under single passages, all of them for a concatenated prompt.
+          question: the question's text, never cut.
+          reserve: tokens to leave free in the model's window for the answer. Passages that do not fit the rest are
+            cut evenly.
+        """
+        pieces = [self.passage(passage) for passage in passages]
+        self.passages_cut.update(self._too_long.intersection(passage.id for passage in passages))
+        room = self.window - reserve - self.frame_length(question, len(pieces))
+        if sum(map(len, pieces)) > room:
+            share = max(room, 0) // len(pieces)
+            self.passages_cut.update(p.id for p, piece in zip(passages, pieces, strict=True) if len(piece) > share)
+            pieces = [piece[:share] for piece in pieces]
+        ids = list(self._head)
+        for k, piece in enumerate(pieces):
+            ids += self._separator if k else []
+            ids += piece
+        return [*ids, *self._plain(_question_piece(question)), *self._tail]
+
+    def answer(self, answer: str) -> list[int]:
+        """The answer's tokens, exactly as given, then the end token."""
+        return [*self._plain(answer), self._eos_token_id]
+
+    def frame_length(self, question: str, passages: int) -> int:
+        """Tokens of a prompt besides its passages' own."""
+        tail = len(self._plain(_question_piece(question))) + len(self._tail)
+        return len(self._head) + len(self._separator) * (passages - 1) + tail
+
+    def _plain(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _chat_wrapping(self) -> tuple[list[int], list[int]]:
+        """What the chat template puts before and after a user's turn; here special tokens are meant as such."""
+        mark = "\N{OBJECT REPLACEMENT CHARACTER}"
+        turn = [{"role": "user", "content": mark}]
+        text = self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        before, after = text.split(mark)
+        return tuple(
+            self._tokenizer(piece, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+            for piece in (before, after)
+        )
+
+
+def default_prefix(tokenizer: Any) -> list[int]:
+    """What the tokenizer's default encoding puts before a text: [BOS] or nothing."""
+    probe = "a"
+    plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    full = tokenizer(probe)["input_ids"]
+    return full[: next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)]

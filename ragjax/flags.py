@@ -1,0 +1,78 @@
+"""What the commands share: a flag for each field of RunConfig, --version, and errors as one sentence."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from ragjax.config import RunConfig
+from ragjax.errors import UserError
+from ragjax.version import __version__
+
+FLAGS = flags.FLAGS
+# Flags defined here belong to the command that asks for them: its --help lists them.
+flags.disclaim_key_flags()
+
+
+def define_run_flags() -> None:
+    """Defines --NAME for each field of RunConfig, with its help, choices and bounds."""
+    for field in dataclasses.fields(RunConfig):
+        define_field(field)
+
+
+def define_field(field: dataclasses.Field) -> None:
+    text, choices, minimum = (field.metadata[key] for key in ("help", "choices", "minimum"))
+    name, default = field.name, field.default
+    if choices:
+        flags.DEFINE_enum(name, default, choices, text)
+    elif isinstance(default, bool):
+        flags.DEFINE_bool(name, default, text)
+    elif isinstance(default, int):
+        flags.DEFINE_integer(name, default, text, lower_bound=minimum)
+    elif isinstance(default, float):
+        flags.DEFINE_float(name, default, text, lower_bound=minimum)
+    else:
+        flags.DEFINE_string(name, default, text)
+
+
+def run_config() -> RunConfig:
+    """The parsed flags as a RunConfig."""
+    return RunConfig(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(RunConfig)})
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Parses the flags and runs `main(arguments without the program's name)`.
+
+    A UserError ends it with its sentence and exit code 1, Ctrl-C with code 130; only a bug shows a traceback.
+    """
+    if "--version" in sys.argv[1:]:
+        print(f"ragjax {__version__}")
+        return
+
+    def guarded(argv: Sequence[str]) -> int:
+        try:
+            _use_compilation_cache()
+            main(argv[1:])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            return 130
+        return 0
+
+    app.run(guarded)
+
+
+def _use_compilation_cache() -> None:
+    """XLA's persistent cache, so that a second run does not compile again; JAX_COMPILATION_CACHE_DIR overrides it."""
+    import jax
+
+    from ragjax.retrieval import default_cache_dir
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder: Path = default_cache_dir() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,0 +1,111 @@
+"""The losses of retrieval-augmented generation: pure, unreduced, in natural log and float32.
+
+Letters: B questions, K passages per question, T answer tokens (the end token included), P candidate passages, E
+embedding width. Every loss returns one value per question, so that a caller can reduce with an explicit sum and
+count whatever the number of devices or accumulation steps. A question whose mask is all false (a filler that pads
+the last batch) has loss 0 and gives no gradient, whatever its other values are.
+
+Lewis et al. 2020, "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks", arXiv 2005.11401.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def doc_log_probs(question_vectors: Array, passage_vectors: Array, scale: float | Array) -> Array:
+    """Retrieval distribution over the K passages: log p(z|x) = log softmax_z(scale * <x, z>).
+
+    Args:
+      question_vectors: [B, E]. Not normalised here: unit vectors make the inner product the cosine.
+      passage_vectors: [B, K, E].
+      scale: multiplies the inner product before the softmax (an inverse temperature).
+
+    Returns:
+      [B, K] float32, log-probabilities that sum to one over K.
+    """
+    scores = jnp.einsum(
+        "be,bke->bk",
+        question_vectors.astype(jnp.float32),
+        passage_vectors.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return jax.nn.log_softmax(scale * scores, axis=-1)
+
+
+def rag_token_nll(doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array) -> Array:
+    """RAG-Token: -log prod_t sum_z p(z|x) p(y_t | x, z, y_<t): every token draws its own passage.
+
+    Args:
+      doc_log_probs: [B, K], log p(z|x).
+      answer_log_probs: [B, K, T], log p(y_t | x, z, y_<t).
+      answer_mask: [B, T] bool, true at answer tokens.
+
+    Returns:
+      [B] float32, Lewis et al. 2020, section 2.1.
+    """
+    docs, answers, mask = _masked_float32(doc_log_probs, answer_log_probs, answer_mask)
+    token_log_probs = jax.nn.logsumexp(docs[:, :, None] + answers, axis=1)
+    return -jnp.sum(jnp.where(mask, token_log_probs, 0.0), axis=-1)
+
+
+def rag_sequence_nll(doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array) -> Array:
+    """RAG-Sequence: -log sum_z p(z|x) prod_t p(y_t | x, z, y_<t): one passage explains the whole answer.
+
+    Args:
+      doc_log_probs: [B, K], log p(z|x).
+      answer_log_probs: [B, K, T], log p(y_t | x, z, y_<t).
+      answer_mask: [B, T] bool, true at answer tokens.
+
+    Returns:
+      [B] float32, Lewis et al. 2020, section 2.1.
+    """
+    docs, answers, mask = _masked_float32(doc_log_probs, answer_log_probs, answer_mask)
+    nll = -jax.nn.logsumexp(docs + jnp.sum(answers, axis=-1), axis=-1)
+    return jnp.where(jnp.any(mask, axis=-1), nll, 0.0)
+
+
+def multiple_negatives_ranking_nll(
+    question_vectors: Array,
+    passage_vectors: Array,
+    scale: float | Array = 20.0,
+    labels: Array | None = None,
+    candidate_mask: Array | None = None,
+) -> Array:
+    """Multiple negatives ranking: -log softmax_p(scale * <x, p>) at the positive, over all candidates.
+
+    Args:
+      question_vectors: [B, E], unit length where the cosine is meant.
+      passage_vectors: [P, E], the candidates of the whole batch, P >= B where `labels` is left out.
+      scale: multiplies the inner product.
+      labels: [B] int, the column of each question's positive; row i's is column i by default.
+      candidate_mask: [B, P] bool, false where a candidate must not count as a negative (it is a positive too).
+        The positive itself always counts.
+
+    Returns:
+      [B] float32. Henderson et al. 2017, arXiv 1705.00652, section 4.
+    """
+    logits = scale * jnp.matmul(
+        question_vectors.astype(jnp.float32),
+        passage_vectors.astype(jnp.float32).T,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    rows = jnp.arange(logits.shape[0])
+    labels = rows if labels is None else labels
+    if candidate_mask is not None:
+        logits = jnp.where(candidate_mask.at[rows, labels].set(True), logits, -jnp.inf)
+    return jax.nn.logsumexp(logits, axis=-1) - logits[rows, labels]
+
+
+def _masked_float32(doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array):
+    """Float32 inputs with everything that the mask rules out replaced by 0.
+
+    The replacement comes before any arithmetic: a `where` after it would still send NaN * 0 = NaN back through
+    a padded position that holds -inf or NaN.
+    """
+    mask = jnp.asarray(answer_mask, bool)
+    valid = jnp.any(mask, axis=-1)
+    docs = jnp.where(valid[:, None], jnp.asarray(doc_log_probs, jnp.float32), 0.0)
+    answers = jnp.where(mask[:, None, :], jnp.asarray(answer_log_probs, jnp.float32), 0.0)
+    return docs, answers, mask

@@ -1,0 +1,58 @@
+"""Attention as two batched matrix products, with one mask rule for packed rows, padding and key-value caches."""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# Finite, so that a row of padding (nothing to attend to) gives a finite output and finite gradients.
+_MASKED = -1e30
+
+
+def attention_mask(
+    query_segments: Array, query_positions: Array, key_segments: Array, key_positions: Array, causal: bool
+) -> Array:
+    """Which keys a query may see: those of its own segment, and none that come later where `causal`.
+
+    Args:
+      query_segments, query_positions: [R, S] int; segment 0 is padding.
+      key_segments, key_positions: [R, C] int.
+      causal: whether position order matters.
+
+    Returns:
+      [R, S, C] bool.
+    """
+    mask = (query_segments[:, :, None] == key_segments[:, None, :]) & (key_segments[:, None, :] > 0)
+    if causal:
+        mask &= key_positions[:, None, :] <= query_positions[:, :, None]
+    return mask
+
+
+def dot_product_attention(queries: Array, keys: Array, values: Array, mask: Array) -> Array:
+    """softmax(q k^T / sqrt(H)) v with grouped key-value heads; the softmax runs in float32.
+
+    Two flat batched products over R * M: on CPU they beat `jax.nn.dot_product_attention` about twofold, and the
+    N / M query heads of a group share their keys without repeating them.
+
+    Args:
+      queries: [R, S, N, H].
+      keys, values: [R, C, M, H], N a multiple of M.
+      mask: [R, S, C] bool.
+
+    Returns:
+      [R, S, N, H] in the dtype of `values`.
+    """
+    rows, length, heads, width = queries.shape
+    slots, groups = keys.shape[1:3]
+    per_group = heads // groups
+    # [R, S, M, G, H] -> [R * M, G * S, H]
+    queries = (queries * width**-0.5).reshape(rows, length, groups, per_group, width).transpose(0, 2, 3, 1, 4)
+    queries = queries.reshape(rows * groups, per_group * length, width)
+    keys = keys.transpose(0, 2, 3, 1).reshape(rows * groups, width, slots)
+    values = values.transpose(0, 2, 1, 3).reshape(rows * groups, slots, width)
+    scores = jnp.matmul(queries, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(rows, groups, per_group, length, slots) + jnp.where(mask, 0.0, _MASKED)[:, None, None]
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    mixed = jnp.matmul(probabilities.reshape(rows * groups, per_group * length, slots), values)
+    mixed = mixed.reshape(rows, groups, per_group, length, width).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(rows, length, heads, width)

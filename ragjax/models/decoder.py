@@ -1,0 +1,241 @@
+"""A LLaMA decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied or untied head.
+
+Touvron et al. 2023, arXiv 2302.13971 and 2307.09288. Field and parameter names are Hugging Face's. The model
+returns hidden states; whoever needs logits asks `logits` for just the positions it wants.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ragjax.errors import UserError
+from ragjax.models.attention import attention_mask, dot_product_attention
+from ragjax.models.layers import Projection, stack_layers
+from ragjax.models.lora import LoraConfig
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Shape of a decoder (Hugging Face's field names) and how it is computed (`dtype` and below)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    dtype: str = "float32"
+    scan_layers: bool = True
+    remat: bool = False
+    lora: LoraConfig | None = None
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], **overrides: Any) -> "DecoderConfig":
+        """Reads a config.json of either spelling (rope_theta, or rope_parameters as transformers v5 writes it).
+
+        Raises:
+          UserError: naming a field that would change the result and is not supported, or that is missing.
+        """
+        rope = config.get("rope_parameters") or {}
+        scaling = config.get("rope_scaling") or rope
+        rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+        for field, value, supported in (
+            ("model_type", config.get("model_type"), "llama"),
+            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+            ("rope type", rope_type, "default"),
+            ("attention_bias", bool(config.get("attention_bias")), False),
+            ("mlp_bias", bool(config.get("mlp_bias")), False),
+        ):
+            if value != supported:
+                raise UserError(f"config.json has {field} = {value!r}, but this decoder supports only {supported!r}.")
+        try:
+            heads = config["num_attention_heads"]
+            return cls(
+                vocab_size=config["vocab_size"],
+                hidden_size=config["hidden_size"],
+                intermediate_size=config["intermediate_size"],
+                num_hidden_layers=config["num_hidden_layers"],
+                num_attention_heads=heads,
+                num_key_value_heads=config.get("num_key_value_heads") or heads,
+                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+                max_position_embeddings=config["max_position_embeddings"],
+                rms_norm_eps=config["rms_norm_eps"],
+                rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+                tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+                **overrides,
+            )
+        except KeyError as missing:
+            raise UserError(f"config.json lacks {missing}, which a llama model needs.") from None
+
+
+class Cache(NamedTuple):
+    """Keys and values of earlier tokens. Slots are filled in order of arrival, the same slot in every row."""
+
+    keys: Array  # [L, R, C, M, H]
+    values: Array  # [L, R, C, M, H]
+    segment_ids: Array  # [R, C], 0 where the slot is empty or padding
+    positions: Array  # [R, C]
+    filled: Array  # [] int32, number of slots in use
+
+
+def init_cache(config: DecoderConfig, rows: int, slots: int) -> Cache:
+    """An empty cache for `rows` rows of at most `slots` tokens (padding included)."""
+    shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
+    dtype = jnp.dtype(config.dtype)
+    return Cache(
+        keys=jnp.zeros(shape, dtype),
+        values=jnp.zeros(shape, dtype),
+        segment_ids=jnp.zeros((rows, slots), jnp.int32),
+        positions=jnp.zeros((rows, slots), jnp.int32),
+        filled=jnp.zeros((), jnp.int32),
+    )
+
+
+def rotary_angles(positions: Array, config: DecoderConfig) -> Array:
+    """Rotation angles [R, S, H/2] in float32 (Su et al. 2021, arXiv 2104.09864)."""
+    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    return positions[..., None].astype(jnp.float32) / config.rope_theta**exponents
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Turns the pairs (i, i + H/2) of every head of `x` [R, S, N, H] by `angles` [R, S, H/2]."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, angles, mask, cached, filled, dropout_ids):
+        config = self.config
+        queries = self._project("q_proj", config.num_attention_heads, x, dropout_ids)
+        keys = self._project("k_proj", config.num_key_value_heads, x, dropout_ids)
+        values = self._project("v_proj", config.num_key_value_heads, x, dropout_ids)
+        queries, keys = rotate(queries, angles), rotate(keys, angles)
+        if cached is not None:
+            cached = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new, filled, axis=1)
+                for old, new in zip(cached, (keys, values), strict=True)
+            )
+            keys, values = cached
+        mixed = dot_product_attention(queries, keys, values, mask).reshape(*x.shape[:2], -1)
+        return _projection(config, "o_proj", config.hidden_size)(mixed, dropout_ids), cached
+
+    def _project(self, name: str, heads: int, x: Array, dropout_ids: Array | None) -> Array:
+        flat = _projection(self.config, name, heads * self.config.head_dim)(x, dropout_ids)
+        return flat.reshape(*x.shape[:2], heads, self.config.head_dim)
+
+
+class Mlp(nn.Module):
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, dropout_ids):
+        config = self.config
+        gate = _projection(config, "gate_proj", config.intermediate_size)(x, dropout_ids)
+        up = _projection(config, "up_proj", config.intermediate_size)(x, dropout_ids)
+        return _projection(config, "down_proj", config.hidden_size)(nn.silu(gate) * up, dropout_ids)
+
+
+class DecoderLayer(nn.Module):
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, cached, angles, mask, filled, dropout_ids):
+        config = self.config
+        normed = _norm(config, "input_layernorm")(x)
+        attended, cached = SelfAttention(config, name="self_attn")(normed, angles, mask, cached, filled, dropout_ids)
+        x = x + attended
+        normed = _norm(config, "post_attention_layernorm")(x)
+        return x + Mlp(config, name="mlp")(normed, dropout_ids), cached
+
+
+class Decoder(nn.Module):
+    """tokens -> hidden states; `logits` maps hidden states to the vocabulary."""
+
+    config: DecoderConfig
+
+    def setup(self):
+        config = self.config
+        self.embed_tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=jnp.dtype(config.dtype))
+        self.layers = stack_layers(
+            DecoderLayer,
+            config.num_hidden_layers,
+            config.scan_layers,
+            config.remat,
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+        )(config)
+        self.norm = _norm(config, None)
+        if not config.tie_word_embeddings:
+            self.lm_head = Projection(config.vocab_size, dtype=jnp.dtype(config.dtype))
+
+    def __call__(
+        self,
+        tokens: Array,
+        segment_ids: Array,
+        positions: Array,
+        cache: Cache | None = None,
+        dropout_ids: Array | None = None,
+    ) -> Array | tuple[Array, Cache]:
+        """Hidden states after the last norm.
+
+        Args:
+          tokens, segment_ids, positions: [R, S] int. Segment 0 is padding; a token sees the earlier positions of
+            its own segment.
+          cache: earlier tokens of the same rows; the new ones are appended to it.
+          dropout_ids: [R, S] int, gives each token its own adapter dropout (needs a "dropout" rng); None: no dropout.
+
+        Returns:
+          [R, S, D]; with a cache, the pair of it and the longer cache.
+        """
+        key_segments, key_positions, filled = segment_ids, positions, None
+        if cache is not None:
+            filled = cache.filled
+            update = jax.lax.dynamic_update_slice_in_dim
+            key_segments = update(cache.segment_ids, segment_ids.astype(jnp.int32), filled, axis=1)
+            key_positions = update(cache.positions, positions.astype(jnp.int32), filled, axis=1)
+        mask = attention_mask(segment_ids, positions, key_segments, key_positions, causal=True)
+        hidden, cached = self.layers(
+            self.embed_tokens(tokens),
+            None if cache is None else (cache.keys, cache.values),
+            rotary_angles(positions, self.config),
+            mask,
+            filled,
+            dropout_ids,
+        )
+        hidden = self.norm(hidden)
+        if cache is None:
+            return hidden
+        return hidden, Cache(*cached, key_segments, key_positions, filled + tokens.shape[1])
+
+    def logits(self, hidden: Array) -> Array:
+        """Next-token logits [..., V] in float32 for hidden states [..., D]."""
+        if self.config.tie_word_embeddings:
+            return self.embed_tokens.attend(hidden).astype(jnp.float32)
+        return self.lm_head(hidden).astype(jnp.float32)
+
+    def full_logits(self, tokens: Array, segment_ids: Array, positions: Array) -> Array:
+        """Logits [R, S, V] at every position: the plain path, for references and initialisation."""
+        return self.logits(self(tokens, segment_ids, positions))
+
+
+def _projection(config: DecoderConfig, name: str, features: int) -> Projection:
+    lora = config.lora if config.lora is not None and name in config.lora.targets else None
+    return Projection(features, dtype=jnp.dtype(config.dtype), lora=lora, name=name)
+
+
+def _norm(config: DecoderConfig, name: str | None) -> nn.RMSNorm:
+    return nn.RMSNorm(epsilon=config.rms_norm_eps, dtype=jnp.dtype(config.dtype), name=name)

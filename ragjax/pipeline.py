@@ -1,0 +1,222 @@
+"""The whole pipeline: question -> vector -> passages -> prompt -> answer, and the folder of a run that trained it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ragjax.checkpoints import Checkpoints
+from ragjax.config import RunConfig
+from ragjax.costs import Cost, forward_flops
+from ragjax.data.prompts import PromptBuilder
+from ragjax.data.questions import Passage
+from ragjax.data.sources import Dataset, load_dataset
+from ragjax.errors import UserError
+from ragjax.files import read_json
+from ragjax.models.lora import COLLECTION, LoraConfig
+from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
+from ragjax.retrieval import EncodedCorpus, ExactIndex, PassageStore, default_cache_dir, encode_corpus
+
+Tree = Mapping[str, Any]
+
+CONFIG_FILE = "config.json"
+CHECKPOINT_FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """Passages of B questions, best first."""
+
+    rows: np.ndarray  # [B, k] int64, row numbers in the corpus
+    scores: np.ndarray  # [B, k] float32, inner products
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """An embedder, its index over one corpus, and a generator."""
+
+    embedder: Embedder
+    generator: Generator
+    store: PassageStore
+    index: ExactIndex
+    prompts: PromptBuilder
+    encode_cost: Cost  # of the passage vectors, also where an earlier run computed them
+
+    def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
+        """The k nearest passages of each question."""
+        rows, scores = self.index.search(self.embedder.encode(questions), k)
+        return Retrieval(rows, scores)
+
+    def passages(self, rows: Sequence[int]) -> list[Passage]:
+        return [self.store[int(row)] for row in rows]
+
+    def concatenated_prompt(self, question: str, rows: Sequence[int], max_new_tokens: int) -> list[int]:
+        """Prompt ids with all passages, in the order given."""
+        return self.prompts.prompt(self.passages(rows), question, reserve=max_new_tokens)
+
+    def prediction(self, new_tokens: Sequence[int]) -> str:
+        """The answer in generated tokens: the first line of their text."""
+        return first_line(self.generator.decode(new_tokens))
+
+    def with_trained(self, trained: Mapping[str, Mapping[str, Tree]]) -> "Pipeline":
+        """The same pipeline with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}."""
+        embedder, generator = (
+            dataclasses.replace(model, **trained.get(name, {}))
+            for name, model in (("embedder", self.embedder), ("generator", self.generator))
+        )
+        return dataclasses.replace(self, embedder=embedder, generator=generator)
+
+
+def first_line(text: str) -> str:
+    """The first line of an answer, stripped."""
+    return next(iter(text.strip().splitlines()), "").strip()
+
+
+def probabilities(scores: np.ndarray, scale: float) -> np.ndarray:
+    """p(z|x) = softmax(scale * score) over the last axis."""
+    logits = scale * np.asarray(scores, np.float64)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def load_models(config: RunConfig) -> tuple[Embedder, Generator]:
+    """The untrained models of a run. Weights that will be trained are float32, frozen ones have the run's dtype."""
+    lora = None
+    if config.lora_rank:
+        lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_target_names)
+    generator = load_generator(
+        config.generator,
+        config.dtype,
+        param_dtype=config.dtype if lora else "float32",
+        lora=lora,
+        scan_layers=config.scan_layers,
+        remat=config.remat,
+    )
+    if lora:
+        # B starts at zero, so fresh adapters leave the model as it is.
+        generator = dataclasses.replace(generator, lora=init_lora(generator, config.seed))
+    return load_embedder(config.embedder, config.dtype), generator
+
+
+def build_pipeline(
+    config: RunConfig, dataset: Dataset, embedder: Embedder, generator: Generator, show_progress: bool = True
+) -> Pipeline:
+    """Encodes the corpus (or finds its vectors in the cache) and puts the pipeline together.
+
+    Raises:
+      UserError: --top_k is larger than the corpus, or the vectors cannot be stored.
+    """
+    if config.top_k > len(dataset.passages):
+        raise UserError(
+            f"--top_k={config.top_k} is more than the {len(dataset.passages)} passages of {dataset.name}: lower it."
+        )
+    store = PassageStore(dataset.passages)
+    encoded = encode_corpus(
+        embedder.encode,
+        store.embedder_texts,
+        embedder.key,
+        default_cache_dir() / "vectors",
+        embedder.config.hidden_size,
+        show_progress,
+        count_tokens=lambda texts: sum(map(len, embedder.tokenize(texts))),
+    )
+    prompts = PromptBuilder(
+        generator.tokenizer,
+        generator.eos_token_id,
+        config.max_passage_tokens,
+        generator.config.max_position_embeddings,
+        config.prompt,
+    )
+    cost = _encode_cost(embedder, encoded, len(store))
+    return Pipeline(embedder, generator, store, ExactIndex(np.asarray(encoded.vectors)), prompts, cost)
+
+
+def _encode_cost(embedder: Embedder, encoded: EncodedCorpus, passages: int) -> Cost:
+    """FLOPs from the token count, every passage taken at the mean length (attention is a few percent here)."""
+    lengths = [encoded.tokens / passages] * passages
+    return Cost(encoded.seconds, forward_flops(embedder.size, lengths, 0), encoded.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder that was opened: its configuration, data and trained pipeline."""
+
+    config: RunConfig
+    folder: Path
+    dataset: Dataset
+    pipeline: Pipeline
+    step: int  # of the checkpoint that was read; 0 for a strategy that trains nothing
+
+
+def open_run(run_dir: str | Path) -> Run:
+    """The trained pipeline of a run folder, from its last checkpoint.
+
+    Raises:
+      UserError: the folder holds no run, no checkpoint yet, or its models or data have changed since.
+    """
+    folder = Path(run_dir)
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder} holds no {CONFIG_FILE}: give --run_dir the folder of a ragjax.train run.")
+    record = read_json(folder / CONFIG_FILE)
+    config = RunConfig(**record["flags"])
+    dataset = load_dataset(config.data)
+    embedder, generator = load_models(config)
+    check_unchanged(record, folder, dataset, embedder, generator)
+    pipeline = build_pipeline(config, dataset, embedder, generator)
+    step = 0
+    for phase in record["phases"]:
+        checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER / phase)
+        step, trees, _ = checkpoints.restore({"trainable": None})
+        pipeline = pipeline.with_trained(jax.tree.map(jax.numpy.asarray, trees["trainable"]))
+    return Run(config, folder, dataset, pipeline, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One answer and what it rests on."""
+
+    text: str
+    probability: float  # of the answer and its end, under the concatenated prompt
+    passages: list[Passage]  # best first
+    probabilities: np.ndarray  # [K], p(z|x)
+
+
+def ask(run: Run, question: str, top_k: int) -> Answer:
+    """Answers a question from the `top_k` nearest passages, read in one prompt."""
+    pipeline = run.pipeline
+    retrieved = pipeline.retrieve([question], top_k)
+    rows, shares = retrieved.rows[0], probabilities(retrieved.scores[0], run.config.score_scale)
+    prompt = pipeline.concatenated_prompt(question, rows, run.config.max_new_tokens)
+    (new_tokens,) = pipeline.generator.generate_tokens([prompt], run.config.max_new_tokens, batch_size=1)
+    text = pipeline.prediction(new_tokens)
+    (log_probs,) = pipeline.generator.score_tokens([prompt], [pipeline.generator.answer_ids(text)])
+    return Answer(text, float(np.exp(log_probs.sum(dtype=np.float64))), pipeline.passages(rows), shares)
+
+
+def describe_inputs(dataset: Dataset, embedder: Embedder, generator: Generator) -> dict[str, Any]:
+    """What a run is made from, with hashes: part of config.json."""
+    return {
+        "embedder": {"source": embedder.source.describe(), "sha256": embedder.source.sha256},
+        "generator": {"source": generator.source.describe(), "sha256": generator.source.sha256},
+        "data": {"name": dataset.name, "sha256": dataset.sha256},
+    }
+
+
+def check_unchanged(
+    record: Mapping[str, Any], folder: Path, dataset: Dataset, embedder: Embedder, generator: Generator
+) -> None:
+    """Raises UserError where a model's or the data's content is no longer what the run was started with."""
+    for name, now in describe_inputs(dataset, embedder, generator).items():
+        if record["inputs"][name]["sha256"] != now["sha256"]:
+            raise UserError(
+                f"{folder} was made with another content of --{name} (sha256 {record['inputs'][name]['sha256'][:12]}, "
+                f"now {now['sha256'][:12]}): bring that back or choose another --run_dir."
+            )
+
+
+def trained_collection(config: RunConfig) -> str:
+    """Which collection of the generator is trained."""
+    return COLLECTION if config.lora_rank else "params"

@@ -1,0 +1,281 @@
+"""Pretrained models, ready to use: an embedder (texts -> vectors) and a generator (prompts -> answers)."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from ragjax.costs import ModelSize
+from ragjax.data.batches import Shape, make_rows, pad_tokens, round_up
+from ragjax.data.prompts import default_prefix
+from ragjax.errors import UserError
+from ragjax.generation.decode import greedy_decode
+from ragjax.models.bert import Bert, BertConfig, sentence_vectors
+from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.lora import COLLECTION, LoraConfig
+from ragjax.scoring import score_answers
+from ragjax.weights import (
+    ModelSource,
+    load_params,
+    load_tokenizer,
+    read_config,
+    read_embedder_settings,
+    resolve_model,
+)
+
+Tree = Mapping[str, Any]
+
+# Rows scored or decoded at once where a caller gives whole lists.
+_ROWS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+    """A sentence encoder: texts -> unit vectors."""
+
+    source: ModelSource
+    config: BertConfig
+    tokenizer: Any
+    module: Bert
+    params: Tree
+    max_seq_length: int  # tokens of a text, specials included; the rest is cut
+
+    @property
+    def variables(self) -> dict[str, Tree]:
+        return {"params": self.params}
+
+    @property
+    def key(self) -> str:
+        """Names everything that shapes this (untrained) embedder's vectors."""
+        return f"{self.source.sha256} max_seq_length={self.max_seq_length} dtype={self.config.dtype}"
+
+    @property
+    def size(self) -> ModelSize:
+        config = self.config
+        weights = sum(leaf.size for leaf in jax.tree.leaves(self.params["encoder"]))
+        return ModelSize(weights, 0, 0, config.num_hidden_layers, config.hidden_size)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids with the tokenizer's specials, at most `max_seq_length` each."""
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), truncation=True, max_length=self.max_seq_length)["input_ids"]
+
+    def encode(self, texts: Sequence[str], batch_size: int = 64, show_progress: bool = False) -> np.ndarray:
+        """Unit vectors [N, E] float32 of N texts, in their order, whatever the batch size."""
+        return self.encode_tokens(self.tokenize(texts), batch_size, show_progress)
+
+    def encode_tokens(
+        self, tokens: Sequence[Sequence[int]], batch_size: int = 64, show_progress: bool = False
+    ) -> np.ndarray:
+        """`encode` for texts that are tokenised already; equal lengths share a batch, so little is padding."""
+        vectors = np.empty((len(tokens), self.config.hidden_size), np.float32)
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
+        with tqdm(total=len(tokens), desc="encoding", unit=" texts", disable=not show_progress) as bar:
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                length = min(round_up(len(tokens[chosen[0]]), 16), self.max_seq_length)
+                # A few full sizes instead of one for every remainder: each is compiled once.
+                size = min(batch_size, 1 << (len(chosen) - 1).bit_length())
+                padded, lengths = pad_tokens([tokens[i] for i in chosen], size, length)
+                vectors[chosen] = embed(self.module, self.variables, padded, lengths)[: len(chosen)]
+                bar.update(len(chosen))
+        return vectors
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def embed(module: Bert, variables: Tree, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Compiled `sentence_vectors`."""
+    return sentence_vectors(module, variables, tokens, lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A decoder-only language model with its tokenizer; `lora` holds adapters where there are any."""
+
+    source: ModelSource
+    config: DecoderConfig
+    tokenizer: Any
+    module: Decoder
+    params: Tree
+    eos_token_id: int  # ends a training answer
+    end_ids: tuple[int, ...]  # any of them ends a generated one
+    lora: Tree | None = None
+
+    @property
+    def variables(self) -> dict[str, Tree]:
+        return {"params": self.params} | ({} if self.lora is None else {COLLECTION: self.lora})
+
+    @property
+    def size(self) -> ModelSize:
+        config = self.config
+        lora = 0 if self.lora is None else sum(leaf.size for leaf in jax.tree.leaves(self.lora))
+        return ModelSize(
+            layer_weights=sum(leaf.size for leaf in jax.tree.leaves(self.params["layers"])),
+            head_weights=config.vocab_size * config.hidden_size,
+            lora_weights=lora,
+            layers=config.num_hidden_layers,
+            attention_width=config.num_attention_heads * config.head_dim,
+        )
+
+    def logits(self, token_ids: np.ndarray, lengths: np.ndarray | None = None) -> jax.Array:
+        """Logits [B, S, V] float32 at every position of right-padded token_ids [B, S]: the plain reference path.
+
+        lengths [B]: real tokens of each row; all by default. Positions behind them are meaningless.
+        """
+        token_ids = jnp.asarray(token_ids, jnp.int32)
+        positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
+        lengths = jnp.full(token_ids.shape[0], token_ids.shape[1]) if lengths is None else jnp.asarray(lengths)
+        segments = (positions < lengths[:, None]).astype(jnp.int32)
+        return _full_logits(self.module, self.variables, token_ids, segments, positions)
+
+    def answer_log_probs(self, prompts: Sequence[str], answers: Sequence[str]) -> list[np.ndarray]:
+        """log p(answer token | prompt, earlier answer tokens), natural log: one array [T_i] per pair, end token last.
+
+        Prompts take the tokenizer's default encoding; an answer is tokenised alone, without special tokens.
+        """
+        if len(prompts) != len(answers):
+            raise ValueError(f"{len(prompts)} prompts but {len(answers)} answers")
+        return self.score_tokens(
+            [self.prompt_ids(prompt) for prompt in prompts], [self.answer_ids(answer) for answer in answers]
+        )
+
+    def score_tokens(
+        self, prompt_ids: Sequence[Sequence[int]], answer_ids: Sequence[Sequence[int]]
+    ) -> list[np.ndarray]:
+        """`answer_log_probs` of prompts and answers given as ids; pairs of like length run together."""
+        results: list[np.ndarray] = [np.empty(0, np.float32)] * len(prompt_ids)
+        order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]) + len(answer_ids[i]))
+        for start in range(0, len(order), _ROWS):
+            chosen = order[start : start + _ROWS]
+            longest = max(len(prompt_ids[i]) + len(answer_ids[i]) for i in chosen)
+            shape = Shape(_ROWS, round_up(longest, 64), round_up(max(len(answer_ids[i]) for i in chosen), 8))
+            rows = make_rows([[prompt_ids[i]] for i in chosen], [answer_ids[i] for i in chosen], chosen, shape, _ROWS)
+            scores = np.asarray(_score(self.module, self.variables, rows))[:, 0]
+            for row, i in enumerate(chosen):
+                results[i] = scores[row, : len(answer_ids[i])]
+        return results
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int = 24) -> list[str]:
+        """Greedy answers: the text up to the first end token, at most `max_new_tokens` tokens."""
+        new = self.generate_tokens([self.prompt_ids(prompt) for prompt in prompts], max_new_tokens)
+        return [self.decode(ids) for ids in new]
+
+    def generate_tokens(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int = _ROWS
+    ) -> list[list[int]]:
+        """Greedy new tokens of prompts given as ids, the end token left out; prompts of like length run together."""
+        results: list[list[int]] = [[]] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            length = round_up(max(len(prompts[i]) for i in chosen), 64)
+            tokens, lengths = pad_tokens([prompts[i] for i in chosen], batch_size, length)
+            output, counts = greedy_decode(self.module, self.variables, tokens, lengths, max_new_tokens, self.end_ids)
+            output, counts = np.asarray(output), np.asarray(counts)
+            for row, i in enumerate(chosen):
+                results[i] = output[row, : counts[row]].tolist()
+        return results
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The tokenizer's default prefix and the prompt, whose special-token strings are plain text."""
+        return [
+            *default_prefix(self.tokenizer),
+            *self.tokenizer(prompt, add_special_tokens=False)["input_ids"],
+        ]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """The answer alone, then one end token."""
+        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.eos_token_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens removed."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _full_logits(module, variables, tokens, segments, positions):
+    return module.apply(variables, tokens, segments, positions, method="full_logits")
+
+
+_score = jax.jit(score_answers, static_argnames="module")
+
+
+def load_embedder(name_or_dir: str | Path, dtype: str = "float32") -> Embedder:
+    """An embedder by short name, hub id or local folder.
+
+    Args:
+      name_or_dir: see `ragjax.weights.resolve_model`.
+      dtype: of activations; its weights stay float32, because they are what is trained.
+
+    Raises:
+      UserError: it cannot be found, is damaged, or is of an unsupported kind.
+    """
+    source = resolve_model(name_or_dir)
+    hf_config = read_config(source)
+    config = BertConfig.from_hf(hf_config, dtype=dtype)
+    module = Bert(config)
+    tokenizer = load_tokenizer(source, hf_config)
+    params = load_params(source, _abstract(module)["params"], "float32")
+    settings = read_embedder_settings(source, hf_config)
+    return Embedder(source, config, tokenizer, module, _on_device(params), settings["max_seq_length"])
+
+
+def load_generator(
+    name_or_dir: str | Path,
+    dtype: str = "float32",
+    quantize: str | None = None,
+    *,
+    param_dtype: str | None = None,
+    lora: LoraConfig | None = None,
+    scan_layers: bool = True,
+    remat: bool = False,
+) -> Generator:
+    """A generator by short name, hub id, local folder or .gguf file.
+
+    Args:
+      name_or_dir: see `ragjax.weights.resolve_model`.
+      dtype: of activations.
+      quantize: None; "int8" and "nf4" are not built yet.
+      param_dtype: of the weights, `dtype` by default.
+      lora: shape of the adapters that the module carries. They are not initialised here: see `init_lora`.
+      scan_layers, remat: how the layers are compiled.
+
+    Raises:
+      UserError: it cannot be found, is damaged, or is of an unsupported kind.
+    """
+    if quantize is not None:
+        raise UserError(f"quantize={quantize!r} is not built yet: leave it out to load the weights in {dtype}.")
+    source = resolve_model(name_or_dir)
+    hf_config = read_config(source)
+    config = DecoderConfig.from_hf(hf_config, dtype=dtype, lora=lora, scan_layers=scan_layers, remat=remat)
+    module = Decoder(config)
+    tokenizer = load_tokenizer(source, hf_config)
+    params = load_params(source, _abstract(module)["params"], param_dtype or dtype)
+    end_ids = tuple(hf_config["end_token_ids"])
+    return Generator(source, config, tokenizer, module, _on_device(params), tokenizer.eos_token_id, end_ids)
+
+
+def init_lora(generator: Generator, seed: int) -> Tree:
+    """Fresh adapters (A random, B zero) in float32 for a generator that was loaded with a `LoraConfig`."""
+    inputs = [np.zeros((1, 1), np.int32)] * 3
+    # Under jit the base weights that `init` also makes are dead code.
+    init = jax.jit(lambda key: generator.module.init(key, *inputs)[COLLECTION])
+    return init(jax.random.key(seed))
+
+
+def _abstract(module: Bert | Decoder) -> dict[str, Any]:
+    """Shapes of the module's variables; nothing is computed."""
+    inputs = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * 3
+    method = "full_logits" if isinstance(module, Decoder) else None
+    return jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), *inputs)
+
+
+def _on_device(params: Tree) -> Tree:
+    return jax.tree.map(jnp.asarray, params)

@@ -1,0 +1,52 @@
+"""The records of training: metrics.jsonl (each step once, also after a resume) and TensorBoard events."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from ragjax.files import write_atomic
+
+FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends a line a step. Lines hold only what the run determines; timings go to TensorBoard alone."""
+
+    def __init__(self, folder: Path):
+        self._path = Path(folder) / FILE
+        self._events = Path(folder) / "tensorboard"
+        self._writer: SummaryWriter | None = None
+
+    def start_phase(self, phase: str) -> None:
+        """Drops what an attempt without a checkpoint left of this phase."""
+        self.rewind(phase, -1)
+
+    def rewind(self, phase: str, step: int) -> None:
+        """Keeps a phase's lines up to `step`; a line that was cut off by a kill is dropped too."""
+        self._keep(lambda line: line["phase"] != phase or line["step"] <= step)
+        self._writer = SummaryWriter(str(self._events / phase), purge_step=step + 1)
+
+    def write(self, line: Mapping[str, Any], timings: Mapping[str, float] | None = None) -> None:
+        """One step's figures; `timings` are shown in TensorBoard but not in the file."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in {**line, **(timings or {})}.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, line["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _keep(self, wanted: Callable[[dict], bool]) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for text in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if text.endswith("\n") and wanted(json.loads(text)):
+                kept.append(text)
+        write_atomic(self._path, "".join(kept))

@@ -1,0 +1,64 @@
+"""The training state, its optimizer and its schedule."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree = Mapping[str, Any]
+
+
+class TrainState(NamedTuple):
+    """What a step changes. `trainable` and `optimizer` have one entry per trained model.
+
+    Learning rates are array leaves, so that states which differ in them alone can be stacked and `vmap`ped.
+    """
+
+    step: jax.Array  # [] int32, optimizer steps done
+    trainable: dict[str, Tree]  # {"embedder" | "generator": {collection: parameters}}
+    optimizer: dict[str, optax.OptState]
+    learning_rates: dict[str, jax.Array]  # [] float32 each, the peak
+
+
+def make_optimizer(max_grad_norm: float, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW without its rate (Loshchilov and Hutter 2017, arXiv 1711.05101), behind clipping by the model's norm."""
+    return optax.chain(
+        optax.clip_by_global_norm(max_grad_norm),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(weight_decay),
+    )
+
+
+def init_state(
+    trainable: dict[str, Tree], learning_rates: Mapping[str, float], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Step 0 of training `trainable`."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        optimizer={model: optimizer.init(tree) for model, tree in trainable.items()},
+        learning_rates={model: jnp.float32(learning_rates[model]) for model in trainable},
+    )
+
+
+def apply_gradients(
+    state: TrainState, gradients: dict[str, Tree], optimizer: optax.GradientTransformation, factor: jax.Array
+) -> TrainState:
+    """One update: each model has its own clipping, moments and rate, times the schedule's `factor`."""
+    trainable, optimizer_state = {}, {}
+    for model, gradient in gradients.items():
+        old = state.trainable[model]
+        updates, optimizer_state[model] = optimizer.update(gradient, state.optimizer[model], old)
+        rate = state.learning_rates[model] * factor
+        trainable[model] = jax.tree.map(lambda weight, update, r=rate: weight - r * update, old, updates)
+    return state._replace(step=state.step + 1, trainable=trainable, optimizer=optimizer_state)
+
+
+def linear_schedule(step: jax.Array, total_steps: int, warmup_fraction: float) -> jax.Array:
+    """Share of the peak rate at a step: rises over the warm-up, then falls linearly to reach 0 after the last."""
+    warmup = max(round(warmup_fraction * total_steps), 1)
+    rise = (step + 1) / warmup
+    fall = (total_steps - step) / max(total_steps - warmup + 1, 1)
+    return jnp.minimum(1.0, jnp.minimum(rise, fall)).astype(jnp.float32)

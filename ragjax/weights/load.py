@@ -1,0 +1,286 @@
+"""Settings and parameters of a model, from a Hugging Face folder or a GGUF file, without torch.
+
+The engine walks a table (tables.py) and fails on any parameter that is unmapped, missing, doubly set or
+misshaped.
+
+Notable choices
+- Names and shapes of all files are checked against the model before the first number is read: a mistake costs
+  no time.
+- Each tensor goes straight into its slice of the final, layer-stacked array, in the final dtype.
+- Arrays come back in host memory (numpy); placing them on devices is the caller's.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # also teaches numpy the name "bfloat16"
+import numpy as np
+import safetensors
+from flax import traverse_util
+
+from ragjax.errors import UserError, reason
+from ragjax.files import read_json, read_json_object
+from ragjax.weights import tables
+from ragjax.weights.resolve import ModelSource
+from ragjax.weights.tables import Stored, Table
+
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+# ---- settings ----------------------------------------------------------------------------------------------
+
+
+def read_config(source: ModelSource) -> dict[str, Any]:
+    """A model's config in Hugging Face's spelling: config.json, or the same made from GGUF metadata.
+
+    One field is added: `end_token_ids`, the ids at which generation stops, each once: every end id of
+    config.json, then of generation_config.json; [] for a model that has none. Raises UserError for an
+    unreadable config.json and for a model type or GGUF setting that is not supported.
+    """
+    if source.format == "gguf":
+        from ragjax.weights import gguf
+
+        config = gguf.read_config(gguf.read_gguf(source.path))
+        return config | {"end_token_ids": _ids(config.get("eos_token_id"))}
+    path = source.path / "config.json"
+    config = read_json_object(path)
+    tables.table_for(config.get("model_type"), path)
+    generation = source.path / "generation_config.json"
+    more = read_json_object(generation).get("eos_token_id") if generation.is_file() else None
+    ends = dict.fromkeys([*_ids(config.get("eos_token_id")), *_ids(more)])
+    return config | {"end_token_ids": list(ends)}
+
+
+def read_embedder_settings(source: ModelSource, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sentence-transformers folder says beside config.json: {"max_seq_length": tokens with specials}.
+
+    Without sentence_bert_config.json it is the model's number of positions. Raises UserError for anything
+    there that would change the vectors and is not followed: pooling other than the mean, further modules,
+    lower-casing outside the tokenizer.
+    """
+    folder, longest = source.path, int(config["max_position_embeddings"])
+    if source.format == "gguf":
+        return {"max_seq_length": longest}
+    for path in sorted(folder.glob("*Pooling/config.json")):
+        pooling = read_json_object(path)
+        modes = {key.removeprefix("pooling_mode_") for key, on in pooling.items() if key[:13] == "pooling_mode_" and on}
+        modes |= {pooling["pooling_mode"]} if "pooling_mode" in pooling else set()
+        if modes - {"mean_tokens", "mean"} or not modes:
+            raise UserError(
+                f"{path} asks for {sorted(modes)} pooling, but only the mean is supported: choose another model"
+            )
+    modules = read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
+    for module in modules:
+        kind = str(module.get("type") if isinstance(module, dict) else module).rpartition(".")[2]
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            raise UserError(
+                f"{folder / 'modules.json'} asks for a module {kind!r}, which is not supported: choose another model"
+            )
+    path = folder / "sentence_bert_config.json"
+    settings = read_json_object(path) if path.is_file() else {}
+    if settings.get("do_lower_case"):
+        raise UserError(
+            f"{path} sets do_lower_case, which is not supported outside the tokenizer: choose another model"
+        )
+    return {"max_seq_length": min(int(settings.get("max_seq_length") or longest), longest)}
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+# ---- parameters --------------------------------------------------------------------------------------------
+
+
+def load_params(source: ModelSource, abstract_params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
+    """Reads a model's parameters into the tree that the model was built with.
+
+    Args:
+        source: from `resolve_model`.
+        abstract_params: nested dict of jax.ShapeDtypeStruct, as `jax.eval_shape` of the model's init gives it.
+        dtype: of all returned arrays ("float32", "bfloat16", a numpy dtype); None takes each leaf's own.
+
+    Returns a nested dict of numpy arrays with the same paths and shapes. Raises UserError for a truncated or
+    foreign file, and for a parameter that is unmapped, missing, doubly set or misshaped (naming it, the path,
+    both shapes).
+    """
+    config = read_config(source)
+    table = tables.table_for(config["model_type"], source.name)
+    leaves = traverse_util.flatten_dict(dict(abstract_params), sep="/")
+    with ExitStack() as stack:
+        stored, read = _open_gguf(source, config) if source.format == "gguf" else _open_safetensors(source, stack)
+        plan = plan_params(stored, table, leaves, source.path)
+        arrays = {path: _empty(leaf, dtype) for path, leaf in leaves.items()}
+        for step in plan:
+            values = read(step.stored)
+            if step.path is None:
+                embedding = next(other.stored for other in plan if other.path == table.tied[1])
+                _check_tied(step.stored, values, read(embedding))
+                continue
+            # Converted before it is transposed, which is several times faster than both at once.
+            values = values.astype(arrays[step.path].dtype, copy=False)
+            place = ... if step.layer is None else step.layer
+            arrays[step.path][place] = values.T if step.transposed else values
+    return traverse_util.unflatten_dict(arrays, sep="/")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where one stored parameter goes: a leaf's `path`, and the `layer` in it; path None is a tied head."""
+
+    stored: Stored
+    path: str | None
+    layer: int | None = None
+    transposed: bool = False
+
+
+def plan_params(stored: Iterable[Stored], table: Table, leaves: Mapping[str, Any], where: Path) -> list[Step]:
+    """Assigns every stored parameter its place, from names and shapes alone.
+
+    Args: `leaves`, the model's abstract leaves by path ("layers/mlp/up_proj/kernel"); `where`, the folder or
+    file to blame. Raises UserError for a parameter that is unmapped, has no place in this model, is doubly
+    set or misshaped, and for a leaf that nothing fills; ValueError for a leaf that the table does not know,
+    which is a bug.
+    """
+    plan: dict[tuple[str | None, int | None], Step] = {}
+    for entry in stored:
+        name = table.respell(entry.name)
+        if table.is_unused(name):
+            continue
+        found = table.find(name)
+        if found is None:
+            raise UserError(
+                f"{entry.file}: the parameter {entry.key} is unknown for this model type: check that "
+                "config.json belongs to these weights"
+            )
+        row, layer = found
+        tied = table.tied is not None and row.path == table.tied[0] and row.path not in leaves
+        step = Step(entry, None) if tied else Step(entry, row.path, layer, row.transposed)
+        if not tied:
+            _check_place(step, leaves)
+        if (step.path, layer) in plan:
+            other = plan[step.path, layer].stored
+            raise UserError(
+                f"{entry.file}: {entry.key} and {other.key} of {other.file.name} both set {row.path}"
+                f"{'' if layer is None else f' of layer {layer}'}: remove one of them"
+            )
+        plan[step.path, layer] = step
+    _check_complete(plan, table, leaves, where)
+    return list(plan.values())
+
+
+def _check_place(step: Step, leaves: Mapping[str, Any]) -> None:
+    entry = step.stored
+    if step.path not in leaves:
+        raise UserError(
+            f"{entry.file}: the parameter {entry.key} ({step.path}) has no place in the model that "
+            "config.json describes: check that config.json belongs to these weights"
+        )
+    needed = tuple(leaves[step.path].shape)
+    if step.layer is not None:
+        if step.layer >= needed[0]:
+            raise UserError(
+                f"{entry.file}: the parameter {entry.key} is of layer {step.layer}, but config.json gives "
+                f"the model {needed[0]} layers: check that config.json belongs to these weights"
+            )
+        needed = needed[1:]
+    needed = needed[::-1] if step.transposed else needed
+    if entry.shape != needed:
+        raise UserError(
+            f"{entry.file}: the parameter {entry.key} ({step.path}) has the shape {entry.shape}, but "
+            f"config.json asks for {needed}: check that config.json belongs to these weights"
+        )
+
+
+def _check_complete(plan: Mapping, table: Table, leaves: Mapping[str, Any], where: Path) -> None:
+    rows = {row.path: row for row in table.rows}
+    if unknown := sorted(set(leaves) - set(rows)):
+        raise ValueError(f"no row of the weight table fills {unknown}")
+    missing = []
+    for path, leaf in leaves.items():
+        layers = range(leaf.shape[0]) if rows[path].stacked else [None]
+        missing += [(rows[path].name(layer), path) for layer in layers if (path, layer) not in plan]
+    if missing:
+        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+        raise UserError(
+            f"{where}: the parameter {missing[0][0]} ({missing[0][1]}){more} missing: check that the weights are "
+            "complete and that config.json belongs to them"
+        )
+
+
+def _check_tied(entry: Stored, head: np.ndarray, embedding: np.ndarray) -> None:
+    """Refuses a head [V, D] that config.json ties to the embedding [V, D] but that differs from it."""
+    if not np.array_equal(head, embedding):
+        raise UserError(
+            f"{entry.file}: config.json ties the head to the embedding, but {entry.key} differs from it: set "
+            "tie_word_embeddings to false in config.json or remove the parameter"
+        )
+
+
+def _empty(leaf: Any, dtype: Any) -> np.ndarray:
+    return np.empty(leaf.shape, np.dtype(leaf.dtype if dtype is None else dtype))
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def _open_gguf(source: ModelSource, config: dict[str, Any]) -> tuple[list[Stored], Callable[[Stored], np.ndarray]]:
+    from ragjax.weights import gguf
+
+    file = gguf.read_gguf(source.path)
+    return list(gguf.stored_tensors(file)), lambda entry: gguf.read_tensor(file, entry.key, config)
+
+
+def _open_safetensors(source: ModelSource, stack: ExitStack) -> tuple[list[Stored], Callable[[Stored], np.ndarray]]:
+    stored, handles = [], {}
+    for file in source.files:
+        stored += read_safetensors_header(file)
+        try:
+            handles[file] = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{file} is damaged ({reason(error)}): download or copy it again") from error
+
+    def read(entry: Stored) -> np.ndarray:
+        if entry.dtype not in _DTYPES:
+            raise UserError(
+                f"{entry.file}: the parameter {entry.key} is stored as {entry.dtype}, but only "
+                f"{', '.join(_DTYPES)} are read: save the model again in one of these"
+            )
+        return handles[entry.file].get_tensor(entry.key)
+
+    return stored, read
+
+
+def read_safetensors_header(path: Path) -> list[Stored]:
+    """The parameters that a safetensors file holds, from its header.
+
+    Raises UserError for a file that is truncated or not safetensors; the mapped reader would report it in its
+    own words, or only once the missing bytes are touched.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else math.inf
+        if size < 8 + length:
+            raise UserError(
+                f"{path} is truncated at {size:,} bytes, or not a safetensors file: download or copy it again"
+            )
+        try:
+            header = json.loads(file.read(length))
+            tensors = {key: value for key, value in header.items() if key != "__metadata__"}
+            end = 8 + length + max((value["data_offsets"][1] for value in tensors.values()), default=0)
+            stored = [Stored(key, path, key, tuple(value["shape"]), value["dtype"]) for key, value in tensors.items()]
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{path} has no valid safetensors header: download or copy it again") from error
+    if size != end:
+        raise UserError(
+            f"{path} is truncated or damaged: it has {size:,} bytes where its header promises {end:,}; "
+            "download or copy it again"
+        )
+    return stored

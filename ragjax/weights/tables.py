@@ -1,0 +1,192 @@
+"""Which parameter of a Hugging Face file goes where in our trees: data, read in both directions.
+
+A row is a Hugging Face name with `{layer}` where the layer's number stands, the path of our leaf, and whether
+the matrix is transposed: torch keeps a linear layer as [out, in], Flax as [in, out]. Leaves of `{layer}` rows
+are stacked over layers on axis 0. The loader (load.py) turns rows into patterns; the same rows spell the
+names on the way out.
+
+Notable choices
+- Names that real files spell in more than one way (`bert.` in front, `LayerNorm.gamma`, a decoder without
+  `model.`) are respelled first, so that each parameter has one row.
+- Weights that the models do not use stand in `unused`, and nothing else may be left over.
+- A head that config.json ties to the embedding is in some files all the same: it must be equal to the
+  embedding, bit by bit, and is then left out; one that differs is an error, because either reading of it
+  would be a guess.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ragjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter: `hf` name, `path` of our leaf, and whether the matrix is `transposed` on the way."""
+
+    hf: str
+    path: str
+    transposed: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        """Whether our leaf holds all layers on axis 0."""
+        return "{layer}" in self.hf
+
+    def name(self, layer: int | None = None) -> str:
+        """The Hugging Face name of this parameter in one layer."""
+        return self.hf.format(layer=layer) if self.stacked else self.hf
+
+    @cached_property
+    def pattern(self) -> re.Pattern:
+        """The regular expression that matches the whole name, with the group `layer`."""
+        return _pattern(self.hf)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that is known about one model type's parameters."""
+
+    rows: tuple[Row, ...]
+    unused: tuple[str, ...]  # regular expressions of whole names, after respelling
+    respellings: tuple[tuple[str, str], ...]  # (regular expression, replacement), each tried once, in order
+    tied: tuple[str, str] | None = None  # (path of the head's leaf, path of the embedding's leaf)
+
+    def respell(self, name: str) -> str:
+        """The name as the rows spell it."""
+        for pattern, replacement in self.respellings:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def find(self, name: str) -> tuple[Row, int | None] | None:
+        """The row of a respelled name and the layer in it (None for a leaf that is not stacked), or None."""
+        for row in self.rows:
+            if match := row.pattern.fullmatch(name):
+                return row, int(match["layer"]) if row.stacked else None
+        return None
+
+    def is_unused(self, name: str) -> bool:
+        """Whether a respelled name is one that the models do not use and that export carries through."""
+        return any(re.fullmatch(pattern, name) for pattern in self.unused)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One parameter as it lies in a file, before anything of it is read."""
+
+    name: str  # in Hugging Face's spelling
+    file: Path
+    key: str  # the name inside the file
+    shape: tuple[int, ...]  # in Hugging Face's orientation
+    dtype: str  # as the file calls it: F32, BF16, Q4_1, ...
+
+
+@dataclass(frozen=True)
+class GgufRow:
+    """A GGUF tensor name, the Hugging Face name of the same parameter, and whose rotary layout must be
+    undone.
+    """
+
+    gguf: str
+    hf: str
+    heads: str | None = None  # config field with the number of heads whose rows GGUF reorders
+
+    @cached_property
+    def pattern(self) -> re.Pattern:
+        """The regular expression that matches the whole GGUF name, with the group `layer`."""
+        return _pattern(self.gguf)
+
+
+def _pattern(template: str) -> re.Pattern:
+    return re.compile(re.escape(template).replace(r"\{layer\}", r"(?P<layer>\d+)"))
+
+
+def _linear(hf: str, path: str, bias: bool) -> tuple[Row, ...]:
+    weight = Row(f"{hf}.weight", f"{path}/kernel", transposed=True)
+    return (weight, Row(f"{hf}.bias", f"{path}/bias")) if bias else (weight,)
+
+
+def _layer_norm(hf: str, path: str) -> tuple[Row, ...]:
+    return Row(f"{hf}.weight", f"{path}/scale"), Row(f"{hf}.bias", f"{path}/bias")
+
+
+_BERT_LAYER = "encoder.layer.{layer}"
+
+BERT = Table(
+    rows=(
+        Row("embeddings.word_embeddings.weight", "embeddings/word_embeddings/embedding"),
+        Row("embeddings.position_embeddings.weight", "embeddings/position_embeddings/embedding"),
+        Row("embeddings.token_type_embeddings.weight", "embeddings/token_type_embeddings/embedding"),
+        *_layer_norm("embeddings.LayerNorm", "embeddings/LayerNorm"),
+        *_linear(f"{_BERT_LAYER}.attention.self.query", "encoder/layer/attention/self/query", bias=True),
+        *_linear(f"{_BERT_LAYER}.attention.self.key", "encoder/layer/attention/self/key", bias=True),
+        *_linear(f"{_BERT_LAYER}.attention.self.value", "encoder/layer/attention/self/value", bias=True),
+        *_linear(f"{_BERT_LAYER}.attention.output.dense", "encoder/layer/attention/output/dense", bias=True),
+        *_layer_norm(f"{_BERT_LAYER}.attention.output.LayerNorm", "encoder/layer/attention/output/LayerNorm"),
+        *_linear(f"{_BERT_LAYER}.intermediate.dense", "encoder/layer/intermediate/dense", bias=True),
+        *_linear(f"{_BERT_LAYER}.output.dense", "encoder/layer/output/dense", bias=True),
+        *_layer_norm(f"{_BERT_LAYER}.output.LayerNorm", "encoder/layer/output/LayerNorm"),
+    ),
+    unused=(
+        r"pooler\..+",
+        r"embeddings\.position_ids",
+        r"cls\..+",
+    ),  # cls: the head of a masked language model
+    respellings=(
+        (r"^bert\.", ""),
+        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+        (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    ),
+)
+
+_LLAMA_LAYER = "model.layers.{layer}"
+
+LLAMA = Table(
+    rows=(
+        Row("model.embed_tokens.weight", "embed_tokens/embedding"),
+        Row(f"{_LLAMA_LAYER}.input_layernorm.weight", "layers/input_layernorm/scale"),
+        Row(f"{_LLAMA_LAYER}.post_attention_layernorm.weight", "layers/post_attention_layernorm/scale"),
+        *_linear(f"{_LLAMA_LAYER}.self_attn.q_proj", "layers/self_attn/q_proj", bias=True),
+        *_linear(f"{_LLAMA_LAYER}.self_attn.k_proj", "layers/self_attn/k_proj", bias=True),
+        *_linear(f"{_LLAMA_LAYER}.self_attn.v_proj", "layers/self_attn/v_proj", bias=True),
+        *_linear(f"{_LLAMA_LAYER}.self_attn.o_proj", "layers/self_attn/o_proj", bias=True),
+        *_linear(f"{_LLAMA_LAYER}.mlp.gate_proj", "layers/mlp/gate_proj", bias=True),
+        *_linear(f"{_LLAMA_LAYER}.mlp.up_proj", "layers/mlp/up_proj", bias=True),
+        *_linear(f"{_LLAMA_LAYER}.mlp.down_proj", "layers/mlp/down_proj", bias=True),
+        Row("model.norm.weight", "norm/scale"),
+        *_linear("lm_head", "lm_head", bias=False),
+    ),
+    unused=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),  # a buffer that older files kept
+    respellings=((r"^(?=(embed_tokens|layers|norm)\.)", "model."),),
+    tied=("lm_head/kernel", "embed_tokens/embedding"),
+)
+
+TABLES: dict[str, Table] = {"bert": BERT, "llama": LLAMA}  # keys: config.json's model_type
+
+GGUF_LLAMA: tuple[GgufRow, ...] = (
+    GgufRow("token_embd.weight", "model.embed_tokens.weight"),
+    GgufRow("blk.{layer}.attn_norm.weight", f"{_LLAMA_LAYER}.input_layernorm.weight"),
+    GgufRow("blk.{layer}.ffn_norm.weight", f"{_LLAMA_LAYER}.post_attention_layernorm.weight"),
+    GgufRow("blk.{layer}.attn_q.weight", f"{_LLAMA_LAYER}.self_attn.q_proj.weight", heads="num_attention_heads"),
+    GgufRow("blk.{layer}.attn_k.weight", f"{_LLAMA_LAYER}.self_attn.k_proj.weight", heads="num_key_value_heads"),
+    GgufRow("blk.{layer}.attn_v.weight", f"{_LLAMA_LAYER}.self_attn.v_proj.weight"),
+    GgufRow("blk.{layer}.attn_output.weight", f"{_LLAMA_LAYER}.self_attn.o_proj.weight"),
+    GgufRow("blk.{layer}.ffn_gate.weight", f"{_LLAMA_LAYER}.mlp.gate_proj.weight"),
+    GgufRow("blk.{layer}.ffn_up.weight", f"{_LLAMA_LAYER}.mlp.up_proj.weight"),
+    GgufRow("blk.{layer}.ffn_down.weight", f"{_LLAMA_LAYER}.mlp.down_proj.weight"),
+    GgufRow("output_norm.weight", "model.norm.weight"),
+    GgufRow("output.weight", "lm_head.weight"),
+)
+
+
+def table_for(model_type: str, where: object) -> Table:
+    """The table of a model type. Raises UserError, naming `where`, for a type that is not supported."""
+    if model_type not in TABLES:
+        known = " and ".join(TABLES)
+        raise UserError(
+            f"{where}: model_type {model_type!r} is not supported by this version, which reads {known}: "
+            "choose another model"
+        )
+    return TABLES[model_type]

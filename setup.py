@@ -1,0 +1,73 @@
+"""Packaging of ragjax: dependencies with the bounds that were tried, extras, package data."""
+
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+VERSION = runpy.run_path(str(HERE / "ragjax" / "version.py"))["__version__"]
+
+# name, oldest version tried, first series not tried. The newest were tried together on Python 3.11
+# and 3.13, the oldest together on 3.11 (tests/constraints-lowest.txt, `make test-lowest`). faiss-cpu before
+# 1.14 crashes the interpreter at import when warnings are errors.
+TRIED = [
+    ("absl-py", "2.3.0", "2.6"),
+    ("faiss-cpu", "1.14.2", "1.16"),
+    ("flax", "0.12.4", "0.13"),
+    ("gguf", "0.17.0", "0.20"),
+    ("huggingface_hub", "1.16.0", "2.5"),
+    ("jax", "0.9.0", "0.11"),
+    ("ml_dtypes", "0.5.3", "0.7"),
+    ("numpy", "2.2.0", "2.5"),
+    ("optax", "0.2.6", "0.3"),
+    ("orbax-checkpoint", "0.11.33", "0.13"),
+    ("safetensors", "0.7.0", "0.9"),
+    ("tensorboardX", "2.6.4", "2.7"),
+    ("tokenizers", "0.22.2", "0.24"),
+    ("tqdm", "4.67.0", "4.71"),
+    ("transformers", "5.10.2", "5.24"),
+]
+JAX_BOUNDS = next(f">={lowest},<{untried}" for name, lowest, untried in TRIED if name == "jax")
+
+setup(
+    name="ragjax",
+    version=VERSION,
+    description="Fine-tunes the retriever and the generator of a RAG pipeline, apart or jointly, in JAX",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["ragjax", "ragjax.*"]),
+    package_data={
+        "ragjax": ["py.typed"],
+        "ragjax.data": ["sample/*.jsonl.gz", "sample/*.md"],
+        "ragjax.weights": ["*.json"],
+    },
+    install_requires=[f"{name}>={lowest},<{untried}" for name, lowest, untried in TRIED],
+    extras_require={
+        "cuda12": [f"jax[cuda12]{JAX_BOUNDS}"],
+        "tpu": [f"jax[tpu]{JAX_BOUNDS}"],
+        # The references that parity tests compare with. Install torch by itself first: see BUILD.md.
+        "parity": ["torch==2.13.0", "sentence-transformers>=6.2,<6.3"],
+        # setuptools: the packaging test builds a wheel without reaching for the network.
+        "dev": [
+            "hypothesis>=6.170,<7",
+            "pre-commit>=4.6,<5",
+            "pytest>=9.2,<10",
+            "ruff>=0.17.6,<0.18",
+            "setuptools>=80,<85",
+        ],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

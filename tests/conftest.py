@@ -1,0 +1,21 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples in every run, no database folder in the tree, and a busy machine is no failure.
+settings.register_profile("ragjax", derandomize=True, database=None, deadline=None)
+settings.load_profile("ragjax")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder that holds hotpotqa, popqa and squad: $RAGJAX_DATA, or shared/data beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("RAGJAX_DATA") or beside)
+    if not (folder / "hotpotqa").is_dir():
+        pytest.skip("needs the real data: set RAGJAX_DATA to the folder that holds hotpotqa, popqa and squad")
+    return folder

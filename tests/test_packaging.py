@@ -1,0 +1,328 @@
+"""The package: who imports whom, what is declared, what a wheel holds, how environments are made."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(importlib.util.find_spec("ragjax").submodule_search_locations[0])
+# The scripts that made the sample stand beside it and are no part of the package.
+SOURCES = {
+    path.relative_to(PACKAGE).as_posix(): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.relative_to(PACKAGE).parts[:2] != ("data", "sample")
+}
+in_checkout = pytest.mark.skipif(
+    not (ROOT / "setup.py").exists(),
+    reason="reads files that only a checkout has",
+)
+
+COMMANDS = {"train", "evaluate", "index", "ask", "export", "lr_search", "compare", "flags"}
+FOUNDATIONS = {"errors", "files", "config", "parallel", "checkpoints", "costs", "version"}
+# High to low, as in docs/ARCHITECTURE.md. A module imports from its own room and from those after it.
+ROOMS = [
+    COMMANDS,
+    {"training"},
+    {"evaluation"},
+    {"pipeline"},
+    {"pretrained"},
+    {"generation"},
+    {"retrieval"},
+    {"scoring"},
+    {"weights"},
+    {"data"},
+    {"models"},
+    {"losses", "metrics"},
+    FOUNDATIONS,
+]
+COMMAND_FILES = {f"{name}.py" for name in COMMANDS}
+# What one file alone (or the commands alone) may import, so that replacing it means editing one file.
+HOMES = {
+    "absl.app": COMMAND_FILES,
+    "absl.flags": COMMAND_FILES,
+    "faiss": {"retrieval/faiss_index.py"},
+    "gguf": {"weights/gguf.py"},
+    "orbax": {"checkpoints.py"},
+}
+# torch and what needs it stay in tests and benchmarks; unpickling runs whatever the file says.
+BANNED = {"torch", "sentence_transformers", "tensorflow", "pickle", "dill", "cloudpickle", "joblib"}
+
+
+def imports_in(source: str, file: str) -> list[str]:
+    """Full dotted names of all that `source` imports, at any depth in it: `a.b.c` for `from a.b import c`.
+
+    `file` is the module's path below the package, which relative imports start from.
+    """
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [node.module] if node.module else []
+            if node.level:
+                folders = ["ragjax", *Path(file).parts[:-1]]
+                base = folders[: len(folders) - node.level + 1] + base
+            names += [".".join([*base, alias.name]) for alias in node.names]
+    return names
+
+
+def room_of(module: str) -> int:
+    """Position in ROOMS of the room that a name directly under `ragjax` belongs to."""
+    for position, room in enumerate(ROOMS):
+        if module in room:
+            return position
+    raise AssertionError(f"ragjax.{module} stands in no room: add it to ROOMS and docs/ARCHITECTURE.md")
+
+
+def misdirected(source: str, file: str) -> list[str]:
+    """The imports of `source` that point up, or past the one exception of the foundations."""
+    own = Path(file).parts[0].removesuffix(".py")
+    bad = []
+    for name in imports_in(source, file):
+        if name.split(".")[0] != "ragjax":
+            continue
+        target = name.split(".")[1] if "." in name else ""
+        allowed = target != "" and room_of(target) >= room_of(own)
+        if own in FOUNDATIONS:
+            allowed = target in {"errors", own}
+        if not allowed:
+            bad.append(name)
+    return bad
+
+
+def misplaced(source: str, file: str) -> list[str]:
+    """The imports of `source` that ragjax has none of, or keeps in another file."""
+    names = imports_in(source, file)
+    bad = [name for name in names if name.split(".")[0] in BANNED]
+    for name in names:
+        for package, homes in HOMES.items():
+            if f"{name}.".startswith(f"{package}.") and file not in homes:
+                bad.append(name)
+    return bad
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "bad"),
+    [
+        ("losses.py", "import ragjax.models.bert", ["ragjax.models.bert"]),
+        ("losses.py", "def f():\n    from ragjax import scoring", ["ragjax.scoring"]),
+        ("losses.py", "from .weights import load", ["ragjax.weights.load"]),
+        ("data/batches.py", "from ..retrieval.encode import x", ["ragjax.retrieval.encode.x"]),
+        ("costs.py", "from ragjax import config", ["ragjax.config"]),
+        ("scoring.py", "import ragjax", ["ragjax"]),
+        ("costs.py", "from ragjax.errors import UserError", []),
+        ("data/batches.py", "from .questions import Question\nimport numpy.ragjax", []),
+        ("train.py", "from ragjax import flags\nfrom ragjax.training import loop\nimport ragjax.version", []),
+    ],
+)
+def test_the_check_of_directions_tells_right_from_wrong(file, source, bad):
+    assert misdirected(source, file) == bad
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "bad"),
+    [
+        ("scoring.py", "import torch.nn as nn", ["torch.nn"]),
+        ("training/loop.py", "from absl import flags, logging", ["absl.flags"]),
+        ("retrieval/encode.py", "import faiss", ["faiss"]),
+        ("training/state.py", "import orbax.checkpoint as ocp", ["orbax.checkpoint"]),
+        ("checkpoints.py", "import orbax.checkpoint as ocp\nimport torchless", []),
+        ("ask.py", "from absl import app, flags", []),
+    ],
+)
+def test_the_check_of_homes_tells_right_from_wrong(file, source, bad):
+    assert misplaced(source, file) == bad
+
+
+@pytest.mark.parametrize("file", [file for file in SOURCES if file != "__init__.py"])
+def test_imports_point_down(file):
+    assert misdirected(SOURCES[file].read_text(encoding="utf-8"), file) == []
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_heavy_packages_stay_in_their_file(file):
+    assert misplaced(SOURCES[file].read_text(encoding="utf-8"), file) == []
+
+
+def declared(extra: str = "") -> dict[str, Requirement]:
+    """The installed package's requirements by canonical name: the plain ones, or those of one extra."""
+    requirements = [Requirement(line) for line in importlib.metadata.requires("ragjax")]
+    if extra:
+        requirements = [r for r in requirements if r.marker and r.marker.evaluate({"extra": extra})]
+    else:
+        requirements = [r for r in requirements if r.marker is None]
+    return {canonicalize_name(r.name): r for r in requirements}
+
+
+def test_every_import_is_declared():
+    imported = {
+        name.split(".")[0]
+        for file, path in SOURCES.items()
+        for name in imports_in(path.read_text(encoding="utf-8"), file)
+    }
+    imported -= set(sys.stdlib_module_names) | {"ragjax"}
+    carriers = importlib.metadata.packages_distributions()
+    names = set(declared())
+    missing = [i for i in imported if not {canonicalize_name(d) for d in carriers.get(i, [])} & names]
+    assert missing == []
+
+
+def test_every_bound_has_two_ends_and_the_lowest_are_those_tried():
+    pinned = {}
+    for line in (Path(__file__).parent / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            pinned[canonicalize_name(name)] = version
+    lowest = {}
+    for name, requirement in declared().items():
+        ends = {spec.operator: spec.version for spec in requirement.specifier}
+        assert set(ends) == {">=", "<"}, requirement
+        lowest[name] = ends[">="]
+    assert lowest == pinned
+
+
+def test_accelerator_extras_take_the_same_jax():
+    bounds = declared()["jax"].specifier
+    assert declared("cuda12")["jax"].specifier == bounds
+    assert declared("cuda12")["jax"].extras == {"cuda12"}
+    assert declared("tpu")["jax"].specifier == bounds
+    assert declared("tpu")["jax"].extras == {"tpu"}
+
+
+def test_version_is_the_installed_one_and_costs_no_import():
+    assert runpy.run_path(str(PACKAGE / "version.py"))["__version__"] == importlib.metadata.version("ragjax")
+    assert imports_in((PACKAGE / "version.py").read_text(encoding="utf-8"), "version.py") == []
+
+
+def test_package_data_is_beside_the_code():
+    assert (PACKAGE / "py.typed").is_file()
+    for name in ["corpus", "train", "dev", "test"]:
+        assert (PACKAGE / "data" / "sample" / f"{name}.jsonl.gz").stat().st_size > 0
+    sizes = [path.stat().st_size for path in (PACKAGE / "data" / "sample").iterdir() if path.is_file()]
+    assert sum(sizes) <= 500_000
+
+
+def test_every_folder_with_code_is_a_package():
+    for file in SOURCES:
+        assert (PACKAGE / file).with_name("__init__.py").is_file(), file
+
+
+@in_checkout
+def test_a_wheel_holds_the_whole_package_and_nothing_else(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "ragjax", source / "ragjax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ["setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"]:
+        shutil.copy(ROOT / name, source)
+    wanted = {path.relative_to(source).as_posix() for path in (source / "ragjax").rglob("*") if path.is_file()}
+    sample = {name for name in wanted if name.startswith("ragjax/data/sample/")}
+    wanted -= {name for name in sample if not name.endswith((".jsonl.gz", ".md"))}  # what the sample is made with
+    # In a process of its own: the backend works in the current directory and patches the standard library.
+    build = "from setuptools import build_meta; build_meta.build_wheel('..')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    version = runpy.run_path(str(ROOT / "ragjax" / "version.py"))["__version__"]
+    assert wheel.name == f"ragjax-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if not name.startswith(f"ragjax-{version}.dist-info/")}
+        assert f"ragjax-{version}.dist-info/licenses/LICENSE" in archive.namelist()
+    assert names == wanted
+
+
+STUB_PYTHON = """#!/bin/sh
+case $1 in
+-c) exit {old} ;;
+--version) echo "Python 3" ;;
+-m) mkdir -p "$3/bin"; touch "$3/pyvenv.cfg" "$3/bin/python"; chmod +x "$3/bin/python" ;;
+esac
+"""
+
+
+class Environments:
+    """Runs tools/venv.sh with a stand-in for Python that makes folders with the look of an environment."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "env"
+        self.python = folder / "python"
+        self.use_python(old=0)
+
+    def use_python(self, old: int):
+        self.python.write_text(STUB_PYTHON.format(old=old), encoding="utf-8")
+        self.python.chmod(0o755)
+
+    def step(self, *arguments: str) -> subprocess.CompletedProcess:
+        command = ["sh", str(ROOT / "tools" / "venv.sh"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+
+    def open(self) -> subprocess.CompletedProcess:
+        return self.step("open", str(self.folder), str(self.python))
+
+    def close(self) -> subprocess.CompletedProcess:
+        return self.step("close", str(self.folder))
+
+
+@pytest.fixture
+def environments(tmp_path):
+    return Environments(tmp_path)
+
+
+@in_checkout
+def test_an_environment_cut_off_half_way_is_made_anew(environments):
+    assert environments.open().returncode == 0
+    half_installed = environments.folder / "half_installed"
+    half_installed.touch()
+    assert environments.open().returncode == 0
+    assert not half_installed.exists()
+    assert (environments.folder / "bin" / "python").exists()
+    assert not (environments.folder / ".ready").exists()
+
+
+@in_checkout
+def test_a_whole_environment_is_brought_up_to_date_in_place(environments):
+    environments.open()
+    environments.close()
+    installed = environments.folder / "installed"
+    installed.touch()
+    assert environments.open().returncode == 0
+    assert installed.exists()
+    assert not (environments.folder / ".ready").exists()  # cut off now, it counts as half-made
+    environments.open()
+    assert not installed.exists()
+
+
+@in_checkout
+def test_an_environment_made_by_hand_is_kept(environments):
+    subprocess.run([str(environments.python), "-m", "venv", str(environments.folder)], check=True)
+    (environments.folder / "mine").touch()
+    assert environments.open().returncode == 0
+    assert (environments.folder / "mine").exists()
+
+
+@in_checkout
+def test_a_folder_that_is_no_environment_is_left_alone(environments):
+    environments.folder.mkdir()
+    (environments.folder / "letter").touch()
+    done = environments.open()
+    assert done.returncode != 0
+    assert "is not a virtual environment" in done.stderr
+    assert (environments.folder / "letter").exists()
+
+
+@in_checkout
+def test_an_old_python_is_refused_in_one_sentence(environments):
+    environments.use_python(old=1)
+    done = environments.open()
+    assert done.returncode != 0
+    assert "needs Python 3.11 or newer" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not environments.folder.exists()

@@ -1,0 +1,308 @@
+"""Tiny random models in real folder formats: everything that loads a model is tested on these, without a hub.
+
+Every parameter is random, norms and biases included, so that one which is left out, transposed or read from the
+wrong place shows. The folders have what real ones have: tokenizer, pooling settings, weights that no model uses.
+"""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+LLAMA_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# What the byte-level merges are learned from, and the whole words that the WordPiece vocabulary knows.
+TEXT = """The river runs past the old town and under the stone bridge to the sea. Which country is the town in?
+The capital of the country is a city of the north. Who wrote the book about the war? The author was born in the city.
+### Context: ### Question: ### Answer: What is the name of the person who was the first to answer the question?"""
+
+
+def write_tiny_bert(folder: str | os.PathLike, seed: int = 0, **config_overrides: Any) -> Path:
+    """Writes a sentence-transformers folder of a BERT with 2 layers of width 32; returns the folder.
+
+    `config_overrides` are fields of config.json; `torch_dtype` is also the dtype that the weights are stored in.
+    """
+    folder = _folder(folder)
+    tokenizer = bert_tokenizer()
+    config = {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "pad_token_id": 0,
+        "position_embedding_type": "absolute",
+        "torch_dtype": "float32",
+        "type_vocab_size": 2,
+        "vocab_size": tokenizer.get_vocab_size(),
+    } | config_overrides
+    save_file(bert_weights(config, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.enable_truncation(max_length=16)  # as in real folders, to be ignored
+    tokenizer.enable_padding(length=16)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    specials = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"}
+    _write_json(folder / "tokenizer_config.json", specials | {"do_lower_case": True, "model_max_length": 512})
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": False})
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(kinds.items())
+    ]
+    _write_json(folder / "modules.json", modules)
+    modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
+    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": config["hidden_size"]} | modes)
+    return folder
+
+
+def write_tiny_llama(folder: str | os.PathLike, seed: int = 0, **config_overrides: Any) -> Path:
+    """Writes a Hugging Face folder of a LLaMA with 2 layers of width 32, 4 query and 2 key-value heads.
+
+    `config_overrides` are fields of config.json; `torch_dtype` is also the dtype that the weights are stored in.
+    Returns the folder.
+    """
+    folder = _folder(folder)
+    tokenizer = llama_tokenizer()
+    config = llama_config(tokenizer) | config_overrides
+    save_file(llama_weights(config, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    _write_json(folder / "tokenizer_config.json", roles | {"chat_template": CHAT_TEMPLATE})
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", {"eos_token_id": config["eos_token_id"]})
+    return folder
+
+
+def write_tiny_gguf(path: str | os.PathLike, seed: int = 0, kind: str = "F32", **config_overrides: Any) -> Path:
+    """Writes the model of `write_tiny_llama(seed=seed)` as a GGUF file in llama.cpp's layout; returns the path.
+
+    `kind`: "F32", "F16", or a quantisation such as "Q8_0", which the matrices are then stored in.
+    """
+    tokenizer = llama_tokenizer()
+    config = llama_config(tokenizer) | config_overrides
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_vocab_size(config["vocab_size"])
+    _add_gguf_tokenizer(writer, tokenizer, config)
+    for name, weight in llama_weights(config, seed).items():
+        key, weight = gguf_name(name), weight.astype(np.float32)
+        for part, heads in (("attn_q", "num_attention_heads"), ("attn_k", "num_key_value_heads")):
+            weight = llama_cpp_permute(weight, config[heads]) if part in key else weight
+        storage = gguf.GGMLQuantizationType[kind if weight.ndim == 2 else "F32"]
+        writer.add_tensor(key, gguf.quants.quantize(weight, storage), raw_dtype=storage)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Path(path)
+
+
+def bert_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Random weights of a BERT under Hugging Face's names, the unused pooler and position ids included."""
+    wide, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], wide),
+        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], wide),
+        "embeddings.token_type_embeddings.weight": (config["type_vocab_size"], wide),
+        "pooler.dense.weight": (wide, wide),
+        "pooler.dense.bias": (wide,),
+    }
+    norms, linears = ["embeddings.LayerNorm"], {}
+    for layer in range(config["num_hidden_layers"]):
+        start = f"encoder.layer.{layer}"
+        norms += [f"{start}.attention.output.LayerNorm", f"{start}.output.LayerNorm"]
+        linears |= {f"{start}.attention.self.{part}": (wide, wide) for part in ("query", "key", "value")}
+        linears |= {
+            f"{start}.attention.output.dense": (wide, wide),
+            f"{start}.intermediate.dense": (inner, wide),
+            f"{start}.output.dense": (wide, inner),
+        }
+    shapes |= {f"{name}.{part}": (wide,) for name in norms for part in ("weight", "bias")}
+    for name, shape in linears.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    weights = _random(shapes, config, seed)
+    return weights | {"embeddings.position_ids": np.arange(config["max_position_embeddings"])[None]}
+
+
+def llama_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json of the tiny LLaMA."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "max_position_embeddings": 512,
+        "mlp_bias": False,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "vocab_size": tokenizer.get_vocab_size(),
+    }
+
+
+def llama_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Random weights of a LLaMA under Hugging Face's names; with a tied head there is no lm_head.weight."""
+    wide, inner = config["hidden_size"], config["intermediate_size"]
+    head = config.get("head_dim") or wide // config["num_attention_heads"]
+    queries, keys = head * config["num_attention_heads"], head * config["num_key_value_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], wide)}
+    for layer in range(config["num_hidden_layers"]):
+        start = f"model.layers.{layer}"
+        shapes |= {
+            f"{start}.input_layernorm.weight": (wide,),
+            f"{start}.post_attention_layernorm.weight": (wide,),
+            f"{start}.self_attn.q_proj.weight": (queries, wide),
+            f"{start}.self_attn.k_proj.weight": (keys, wide),
+            f"{start}.self_attn.v_proj.weight": (keys, wide),
+            f"{start}.self_attn.o_proj.weight": (wide, queries),
+            f"{start}.mlp.gate_proj.weight": (inner, wide),
+            f"{start}.mlp.up_proj.weight": (inner, wide),
+            f"{start}.mlp.down_proj.weight": (wide, inner),
+        }
+    shapes["model.norm.weight"] = (wide,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], wide)
+    return _random(shapes, config, seed)
+
+
+def bert_tokenizer() -> Tokenizer:
+    """A lower-casing WordPiece tokenizer: all printable ASCII, a few whole words, [CLS] text [SEP]."""
+    symbols = sorted({chr(code).lower() for code in range(33, 127)})
+    words = sorted({word.strip(".,:?#").lower() for word in TEXT.split()} - set(symbols) - {""})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *symbols, *(f"##{s}" for s in symbols), *words]
+    vocabulary += [f"[unused{index}]" for index in range(300 - len(vocabulary))]
+    tokenizer = Tokenizer(models.WordPiece({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in vocabulary[:5]])
+    return tokenizer
+
+
+def llama_tokenizer() -> Tokenizer:
+    """A byte-level BPE tokenizer with SmolLM's digit rule: three specials, 256 bytes, merges learned from TEXT."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in LLAMA_SPECIALS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return tokenizer
+
+
+def gguf_name(name: str) -> str:
+    """llama.cpp's name of a LLaMA parameter, spelled out apart from the table under test."""
+    parts = {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "q_proj": "attn_q",
+        "k_proj": "attn_k",
+        "v_proj": "attn_v",
+        "o_proj": "attn_output",
+        "gate_proj": "ffn_gate",
+        "up_proj": "ffn_up",
+        "down_proj": "ffn_down",
+    }
+    whole = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+    words = name.split(".")
+    if "layers" in words:
+        return f"blk.{words[words.index('layers') + 1]}.{parts[words[-2]]}.weight"
+    return f"{whole[words[-2]]}.weight"
+
+
+def llama_cpp_permute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k [heads * H, D] as llama.cpp stores them, row by row: (i, i + H/2) become neighbours."""
+    width = weight.shape[0] // heads
+    rows = [
+        head * width + half * (width // 2) + i for head in range(heads) for i in range(width // 2) for half in (0, 1)
+    ]
+    return weight[rows]
+
+
+def _add_gguf_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([control if token in LLAMA_SPECIALS else normal for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def _random(shapes: dict[str, tuple[int, ...]], config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Normal numbers around 1 for norm weights and 0 for all else, from one stream in the order of the names."""
+    generator = np.random.default_rng(seed)
+    stored = STORED[config["torch_dtype"]]
+    weights = {}
+    for name in sorted(shapes):
+        centre = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+        weights[name] = (centre + 0.2 * generator.standard_normal(shapes[name])).astype(stored)
+    return weights
+
+
+def _folder(path: str | os.PathLike) -> Path:
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")
+
+
+def require_package(distribution: str) -> None:
+    """Skips the calling test when a weight package of third_party/ is not installed."""
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"the weight package {distribution} is not installed: run `make weights`")

