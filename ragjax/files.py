@@ -29,9 +29,22 @@ def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror or error}): free some space or choose another folder"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def append_line(path: str | os.PathLike, line: str) -> None:
+    """Appends a line; file and parent folder are made when missing.
+
+    Raises UserError when it cannot be written; a part of the line may then stand at the file's end, without its
+    newline.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def sha256_file(path: str | os.PathLike) -> str:
@@ -71,3 +84,9 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     Raises UserError as `write_atomic` does, and ValueError for NaN or infinity, which JSON lacks: use None.
     """
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} could not be written ({error.strerror or error}): free some space or choose another folder"
+    )

@@ -92,9 +92,10 @@ def multiple_negatives_ranking_nll(
         precision=jax.lax.Precision.HIGHEST,
     )
     rows = jnp.arange(logits.shape[0])
-    labels = rows if labels is None else labels
+    labels = rows if labels is None else jnp.asarray(labels)
     if candidate_mask is not None:
-        logits = jnp.where(candidate_mask.at[rows, labels].set(True), logits, -jnp.inf)
+        candidates = jnp.asarray(candidate_mask, bool).at[rows, labels].set(True)
+        logits = jnp.where(candidates, logits, -jnp.inf)
     return jax.nn.logsumexp(logits, axis=-1) - logits[rows, labels]
 
 

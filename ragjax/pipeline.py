@@ -24,6 +24,7 @@ Tree = Mapping[str, Any]
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
+SUMMARY_FILE = "summary.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,8 @@ import numpy as np
 
 # Random batches on which the number of rows is tried out.
 _TRIED_BATCHES = 200
+# A row of so many tokens spends about as much on attention as on its linear layers (SmolLM2 on a CPU).
+_ATTENTION_LENGTH = 2048
 
 
 class Rows(NamedTuple):
@@ -84,9 +86,10 @@ def choose_shapes(
 ) -> tuple[Shape, ...]:
     """At most four shapes, so that a run compiles at most four training steps.
 
-    Rows are as long as the longest prompt. How many a batch needs is tried out on random batches: a third of them
-    fit the first shape, two thirds the second, nearly all the third; the fourth gives every prompt a row and every
-    answer its length.
+    How rows fill is tried out on random batches. Of row lengths from the longest prompt to three times that, the one
+    with the least work wins: padded tokens, times what attention adds to a token in a longer row. A third of the tried
+    batches fit the first shape, two thirds the second, nearly all the third; the fourth gives every prompt a row and
+    every answer its length.
 
     Args:
       lengths: a sample of prompt lengths (with the answer), in tokens.
@@ -94,11 +97,18 @@ def choose_shapes(
       prompts_per_batch: prompts in one device's micro-batch.
       longest: a bound that no prompt with its answer exceeds.
     """
-    row_length = round_up(longest, 64)
     longest_answer = round_up(max(answer_lengths), 8)
     usual_answer = min(longest_answer, round_up(int(np.quantile(answer_lengths, 0.98)), 8))
-    draws = np.random.default_rng(0).choice(np.asarray(lengths), (_TRIED_BATCHES, prompts_per_batch))
-    needed = [1 + max(place.row for place in pack(draw.tolist(), row_length)) for draw in draws]
+    draws = np.random.default_rng(0).choice(np.asarray(lengths), (_TRIED_BATCHES, prompts_per_batch)).tolist()
+    shortest_row = round_up(longest, 64)
+    needed_of = {
+        row_length: [1 + max(place.row for place in pack(draw, row_length)) for draw in draws]
+        for row_length in range(shortest_row, 3 * shortest_row + 1, 64)
+    }
+    row_length = min(
+        needed_of, key=lambda length: np.mean(needed_of[length]) * length * (1 + length / _ATTENTION_LENGTH)
+    )
+    needed = needed_of[row_length]
     usual = {int(np.ceil(np.quantile(needed, share))) for share in (1 / 3, 2 / 3, 0.99)}
     shapes = {Shape(rows, row_length, usual_answer) for rows in usual}
     shapes.add(Shape(prompts_per_batch, row_length, longest_answer))

@@ -15,8 +15,8 @@ from ragjax.costs import Cost, decode_flops, forward_flops
 from ragjax.data.questions import Question
 from ragjax.errors import UserError
 from ragjax.evaluation.report import METRICS, mean_interval, scores_table
-from ragjax.files import read_json, write_atomic, write_json
-from ragjax.pipeline import Pipeline, open_run, probabilities
+from ragjax.files import append_line, read_json, write_atomic, write_json
+from ragjax.pipeline import SUMMARY_FILE, Pipeline, open_run, probabilities
 
 # Recall and hit are reported at 5 whatever --top_k is.
 _RECALL_K = 5
@@ -49,7 +49,9 @@ def evaluate(
     """
     if path.exists():
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return records, Cost(**read_json(_cost_file(path)))
+        spent = read_json(_cost_file(path))
+        pipeline.prompts.passages_cut.update(spent.pop("passages_cut", []))
+        return records, Cost(**spent)
     began = time.perf_counter()
     texts = [question.question for question in questions]
     width = min(max(top_k, _RECALL_K), len(pipeline.store))
@@ -64,7 +66,7 @@ def evaluate(
     # Prompts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(questions)), key=lambda i: (len(prompts[i]), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    finished = _read_partial(path)
+    finished = _read_partial(path, [[questions[i].id for i in batch] for batch in batches])
     records: dict[int, dict[str, Any]] = {}
     for number, batch in enumerate(tqdm(batches, desc=f"answering ({path.stem})", unit="batch", dynamic_ncols=True)):
         if number < len(finished):
@@ -83,7 +85,8 @@ def evaluate(
         records.update(zip(batch, batch_records, strict=True))
         cost += batch_cost
     lines = [json.dumps(records[i], ensure_ascii=False) + "\n" for i in range(len(questions))]
-    write_json(_cost_file(path), dataclasses.asdict(cost))
+    cut = sorted(pipeline.prompts.passages_cut)
+    write_json(_cost_file(path), {**dataclasses.asdict(cost), "passages_cut": cut})
     write_atomic(path, "".join(lines))
     _partial(path).unlink(missing_ok=True)
     return [records[i] for i in range(len(questions))], cost
@@ -128,20 +131,27 @@ def _partial(path: Path) -> Path:
 
 
 def _append_partial(path: Path, records: Sequence[Mapping[str, Any]], cost: Cost) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _partial(path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps([records, dataclasses.asdict(cost)]) + "\n")
+    append_line(_partial(path), json.dumps([records, dataclasses.asdict(cost)]))
 
 
-def _read_partial(path: Path) -> list[tuple[list[dict[str, Any]], Cost]]:
-    """The batches that are done; a last line that a kill has cut off is dropped, and so done again."""
+def _read_partial(path: Path, batches: Sequence[Sequence[str]]) -> list[tuple[list[dict[str, Any]], Cost]]:
+    """The first of `batches` (question ids) that are done already.
+
+    A last line that a kill has cut off is dropped, and so is what an evaluation with other batches left.
+    """
     if not _partial(path).exists():
         return []
     lines = _partial(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        write_atomic(_partial(path), "".join(whole))
-    return [(records, Cost(**cost)) for records, cost in map(json.loads, whole)]
+    kept, finished = [], []
+    for line, batch in zip(lines, batches, strict=False):
+        records, cost = json.loads(line) if line.endswith("\n") else ([], {})
+        if [record["id"] for record in records] != batch:
+            break
+        kept.append(line)
+        finished.append((records, Cost(**cost)))
+    if len(kept) < len(lines):
+        write_atomic(_partial(path), "".join(kept))
+    return finished
 
 
 def evaluate_run(run_dir: str, split: str, limit: int, batch_size: int, predictions: str) -> None:
@@ -155,10 +165,13 @@ def evaluate_run(run_dir: str, split: str, limit: int, batch_size: int, predicti
       predictions: file to write; "" for <run_dir>/predictions/<split>.after.jsonl.
 
     Raises:
-      UserError: no such run or split, or the predictions file holds another number of questions.
+      UserError: no such run or split, an unfinished run, or the predictions file holds another number of questions.
     """
     path = Path(predictions) if predictions else Path(run_dir) / "predictions" / f"{split}.after.jsonl"
     run = open_run(run_dir)
+    if not predictions and not (Path(run_dir) / SUMMARY_FILE).is_file():
+        # Training would take the figures of today's checkpoint for those of its end.
+        raise UserError(f"{run_dir} is not finished: repeat its ragjax.train command, or give --predictions a file.")
     questions = getattr(run.dataset, split)[: limit or None]
     if not questions:
         raise UserError(f"{run.dataset.folder} has no {split} questions: choose another --split.")

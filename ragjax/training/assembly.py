@@ -94,10 +94,12 @@ class Assembler:
             self._example(*parts)
             for parts in zip(indices, questions, question_tokens, vectors, passage_rows, strict=True)
         ]
-        shape = fit_shape(self._shapes, examples)
         devices, accumulation = self._groups
-        groups = [self._group(examples, g, shape) for g in range(devices * accumulation)]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves).reshape(devices, accumulation, *leaves[0].shape), *groups)
+        starts = range(0, devices * accumulation * self.group_size, self.group_size)
+        groups = [examples[start : start + self.group_size] for start in starts]
+        shape = fit_shape(self._shapes, groups)
+        parts = [self._group(group, examples[0], shape) for group in groups]
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves).reshape(devices, accumulation, *leaves[0].shape), *parts)
         return Assembled(
             batch,
             passage_rows,

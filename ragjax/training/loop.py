@@ -133,11 +133,13 @@ class _Trainer:
         self.state, metrics = self._train_step(self.state, self._frozen, assembled.batch)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._charge_step(assembled, time.perf_counter() - started)
-        self._refuse_non_finite(metrics)
         self.step += 1
+        self._refuse_non_finite(metrics)
         line = self._line(metrics, assembled)
         if self._dev and (self.step % self._config.dev_every == 0 or self.step == self.steps):
             line |= self._dev_figures()
+            # Before the checkpoint: weights that this update has spoilt must not replace a good one.
+            self._refuse_non_finite({name: value for name, value in line.items() if name.startswith("dev_")})
         seconds, tokens = time.perf_counter() - began, sum(assembled.row_lengths)
         self._log.write(line, {"tokens_per_second": tokens / seconds})
         if self.step % self._config.checkpoint_every == 0 or self.step == self.steps:
@@ -184,7 +186,7 @@ class _Trainer:
             last = self._checkpoints.latest_step()
             kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is kept"
             raise UserError(
-                f"Step {self.step + 1} has a non-finite {bad[0]}, so training stopped; {kept}: lower --generator_lr or "
+                f"Step {self.step} has a non-finite {bad[0]}, so training stopped; {kept}: lower --generator_lr or "
                 "--embedder_lr in a new --run_dir."
             )
 

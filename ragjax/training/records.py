@@ -7,7 +7,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from ragjax.files import write_atomic
+from ragjax.files import append_line, write_atomic
 
 FILE = "metrics.jsonl"
 
@@ -31,8 +31,7 @@ class MetricsLog:
 
     def write(self, line: Mapping[str, Any], timings: Mapping[str, float] | None = None) -> None:
         """One step's figures; `timings` are shown in TensorBoard but not in the file."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._path, json.dumps(line))
         for name, value in {**line, **(timings or {})}.items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, line["step"])

@@ -26,6 +26,7 @@ from ragjax.files import read_json, write_json
 from ragjax.pipeline import (
     CHECKPOINT_FOLDER,
     CONFIG_FILE,
+    SUMMARY_FILE,
     Pipeline,
     build_pipeline,
     check_unchanged,
@@ -37,7 +38,6 @@ from ragjax.training.records import MetricsLog
 from ragjax.training.strategies import Phase, phases_of
 from ragjax.version import __version__
 
-SUMMARY_FILE = "summary.json"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "faiss-cpu", "numpy")
 
 

@@ -160,9 +160,7 @@ def test_an_empty_corpus(tmp_path, lines):
 
 
 def test_a_truncated_gzip_file(tmp_path):
-    path = write(
-        tmp_path, *({"id": f"p{i}", "text": f"text {i * i}"} for i in range(2000)), name="c.jsonl.gz"
-    )
+    path = write(tmp_path, *({"id": f"p{i}", "text": f"text {i * i}"} for i in range(2000)), name="c.jsonl.gz")
     whole = path.read_bytes()
     for length in (len(whole) // 2, len(whole) - 1, 5):
         path.write_bytes(whole[:length])
@@ -171,9 +169,7 @@ def test_a_truncated_gzip_file(tmp_path):
 
 
 def test_a_damaged_gzip_file(tmp_path):
-    path = write(
-        tmp_path, *({"id": f"p{i}", "text": f"text {i * i}"} for i in range(2000)), name="c.jsonl.gz"
-    )
+    path = write(tmp_path, *({"id": f"p{i}", "text": f"text {i * i}"} for i in range(2000)), name="c.jsonl.gz")
     data = bytearray(path.read_bytes())
     data[-6] ^= 1  # in the checksum
     path.write_bytes(data)

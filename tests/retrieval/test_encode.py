@@ -117,9 +117,7 @@ def test_meta_says_what_was_made(tmp_path):
     np.testing.assert_array_equal(np.load(folder / "vectors.npy", allow_pickle=False), vectors_of(TEXTS))
 
 
-@pytest.mark.parametrize(
-    "damage", ["flipped bit", "cut off", "no vectors", "no meta", "bad meta", "other shape"]
-)
+@pytest.mark.parametrize("damage", ["flipped bit", "cut off", "no vectors", "no meta", "bad meta", "other shape"])
 def test_a_damaged_cache_is_encoded_again_with_a_warning(tmp_path, damage):
     run(tmp_path)
     folder = the_folder(tmp_path)
@@ -226,9 +224,7 @@ def start(cache_dir, log, mode):
     """Starts `worker` on the ragjax that this test imports, from the tree or from a wheel."""
     environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
     command = [sys.executable, __file__, str(cache_dir), str(log), mode]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def calls_of(log):
@@ -253,9 +249,7 @@ def test_a_killed_run_is_resumed_with_the_same_bytes(tmp_path, mode, recorded, a
     found = run(cache, encoder, key="worker")
     assert len(encoder.calls) == again
     assert not found.cached
-    assert (the_folder(cache) / "vectors.npy").read_bytes() == (
-        the_folder(whole) / "vectors.npy"
-    ).read_bytes()
+    assert (the_folder(cache) / "vectors.npy").read_bytes() == (the_folder(whole) / "vectors.npy").read_bytes()
     assert run(cache, key="worker").cached
 
 

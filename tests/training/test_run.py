@@ -1,0 +1,374 @@
+"""ragjax.training.run: whole runs on tiny models, from their flags to their summary."""
+
+import dataclasses
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ragjax.checkpoints import Checkpoints
+from ragjax.config import OBJECTIVES, STRATEGIES, RunConfig
+from ragjax.costs import PARTS, TRAINING_PARTS
+from ragjax.errors import UserError
+from ragjax.pipeline import Pipeline, load_models, open_run
+from ragjax.training import run
+from ragjax.training.assembly import Assembler
+from ragjax.training.loop import question_order, total_steps
+from tests.tiny_runs import PLACES, flat, passages, questions, read_lines, tiny_world, write_data
+
+METRICS = {"em", "f1", "contains", "recall_at_5", "hit_at_5"}
+RECORD = {"id", "question", "prediction", "answers", "em", "f1", "contains", "recall_at_5", "hit_at_5", "passages"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with tiny_world(tmp_path_factory) as world:
+        yield world
+
+
+@dataclasses.dataclass
+class Finished:
+    """A run that has ended, and what was seen of its inside."""
+
+    config: RunConfig
+    folder: Path
+    summary: dict[str, Any]
+    pipelines: list[Pipeline]  # that were evaluated: before, after
+    embedders: list[Any]  # the embedder's variables at each retrieval of training and dev
+    found: list[tuple[tuple[str, ...], Any]]  # (questions, passage rows) at each of them
+
+    def lines(self) -> list[dict[str, Any]]:
+        return read_lines(self.folder / "metrics.jsonl")
+
+
+def finish(config: RunConfig) -> Finished:
+    """Runs to the end, watching retrieval and evaluation."""
+    finished = Finished(config, Path(config.run_dir), {}, [], [], [])
+    module = importlib.import_module("ragjax.training.run")
+    evaluate, vectors, assemble = module.evaluate, Assembler.question_vectors, Assembler.assemble
+
+    def watched_evaluate(pipeline, *arguments, **options):
+        finished.pipelines.append(pipeline)
+        return evaluate(pipeline, *arguments, **options)
+
+    def watched_vectors(self, questions, variables):
+        finished.embedders.append(jax.device_get(variables))
+        return vectors(self, questions, variables)
+
+    def watched_assemble(self, questions, indices, rows):
+        finished.found.append((tuple(question.id for question in questions), np.array(rows)))
+        return assemble(self, questions, indices, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "evaluate", watched_evaluate)
+        patch.setattr(Assembler, "question_vectors", watched_vectors)
+        patch.setattr(Assembler, "assemble", watched_assemble)
+        finished.summary = run(config)
+    return finished
+
+
+@pytest.fixture(scope="module")
+def joint(world) -> Finished:
+    """rag_token, adapters of rank 4; the embedder's rate is high, so that what it finds changes."""
+    return finish(world.config(world.folder / "joint", embedder_lr=0.03))
+
+
+@pytest.fixture(scope="module")
+def overfit(world) -> Finished:
+    """rag_sequence, all weights trained, on the four questions of a small data set, for 20 steps."""
+    splits = questions()
+    splits["train"] = splits["train"][:4]
+    data = write_data(world.folder / "few", passages(), splits)
+    return finish(
+        world.config(
+            world.folder / "overfit",
+            data=str(data),
+            objective="rag_sequence",
+            lora_rank=0,
+            batch_size=4,
+            max_steps=20,
+            dev_every=0,
+            checkpoint_every=50,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def generator_only(world) -> Finished:
+    """concat_nll with the embedder as it is."""
+    return finish(world.config(world.folder / "generator", strategy="generator", objective="concat_nll", max_steps=3))
+
+
+@pytest.fixture(scope="module", params=["joint", "overfit", "generator_only"])
+def trained(request) -> Finished:
+    """Each of the runs that train something."""
+    return request.getfixturevalue(request.param)
+
+
+def load_checkpoint(finished: Finished) -> tuple[int, dict[str, Any]]:
+    checkpoints = Checkpoints(finished.folder / "checkpoints" / finished.config.strategy)
+    step, trees, _ = checkpoints.restore({"trainable": None})
+    return step, trees["trainable"]
+
+
+def changed(before: Any, after: Any) -> set[str]:
+    """Names of the leaves that differ."""
+    before, after = flat(before), flat(after)
+    assert before.keys() == after.keys()
+    return {name for name in before if not np.array_equal(before[name], after[name])}
+
+
+def test_config_json_says_what_the_run_was_made_from(trained):
+    record = json.loads((trained.folder / "config.json").read_text())
+    assert record["flags"] == dataclasses.asdict(trained.config)
+    assert {name: len(entry["sha256"]) for name, entry in record["inputs"].items()} == {
+        "embedder": 64,
+        "generator": 64,
+        "data": 64,
+    }
+    assert record["index"]["type"] == "IndexFlatIP"
+    assert {"ragjax", "jax", "flax", "optax", "faiss-cpu"} <= record["versions"].keys()
+
+
+def test_metrics_hold_each_step_once_in_order(trained):
+    lines, steps = trained.lines(), trained.config.max_steps
+    first = 0 if trained.config.dev_every else 1
+    assert [line["step"] for line in lines] == list(range(first, steps + 1))
+    assert {line["phase"] for line in lines} == {trained.config.strategy}
+    for line in lines[1 - first :]:
+        assert all(math.isfinite(value) for key, value in line.items() if key != "phase")
+        assert line["questions"] == trained.config.batch_size
+        assert line["nll_per_answer"] > line["nll_per_token"] > 0  # every answer has its end token besides
+        assert 1 <= line["distinct_passages"] <= trained.config.batch_size * trained.config.top_k
+        assert not any("second" in key for key in line)  # timings would differ after a resume
+
+
+def test_dev_figures_stand_at_the_start_every_n_steps_and_at_the_end(joint, generator_only):
+    def steps(finished):
+        return [line["step"] for line in finished.lines() if "dev_nll_per_answer" in line]
+
+    assert steps(joint) == [0, 2, 4]
+    assert steps(generator_only) == [0, 2, 3]  # the end is no multiple of 2
+    assert all(line["dev_nll_per_token"] > 0 for line in joint.lines() if line["step"] in (0, 2, 4))
+
+
+def test_no_dev_figures_where_they_are_switched_off(overfit):
+    assert not any(key.startswith("dev_") for line in overfit.lines() for key in line)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_predictions_have_a_line_for_every_question_in_file_order(trained, moment):
+    records = read_lines(trained.folder / "predictions" / f"test.{moment}.jsonl")
+    asked = questions()["test"]
+    assert [(r["id"], r["question"], r["answers"]) for r in records] == [
+        (q["id"], q["question"], q["answers"]) for q in asked
+    ]
+    known = {f"p{i}" for i in range(len(PLACES))}
+    for record in records:
+        assert record.keys() == RECORD
+        assert 0 <= record["em"] <= record["f1"] <= 1
+        assert "\n" not in record["prediction"]
+        assert record["prediction"] == record["prediction"].strip()
+        shares = [passage["probability"] for passage in record["passages"]]
+        assert len(shares) == trained.config.top_k
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1)
+        assert {passage["id"] for passage in record["passages"]} <= known
+    scores = trained.summary[moment]
+    assert scores == {name: pytest.approx(np.mean([record[name] for record in records]), abs=1e-12) for name in METRICS}
+
+
+def test_summary_has_the_schema_of_the_contract(trained):
+    config, summary = trained.config, trained.summary
+    assert json.loads((trained.folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    contract = {"strategy", "objective", "split", "n", "before", "after", "cost", "peak_memory_bytes", "retrieval"}
+    assert summary.keys() == contract | {"change_95"}
+    assert (summary["strategy"], summary["objective"]) == (config.strategy, config.objective)
+    assert (summary["split"], summary["n"]) == ("test", 6)
+    for moment in ("before", "after"):
+        assert summary[moment].keys() == METRICS
+        assert all(0 <= value <= 1 for value in summary[moment].values())
+    assert summary["peak_memory_bytes"] > 1 << 20
+
+
+def test_cost_at_the_top_is_training_without_evaluation(trained):
+    cost = trained.summary["cost"]
+    assert cost.keys() == {"seconds", "flops", "tokens", *PARTS}
+    for unit in ("seconds", "flops", "tokens"):
+        assert cost[unit] == pytest.approx(sum(cost[part][unit] for part in TRAINING_PARTS))
+        assert cost["evaluation"][unit] > 0
+    steps = [line for line in trained.lines() if line["step"]]
+    assert cost["generator"]["tokens"] == sum(line["generator_tokens"] for line in steps)
+    assert all(cost[part]["seconds"] > 0 and cost[part]["flops"] > 0 for part in TRAINING_PARTS)
+    assert cost["search"]["tokens"] == 0
+
+
+def test_training_changes_both_models_and_only_what_it_may(joint):
+    """Every leaf of the embedder and of the adapters moves; the generator's own weights stay, bit for bit."""
+    embedder, generator = load_models(joint.config)
+    before, after = joint.pipelines
+    assert changed(embedder.params, before.embedder.params) == set()  # the step's donation left these alone
+    assert changed(generator.lora, before.generator.lora) == set()
+    moved = changed(embedder.params, after.embedder.params)
+    assert moved == {name for name in flat(embedder.params) if "key/bias" not in name} | (moved & {*key_biases(moved)})
+    assert changed(generator.lora, after.generator.lora) == set(flat(generator.lora))
+    assert changed(generator.params, before.generator.params) == set()
+    assert changed(generator.params, after.generator.params) == set()
+
+
+def key_biases(names: set[str]) -> set[str]:
+    """A key's bias shifts all scores of a query alike, so its gradient is rounding noise: it may stay or move."""
+    return {name for name in names if "key/bias" in name}
+
+
+def test_the_checkpoint_holds_what_was_trained_and_no_frozen_base(joint):
+    step, trees = load_checkpoint(joint)
+    assert step == joint.config.max_steps
+    assert {model: set(collections) for model, collections in trees.items()} == {
+        "embedder": {"params"},
+        "generator": {"lora"},
+    }
+    after = joint.pipelines[1]
+    assert changed(trees["embedder"]["params"], after.embedder.params) == set()
+    assert changed(trees["generator"]["lora"], after.generator.lora) == set()
+
+
+def test_full_fine_tuning_changes_every_weight_of_the_generator(overfit):
+    _, generator = load_models(overfit.config)
+    assert generator.lora is None
+    assert changed(generator.params, overfit.pipelines[1].generator.params) == set(flat(generator.params))
+
+
+def test_generator_training_leaves_the_embedder_alone(generator_only):
+    embedder, generator = load_models(generator_only.config)
+    after = generator_only.pipelines[1]
+    assert changed(embedder.params, after.embedder.params) == set()
+    assert changed(generator.lora, after.generator.lora) == set(flat(generator.lora))
+    assert load_checkpoint(generator_only)[1].keys() == {"generator"}
+
+
+def test_a_run_that_was_opened_again_is_the_one_that_was_trained(joint):
+    opened = open_run(joint.folder)
+    after = joint.pipelines[1]
+    assert opened.step == 4
+    assert changed(opened.pipeline.embedder.params, after.embedder.params) == set()
+    assert changed(opened.pipeline.generator.variables, after.generator.variables) == set()
+
+
+def test_the_loss_falls_when_a_few_questions_are_repeated(overfit):
+    losses = [line["loss"] for line in overfit.lines()]
+    assert len(losses) == 20
+    assert np.mean(losses[-3:]) < 0.5 * losses[0]
+
+
+def test_joint_training_retrieves_with_the_embedder_as_it_is(joint):
+    """Dev loss, steps 1 and 2, dev loss, steps 3 and 4, dev loss; the three dev questions are two batches."""
+    baseline = joint.pipelines[0].embedder.variables
+    moved = [bool(changed(baseline, variables)) for variables in joint.embedders]
+    assert moved == [False] * 3 + [True] * (len(moved) - 3)
+    assert len(moved) == 3 * 2 + 4
+    first, last = joint.found[0], joint.found[-2]
+    assert first[0] == last[0] == ("dev-12", "dev-13")
+    assert not np.array_equal(first[1], last[1])
+
+
+def test_other_strategies_retrieve_with_the_baseline(generator_only):
+    baseline = generator_only.pipelines[0].embedder.variables
+    assert [changed(baseline, variables) for variables in generator_only.embedders] == [set()] * (3 * 2 + 3)
+
+
+def test_tensorboard_events_show_the_losses(joint):
+    (events,) = (joint.folder / "tensorboard" / "joint").iterdir()
+    content = events.read_bytes()
+    for tag in (b"loss", b"dev_nll_per_answer", b"tokens_per_second", b"embedder_grad_norm"):
+        assert tag in content
+
+
+def test_the_rates_follow_the_schedule_of_each_model(joint):
+    lines = [line for line in joint.lines() if line["step"]]
+    for model, peak in (("embedder", 0.03), ("generator", 1e-2)):
+        rates = [line[f"{model}_lr"] for line in lines]
+        assert rates == pytest.approx([peak, 0.75 * peak, 0.5 * peak, 0.25 * peak])
+
+
+def test_a_finished_run_prints_its_table_and_does_nothing_else(joint, monkeypatch, capsys):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in joint.folder.rglob("*") if path.name != ".lock"}
+
+    module = importlib.import_module("ragjax.training.run")
+    for name in ("load_dataset", "load_models", "train_phase", "evaluate"):
+        monkeypatch.setattr(module, name, None)
+    before = files()
+    assert run(joint.config) == json.loads(json.dumps(joint.summary))
+    assert files() == before
+    printed = capsys.readouterr().out
+    for words in ("before", "after", "recall_at_5", "evaluation (apart)", "ragjax.ask", "ragjax.evaluate"):
+        assert words in printed
+
+
+@pytest.mark.parametrize(("flag", "value"), [("generator_lr", 5e-3), ("eval_limit", 2), ("top_k", 4)])
+def test_another_configuration_on_a_run_folder_is_refused(joint, flag, value):
+    with pytest.raises(UserError, match=rf"--{flag}=.* \(now {value}\)") as caught:
+        run(dataclasses.replace(joint.config, **{flag: value}))
+    assert str(joint.folder) in str(caught.value)
+
+
+def test_a_run_folder_may_be_moved(joint, tmp_path):
+    moved = tmp_path / "moved"
+    moved.symlink_to(joint.folder)
+    assert run(dataclasses.replace(joint.config, run_dir=str(moved)))["n"] == 6
+
+
+def test_none_measures_the_models_as_they_are(world):
+    finished = finish(world.config(world.folder / "none", strategy="none", eval_split="dev", eval_limit=3))
+    assert finished.summary["split"] == "dev"
+    assert finished.summary["n"] == 3
+    assert finished.summary["before"] == finished.summary["after"]
+    assert finished.summary["cost"]["generator"] == {"seconds": 0, "flops": 0, "tokens": 0}
+    assert finished.summary["cost"]["tokens"] == finished.summary["cost"]["encode"]["tokens"] > 0
+    assert [record["id"] for record in read_lines(finished.folder / "predictions" / "dev.before.jsonl")] == [
+        question["id"] for question in questions()["dev"][:3]
+    ]
+    assert not (finished.folder / "metrics.jsonl").exists()
+
+
+def test_recall_of_unlabelled_questions_is_null(world):
+    splits = {split: [record | {"positive_ids": []} for record in records] for split, records in questions().items()}
+    data = write_data(world.folder / "unlabelled", passages(), splits)
+    summary = run(world.config(world.folder / "unlabelled-run", strategy="none", data=str(data), eval_limit=2))
+    assert summary["before"]["recall_at_5"] is None
+    assert summary["after"]["hit_at_5"] is None
+    assert summary["before"]["f1"] is not None
+
+
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"none", "generator", "joint"}))
+def test_strategies_that_are_not_built_say_so(world, tmp_path, strategy):
+    with pytest.raises(UserError, match=f"--strategy={strategy} is not built yet"):
+        run(world.config(tmp_path / "run", strategy=strategy))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_objective_without_gradient_for_the_embedder_is_refused(world, tmp_path):
+    assert "concat_nll" in OBJECTIVES
+    with pytest.raises(UserError, match="--objective=concat_nll gives the embedder no gradient"):
+        run(world.config(tmp_path / "run", objective="concat_nll"))
+
+
+def test_every_epoch_asks_every_question_once_in_an_order_of_its_own():
+    def epoch(number, seed):
+        return np.concatenate([question_order(10, 4, 3 * number + place, seed) for place in range(3)]).tolist()
+
+    orders = [epoch(0, 0), epoch(1, 0), epoch(0, 1)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert epoch(1, 0) == orders[1]
+
+
+@pytest.mark.parametrize(("flags", "steps"), [({"epochs": 2}, 6), ({"max_steps": 7, "epochs": 2}, 7)])
+def test_steps_come_from_epochs_or_are_given(flags, steps):
+    assert total_steps(RunConfig(batch_size=4, **flags), 10) == steps
