@@ -17,7 +17,7 @@ TRIED = [
     ("flax", "0.12.4", "0.13"),
     ("gguf", "0.17.0", "0.20"),
     ("huggingface_hub", "1.16.0", "2.5"),
-    ("jinja2", "3.1.2", "3.2"),  # chat templates (--prompt=chat)
+    ("jinja2", "3.1.6", "3.2"),  # chat templates (--prompt=chat)
     ("jax", "0.9.0", "0.11"),
     ("ml_dtypes", "0.5.3", "0.7"),
     ("numpy", "2.2.0", "2.5"),

@@ -113,7 +113,7 @@ def apply_first_layers(model, layers, params, tokens, real):
     """Hidden states [R, S, D] of the same kind of model with its first `layers` layers."""
     module = type(model.module)(dataclasses.replace(model.config, num_hidden_layers=layers))
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    return module.apply({"params": params}, tokens, real, positions)
+    return jax.jit(module.apply)({"params": params}, tokens, real, positions)
 
 
 def random_batch(lengths, vocabulary):
