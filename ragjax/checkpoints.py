@@ -23,8 +23,10 @@ class Checkpoints:
     """The checkpoints of one run folder."""
 
     def __init__(self, folder: Path, keep: int = 2):
-        # Orbax narrates each save at INFO.
+        # Orbax narrates each save at INFO, and of a failed one it leaves every unfinished write to asyncio's log,
+        # which would bury the one sentence about it.
         logging.getLogger("absl").setLevel(logging.WARNING)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -86,6 +88,9 @@ class Checkpoints:
             raise UserError(self._damaged(step, f"cannot be read ({_reason(error)})")) from error
         trees = {name: restored[name] for name in templates}
         for name, tree in trees.items():
+            # Orbax minds the template's names, not its shapes.
+            if templates[name] is not None and _shapes(tree) != _shapes(templates[name]):
+                raise UserError(self._damaged(step, f"holds {name} arrays of other shapes than this run's"))
             if _tree_sha256(tree) != restored["record"]["sha256"].get(name):
                 raise UserError(self._damaged(step, "does not have the hash that was stored with it"))
         return step, trees, restored["record"]["extras"]
@@ -97,6 +102,10 @@ class Checkpoints:
 
 def _empty(tree: Any) -> Any:
     return None if tree is None else jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in jax.tree.leaves(tree)]
 
 
 def _reason(error: Exception) -> str:

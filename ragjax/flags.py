@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from ragjax.config import RunConfig
 from ragjax.errors import UserError
@@ -53,6 +53,10 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         return
 
     def guarded(argv: Sequence[str]) -> int:
+        # JAX tells at INFO of every accelerator that is not there.
+        logging.set_verbosity(logging.WARNING)
+        if not FLAGS["verbosity"].present:
+            FLAGS.verbosity = -1  # warnings: absl's own default shows every library's INFO lines
         try:
             _use_compilation_cache()
             main(argv[1:])

@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(w
 
 def test_a_dev_loss_that_is_not_finite_stops_the_run_before_its_checkpoint(world, tmp_path):
     config = world.config(
-        tmp_path / "run", generator_lr=1e30, lora_rank=0, checkpoint_every=1, dev_every=1, eval_limit=1
+        tmp_path / "run", generator_lr=3e38, lora_rank=0, checkpoint_every=1, dev_every=1, eval_limit=1
     )
     message = refusal(config)
     assert message.startswith("Step 1 has a non-finite dev_nll_per_answer")

@@ -32,6 +32,7 @@ from ragjax.files import write_json
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
 from ragjax.training.loop import question_order
 from ragjax.training.state import linear_schedule
+from ragjax.version import __version__
 
 CONFIG = RunConfig(strategy="generator", objective="concat_nll", batch_size=2)
 # What of CONFIG decides the result.
@@ -45,7 +46,7 @@ SETTINGS += (
     "max_new_tokens",
     "seed",
 )
-PACKAGES = ("ragjax", "torch", "transformers", "accelerate", "numpy")
+PACKAGES = ("torch", "transformers", "accelerate", "numpy")
 
 
 class Adapted(torch.nn.Module):
@@ -85,7 +86,7 @@ def main() -> None:
     print(before_after_table(summarise(before), summarise(after), intervals))
     result = {
         "command": " ".join(["python", *sys.argv]),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {"ragjax": __version__} | {package: version(package) for package in PACKAGES},
         "device": describe(flags.device),
         "data": {"name": dataset.name, "sha256": dataset.sha256},
         "generator": pipeline.generator.source.describe(),

@@ -262,9 +262,9 @@ def test_flops_by_formula_equal_cost_analysis():
     forward = counted_flops(plain_sum, params, *inputs)
     full = counted_flops(jax.grad(plain_sum), params, *inputs)
     adapted = counted_flops(jax.grad(lora_sum), lora, params, *inputs)
-    assert forward == pytest.approx(forward_flops(size, lengths, head), rel=0.05)
-    assert full == pytest.approx(train_flops(size, lengths, head), rel=0.05)
-    assert adapted == pytest.approx(train_flops(with_lora, lengths, head), rel=0.05)
+    assert forward == pytest.approx(forward_flops(size, lengths, head), rel=0.03)
+    assert full == pytest.approx(train_flops(size, lengths, head), rel=0.03)
+    assert adapted == pytest.approx(train_flops(with_lora, lengths, head), rel=0.03)
     # 4N against 6N: no gradient of a base weight is formed in order to be thrown away.
     assert adapted < 0.75 * full
     assert jax.tree.structure(jax.eval_shape(jax.grad(lora_sum), lora, params, *inputs)) == jax.tree.structure(lora)
@@ -306,7 +306,7 @@ def test_dropout_depends_on_the_tokens_id_alone():
             assert tuple(row != 0) == patterns[int(i)]
 
 
-def test_dropout_in_the_decoder_differs_by_layer_and_follows_the_prompt():
+def test_dropout_in_the_decoder_follows_the_prompt():
     module, variables = tiny_decoder(lora=dataclasses.replace(LORA, dropout=0.3))
     (text,) = texts(6)
 
