@@ -64,7 +64,7 @@ class World:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
 
-    def command(self, *arguments: str, timeout: float = 180, **options: Any) -> subprocess.CompletedProcess:
+    def command(self, *arguments: str, timeout: float = 900, **options: Any) -> subprocess.CompletedProcess:
         """Runs `python ARGUMENTS` in the world's folder."""
         return subprocess.run(
             [sys.executable, *arguments],

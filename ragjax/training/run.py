@@ -117,13 +117,12 @@ def _run_stages(
         return records
 
     before = measure("before", pipeline)
-    log = MetricsLog(folder)
-    for phase in phases:
-        checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER / phase.name)
-        trained, phase_cost = train_phase(config, phase, pipeline, dataset, checkpoints, log)
-        cost.merge(phase_cost)
-        pipeline = pipeline.with_trained(jax.tree.map(jnp.asarray, trained))
-    log.close()
+    with contextlib.closing(MetricsLog(folder)) as log:
+        for phase in phases:
+            checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER / phase.name)
+            trained, phase_cost = train_phase(config, phase, pipeline, dataset, checkpoints, log)
+            cost.merge(phase_cost)
+            pipeline = pipeline.with_trained(jax.tree.map(jnp.asarray, trained))
     after = measure("after", pipeline) if phases else before
     summary = _summary(config, pipeline, before, after, cost)
     write_json(folder / SUMMARY_FILE, summary)

@@ -240,7 +240,7 @@ def test_a_killed_run_is_resumed_with_the_same_bytes(tmp_path, mode, recorded, a
     whole, cache, log = tmp_path / "whole", tmp_path / "cache", tmp_path / "log"
     run(whole, key="worker")
     killed = start(cache, log, mode)
-    _, errors = killed.communicate(timeout=60)
+    _, errors = killed.communicate(timeout=300)
     assert killed.returncode == -signal.SIGKILL, errors
     assert len(calls_of(log)) == recorded
     assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [".partial"]
@@ -256,7 +256,7 @@ def test_a_killed_run_is_resumed_with_the_same_bytes(tmp_path, mode, recorded, a
 def test_two_processes_at_once_encode_once(tmp_path):
     cache, log = tmp_path / "cache", tmp_path / "log"
     both = [start(cache, log, "slow"), start(cache, log, "slow")]
-    outputs = [process.communicate(timeout=60) for process in both]
+    outputs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert sorted(out for out, _ in outputs) == ["cached=False\n", "cached=True\n"]
     assert len(calls_of(log)) == CHUNKS

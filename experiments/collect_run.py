@@ -1,0 +1,42 @@
+"""Turns a finished run folder into one file for experiments/results: figures and ids, no question or passage text.
+
+python experiments/collect_run.py --run_dir=runs/demo --command="make demo" --out=experiments/results/demo.sample.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from ragjax.files import read_json, write_json
+
+# What identifies the run; the data folder is named by its data set, because paths differ between machines.
+_FROM_CONFIG = ("flags", "inputs", "index", "versions", "devices")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--command", required=True, help="the command that made the run, as anyone can repeat it")
+    parser.add_argument("--out", type=Path, required=True)
+    flags = parser.parse_args()
+    config = read_json(flags.run_dir / "config.json")
+    config["flags"] |= {"data": config["inputs"]["data"]["name"], "run_dir": flags.run_dir.name}
+    result = {
+        "command": flags.command,
+        **{name: config[name] for name in _FROM_CONFIG},
+        "summary": read_json(flags.run_dir / "summary.json"),
+        "metrics": _lines(flags.run_dir / "metrics.jsonl"),
+        "predictions": {
+            path.stem: [{key: line[key] for key in ("id", "em", "f1")} for line in _lines(path)]
+            for path in sorted((flags.run_dir / "predictions").glob("*.jsonl"))
+        },
+    }
+    write_json(flags.out, result)
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    main()
