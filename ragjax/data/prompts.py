@@ -14,8 +14,8 @@
     {answer}<end>
 
 Training under single passages and evaluation under all of them use this one form. Joining ids instead of strings
-lets a passage be stored as tokens; where a tokenizer never merges across the pieces' seams (white space before a
-line, as with SmolLM2) the ids equal those of the whole string.
+lets a passage be stored as tokens. With SmolLM2's tokenizer the ids of a one-passage prompt equal those of the whole
+string; between passages the blank line, a piece of its own, is one token where the whole string has two.
 """
 
 from collections.abc import Sequence
