@@ -5,10 +5,11 @@ half-way is never listed) and each tree's own hash is stored and checked, becaus
 would otherwise restore silently.
 """
 
+import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ class Checkpoints:
     """The checkpoints of one run folder."""
 
     def __init__(self, folder: Path, keep: int = 2):
-        # Orbax narrates each save at INFO, and of a failed one it leaves every unfinished write to asyncio's log,
-        # which would bury the one sentence about it.
-        logging.getLogger("absl").setLevel(logging.WARNING)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        # Orbax narrates each save, and logs each of its threads' and tasks' failures besides raising one of them:
+        # that would bury the one sentence we make of it.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -54,19 +55,28 @@ class Checkpoints:
             "sha256": {name: _tree_sha256(tree) for name, tree in trees.items()},
             "extras": dict(extras),
         }
-        last_good = self.latest_step()
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            # Asked first, because a write that fails half-way makes orbax's threads print their own tracebacks.
+            raise self._not_written(step, f"it needs {needed:,} bytes, and {free:,} are free")
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record)))
-            self._manager.wait_until_finished()
+            with _silent_orbax():
+                self._manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record)))
+                self._manager.wait_until_finished()
         except Exception as error:  # orbax passes on whatever its storage layers raise
             for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            kept = "no earlier checkpoint exists" if last_good is None else f"the one of step {last_good} is kept"
-            raise UserError(
-                f"The checkpoint of step {step} could not be written to {self._folder} ({_reason(error)}); {kept}: "
-                "free some disk space and run the same command again."
-            ) from error
+            raise self._not_written(step, _reason(error)) from error
+
+    def _not_written(self, step: int, reason: str) -> UserError:
+        last_good = self.latest_step()
+        kept = "no earlier checkpoint exists" if last_good is None else f"the one of step {last_good} is kept"
+        return UserError(
+            f"The checkpoint of step {step} could not be written to {self._folder} ({reason}); {kept}: "
+            "free some disk space and run the same command again."
+        )
 
     def restore(self, templates: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
         """The newest checkpoint as (step, trees on the host, extras).
@@ -98,6 +108,18 @@ class Checkpoints:
     def _damaged(self, step: int, what: str) -> str:
         folder = self._folder / str(step)
         return f"The checkpoint {folder} {what}; delete that folder to go on from the one before it."
+
+
+@contextlib.contextmanager
+def _silent_orbax() -> Iterator[None]:
+    """Orbax logs the traceback of a failed write, which is raised as well."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _empty(tree: Any) -> Any:

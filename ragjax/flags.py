@@ -55,8 +55,6 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     def guarded(argv: Sequence[str]) -> int:
         # JAX tells at INFO of every accelerator that is not there.
         logging.set_verbosity(logging.WARNING)
-        if not FLAGS["verbosity"].present:
-            FLAGS.verbosity = -1  # warnings: absl's own default shows every library's INFO lines
         try:
             _use_compilation_cache()
             main(argv[1:])
