@@ -9,6 +9,7 @@ from typing import Any
 
 STRATEGIES = ("none", "generator", "joint", "embedder", "independent", "two_phase", "auto")
 OBJECTIVES = ("rag_token", "rag_sequence", "concat_nll")
+REMAT = ("none", "partial", "full")
 
 
 def _field(default: Any, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
@@ -68,7 +69,11 @@ class RunConfig:
     checkpoint_every: int = _field(25, "Steps between checkpoints.", minimum=1)
     dtype: str = _field("float32", "Activations and frozen weights.", choices=("float32", "bfloat16"))
     scan_layers: bool = _field(True, "Loop over layers in one compiled body (off: unrolled).")
-    remat: bool = _field(True, "Recompute a layer's activations in the backward pass.")
+    remat: str = _field(
+        "partial",
+        "Recompute in the backward pass, instead of keeping it, all of a layer, all but its linear layers, or nothing.",
+        choices=REMAT,
+    )
 
     @property
     def lora_target_names(self) -> tuple[str, ...]:

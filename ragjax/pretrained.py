@@ -256,7 +256,7 @@ def load_generator(
     param_dtype: str | None = None,
     lora: LoraConfig | None = None,
     scan_layers: bool = True,
-    remat: bool = False,
+    remat: str = "none",
 ) -> Generator:
     """A generator by short name, hub id, local folder or .gguf file.
 

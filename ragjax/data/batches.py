@@ -14,7 +14,7 @@ import numpy as np
 # Random batches on which the number of rows is tried out.
 _TRIED_BATCHES = 200
 # A row of so many tokens spends about as much on attention as on its linear layers (SmolLM2 on a CPU).
-_ATTENTION_LENGTH = 2048
+_ATTENTION_LENGTH = 1600
 
 
 class Rows(NamedTuple):

@@ -14,8 +14,8 @@
     {answer}<end>
 
 Training under single passages and evaluation under all of them use this one form. Joining ids instead of strings
-lets a passage be stored as tokens. With SmolLM2's tokenizer the ids of a one-passage prompt equal those of the whole
-string; between passages the blank line, a piece of its own, is one token where the whole string has two.
+lets a passage be stored as tokens. With SmolLM2's tokenizer the ids equal those of the whole string, unless a second
+or later passage starts with a digit: after a letter's blank line of two tokens, a digit's is one in the whole string.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,8 @@ class PromptBuilder:
         self._tokens: dict[str, list[int]] = {}
         self._too_long: set[str] = set()
         self.passages_cut: set[str] = set()
-        self._separator = self._plain(_SEPARATOR)
+        # As before a letter: many tokenizers split white space by what follows it.
+        self._separator = self._plain(f"{_SEPARATOR}a")[: -len(self._plain("a"))]
         if style == "chat":
             prefix, self._tail = self._chat_wrapping()
         else:

@@ -123,7 +123,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask):
-        layers = stack_layers(BertLayer, self.config.num_hidden_layers, scan=True, remat=False, in_axes=(nn.broadcast,))
+        layers = stack_layers(
+            BertLayer, self.config.num_hidden_layers, scan=True, remat="none", in_axes=(nn.broadcast,)
+        )
         return layers(self.config, name="layer")(x, mask)[0]
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ragjax.errors import UserError
-from ragjax.models.attention import attention_mask, dot_product_attention
+from ragjax.models.attention import attention_mask, causal_attention, dot_product_attention
 from ragjax.models.layers import Projection, stack_layers
 from ragjax.models.lora import LoraConfig
 
@@ -37,7 +37,7 @@ class DecoderConfig:
     tie_word_embeddings: bool
     dtype: str = "float32"
     scan_layers: bool = True
-    remat: bool = False
+    remat: str = "none"  # see `stack_layers`
     lora: LoraConfig | None = None
 
     @classmethod
@@ -86,7 +86,7 @@ class Cache(NamedTuple):
     values: Array  # [L, R, C, M, H]
     segment_ids: Array  # [R, C], 0 where the slot is empty or padding
     positions: Array  # [R, C]
-    filled: Array  # [] int32, number of slots in use
+    filled: Array | None  # [] int32, number of slots in use; None: certainly none, known while tracing
 
 
 def init_cache(config: DecoderConfig, rows: int, slots: int) -> Cache:
@@ -98,7 +98,7 @@ def init_cache(config: DecoderConfig, rows: int, slots: int) -> Cache:
         values=jnp.zeros(shape, dtype),
         segment_ids=jnp.zeros((rows, slots), jnp.int32),
         positions=jnp.zeros((rows, slots), jnp.int32),
-        filled=jnp.zeros((), jnp.int32),
+        filled=None,
     )
 
 
@@ -127,11 +127,14 @@ class SelfAttention(nn.Module):
         queries, keys = rotate(queries, angles), rotate(keys, angles)
         if cached is not None:
             cached = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new, filled, axis=1)
+                jax.lax.dynamic_update_slice_in_dim(old, new, 0 if filled is None else filled, axis=1)
                 for old, new in zip(cached, (keys, values), strict=True)
             )
-            keys, values = cached
-        mixed = dot_product_attention(queries, keys, values, mask).reshape(*x.shape[:2], -1)
+        if filled is None:
+            mixed = causal_attention(queries, keys, values, mask)
+        else:
+            mixed = dot_product_attention(queries, *cached, mask)
+        mixed = mixed.reshape(*x.shape[:2], -1)
         return _projection(config, "o_proj", config.hidden_size)(mixed, dropout_ids), cached
 
     def _project(self, name: str, heads: int, x: Array, dropout_ids: Array | None) -> Array:
@@ -194,20 +197,22 @@ class Decoder(nn.Module):
 
         Args:
           tokens, segment_ids, positions: [R, S] int. Segment 0 is padding; a token sees the earlier positions of
-            its own segment.
+            its own segment, which stand in earlier columns.
           cache: earlier tokens of the same rows; the new ones are appended to it.
           dropout_ids: [R, S] int, gives each token its own adapter dropout (needs a "dropout" rng); None: no dropout.
 
         Returns:
           [R, S, D]; with a cache, the pair of it and the longer cache.
         """
-        key_segments, key_positions, filled = segment_ids, positions, None
+        filled = None if cache is None else cache.filled
         if cache is not None:
-            filled = cache.filled
+            start = 0 if filled is None else filled
             update = jax.lax.dynamic_update_slice_in_dim
-            key_segments = update(cache.segment_ids, segment_ids.astype(jnp.int32), filled, axis=1)
-            key_positions = update(cache.positions, positions.astype(jnp.int32), filled, axis=1)
-        mask = attention_mask(segment_ids, positions, key_segments, key_positions, causal=True)
+            slot_segments = update(cache.segment_ids, segment_ids.astype(jnp.int32), start, axis=1)
+            slot_positions = update(cache.positions, positions.astype(jnp.int32), start, axis=1)
+        # Into an empty cache goes what is attended to anyway: the tokens themselves.
+        seen = (segment_ids, positions) if filled is None else (slot_segments, slot_positions)
+        mask = attention_mask(segment_ids, positions, *seen, causal=True)
         hidden, cached = self.layers(
             self.embed_tokens(tokens),
             None if cache is None else (cache.keys, cache.values),
@@ -219,7 +224,7 @@ class Decoder(nn.Module):
         hidden = self.norm(hidden)
         if cache is None:
             return hidden
-        return hidden, Cache(*cached, key_segments, key_positions, filled + tokens.shape[1])
+        return hidden, Cache(*cached, slot_segments, slot_positions, jnp.int32(start + tokens.shape[1]))
 
     def logits(self, hidden: Array) -> Array:
         """Next-token logits [..., V] in float32 for hidden states [..., D]."""

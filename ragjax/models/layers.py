@@ -30,7 +30,7 @@ class Projection(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
-def stack_layers(block: type[nn.Module], layers: int, scan: bool, remat: bool, in_axes: Any) -> Any:
+def stack_layers(block: type[nn.Module], layers: int, scan: bool, remat: str, in_axes: Any) -> Any:
     """A stack of `layers` equal blocks whose parameters carry a leading layer axis.
 
     Args:
@@ -38,12 +38,15 @@ def stack_layers(block: type[nn.Module], layers: int, scan: bool, remat: bool, i
       layers: how many.
       scan: one compiled layer in a loop; False unrolls the loop (same parameters, longer compilation, and every
         operation visible to XLA's cost analysis).
-      remat: recompute a layer's activations in the backward pass instead of keeping them.
+      remat: what the backward pass computes again instead of keeping it: "full": everything inside a layer;
+        "partial": all but the outputs of its linear layers; "none".
       in_axes: for each input, 0 where it has a layer axis, `nn.broadcast` where all layers share it.
     """
-    if remat:
+    if remat != "none":
+        # Attention's products have batch dimensions, those of linear layers have none.
+        kept = {"full": None, "partial": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
         # A scan's body is compiled once, so nothing could merge the two computations: no need to prevent it.
-        block = nn.remat(block, prevent_cse=not scan)
+        block = nn.remat(block, prevent_cse=not scan, policy=kept[remat])
     return nn.scan(
         block,
         variable_axes={"params": 0, COLLECTION: 0},

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ragjax.costs import ModelSize, forward_flops, train_flops
+from ragjax.config import REMAT
 from ragjax.errors import UserError
 from ragjax.models.decoder import Decoder, DecoderConfig, init_cache
 from ragjax.models.layers import Projection
@@ -155,11 +156,11 @@ def test_scanned_unrolled_and_rematerialised_agree():
     rows = padded_rows(texts(9, 6), 12)
     weights = np.random.default_rng(1).normal(size=(2, 12, 16)) * (rows[1] > 0)[..., None]
     results = {}
-    for scan, remat in ((True, False), (False, False), (True, True), (False, True)):
+    for scan, remat in ((s, r) for r in REMAT for s in (True, False)):
         module, variables = tiny_decoder(scan_layers=scan, remat=remat, lora=LORA)
         loss = jax.jit(jax.value_and_grad(lambda v, m=module: jnp.sum(weights * m.apply(v, *rows))))
         results[scan, remat] = loss(variables)
-    value, gradient = results.pop((True, False))
+    value, gradient = results.pop((True, "none"))
     assert all(np.linalg.norm(leaf) > 0 for path, leaf in jax.tree_util.tree_leaves_with_path(gradient["lora"]))
     for other_value, other_gradient in results.values():
         np.testing.assert_allclose(other_value, value, rtol=1e-5)
@@ -358,8 +359,8 @@ def test_both_spellings_of_config_are_read():
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}
     }
     assert DecoderConfig.from_hf(OLD) == DecoderConfig.from_hf(new)
-    config = DecoderConfig.from_hf(new, remat=True)
-    assert (config.rope_theta, config.head_dim, config.tie_word_embeddings, config.remat) == (5e5, 4, True, True)
+    config = DecoderConfig.from_hf(new, remat="full")
+    assert (config.rope_theta, config.head_dim, config.tie_word_embeddings, config.remat) == (5e5, 4, True, "full")
 
 
 def test_defaults_of_config():

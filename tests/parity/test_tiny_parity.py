@@ -144,7 +144,7 @@ def test_joint_loss_and_gradients_equal_torch_autograd(tmp_path, name, trained):
     bert_folder = write_tiny_bert(tmp_path / "bert", seed=4)
     llama_folder = write_tiny_llama(tmp_path / "llama", seed=5, num_key_value_heads=2)
     embedder = load_embedder(bert_folder)
-    generator = load_generator(llama_folder, lora=LORA if trained == COLLECTION else None, remat=True)
+    generator = load_generator(llama_folder, lora=LORA if trained == COLLECTION else None, remat="full")
     lora = random_tree(init_lora(generator, seed=0)) if trained == COLLECTION else None
     examples = random_examples(embedder.config.vocab_size, generator.config.vocab_size, embedder.config.hidden_size)
     longest = max(len(prompt) + len(e.answer) - 1 for e in examples for prompt in e.prompts)

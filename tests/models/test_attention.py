@@ -1,0 +1,51 @@
+"""Attention in blocks against the sum written out in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ragjax.models import attention
+
+
+def reference(queries, keys, values, mask):
+    """One query and head at a time."""
+    rows, length, heads, width = queries.shape
+    per_group = heads // keys.shape[2]
+    mixed = np.zeros(queries.shape)
+    for r, s, n in np.ndindex(rows, length, heads):
+        seen = np.flatnonzero(mask[r, s])
+        if len(seen):
+            scores = keys[r, seen, n // per_group] @ queries[r, s, n] / np.sqrt(width)
+            shares = np.exp(scores - scores.max())
+            mixed[r, s, n] = shares / shares.sum() @ values[r, seen, n // per_group]
+    return mixed
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 9, 37])
+def test_blocks_equal_the_plain_sum(length, monkeypatch):
+    """One block, whole blocks, a shorter last one, and blocks widened to keep to the most there may be."""
+    monkeypatch.setattr(attention, "_BLOCK", 4)
+    monkeypatch.setattr(attention, "_MOST_BLOCKS", 5)
+    rng = np.random.default_rng(length)
+    queries, weights = rng.normal(size=(2, 2, length, 4, 6))
+    keys, values = rng.normal(size=(2, 2, length, 2, 6))
+    # Two texts packed into the first row, one with padding behind it in the second.
+    segments = np.ones((2, length), np.int32)
+    segments[0, length // 2 :] = 2
+    segments[1, length - length // 3 :] = 0
+    positions = np.arange(length) + np.zeros((2, 1), np.int32)
+    mask = np.asarray(attention.attention_mask(segments, positions, segments, positions, causal=True))
+    expected = reference(queries, keys, values, mask)
+    arrays = [jnp.asarray(a, jnp.float32) for a in (queries, keys, values)]
+    mixed = attention.causal_attention(*arrays, mask)
+    seen = segments > 0
+    np.testing.assert_allclose(np.asarray(mixed)[seen], expected[seen], atol=2e-6)
+
+    def loss(of):
+        return lambda *arrays: jnp.sum(of(*arrays, mask) * jnp.asarray(weights * seen[..., None, None], jnp.float32))
+
+    gradients = jax.grad(loss(attention.causal_attention), argnums=(0, 1, 2))(*arrays)
+    plain = jax.grad(loss(attention.dot_product_attention), argnums=(0, 1, 2))(*arrays)
+    for gradient, other in zip(gradients, plain, strict=True):
+        np.testing.assert_allclose(gradient, other, atol=5e-6)
