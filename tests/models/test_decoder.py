@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ragjax.costs import ModelSize, forward_flops, train_flops
 from ragjax.config import REMAT
+from ragjax.costs import ModelSize, forward_flops, train_flops
 from ragjax.errors import UserError
 from ragjax.models.decoder import Decoder, DecoderConfig, init_cache
 from ragjax.models.layers import Projection
