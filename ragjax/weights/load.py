@@ -30,7 +30,7 @@ from ragjax.weights import tables
 from ragjax.weights.resolve import ModelSource
 from ragjax.weights.tables import Stored, Table
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 # ---- settings ----------------------------------------------------------------------------------------------
@@ -247,10 +247,10 @@ def _open_safetensors(source: ModelSource, stack: ExitStack) -> tuple[list[Store
             raise UserError(f"{file} is damaged ({reason(error)}): download or copy it again") from error
 
     def read(entry: Stored) -> np.ndarray:
-        if entry.dtype not in _DTYPES:
+        if entry.dtype not in DTYPES:
             raise UserError(
                 f"{entry.file}: the parameter {entry.key} is stored as {entry.dtype}, but only "
-                f"{', '.join(_DTYPES)} are read: save the model again in one of these"
+                f"{', '.join(DTYPES)} are read: save the model again in one of these"
             )
         return handles[entry.file].get_tensor(entry.key)
 
