@@ -52,7 +52,12 @@ setup(
         "tpu": [f"jax[tpu]{JAX_BOUNDS}"],
         # The references that parity tests compare with. Install torch by itself first: see BUILD.md. transformers
         # needs accelerate to read GGUF files.
-        "parity": ["accelerate>=1.15,<1.16", "torch==2.13.0", "sentence-transformers>=6.2,<6.3"],
+        "parity": [
+            "accelerate>=1.15,<1.16",
+            "peft>=0.21.2,<0.22",
+            "sentence-transformers>=6.2,<6.3",
+            "torch==2.13.0",
+        ],
         # setuptools: the packaging test builds a wheel without reaching for the network.
         "dev": [
             "hypothesis>=6.170,<7",

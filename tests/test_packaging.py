@@ -34,6 +34,7 @@ FOUNDATIONS = {"errors", "files", "config", "parallel", "checkpoints", "costs", 
 ROOMS = [
     COMMANDS,
     {"training"},
+    {"exporting"},
     {"evaluation"},
     {"pipeline"},
     {"pretrained"},

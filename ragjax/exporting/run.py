@@ -1,0 +1,100 @@
+"""A whole export: which folders a run gives, from what its phases trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ragjax.checkpoints import Checkpoints
+from ragjax.config import RunConfig
+from ragjax.errors import UserError
+from ragjax.exporting.cards import Provenance
+from ragjax.exporting.folders import plan_adapter, plan_embedder, plan_generator
+from ragjax.files import read_json_object, write_folder
+from ragjax.models.lora import COLLECTION
+from ragjax.pipeline import CHECKPOINT_FOLDER, SUMMARY_FILE, check_input_unchanged, read_run_record
+from ragjax.weights import ModelSource, resolve_model
+from ragjax.weights.save import MAX_SHARD_BYTES, Trained
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the checkpoints of a run hold."""
+
+    trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # {model: {collection: parameters}}
+    state: str = "nothing was trained"  # in words
+
+
+def export_run(
+    run_dir: str | Path, out: str | Path, merge: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> Path:
+    """Writes a run's models as folders of other libraries' formats below `out`, which is returned.
+
+    embedder/: sentence-transformers. adapter/: PEFT, where adapters were trained. generator/: Hugging Face, with the
+    adapters merged into it (`merge`), trained as a whole, or untouched where the run did not train it.
+
+    Raises:
+      UserError: bad input (no run, no checkpoint, models that changed since, `out` exists, no room); then `out` does
+        not exist.
+    """
+    if not str(out).strip():
+        raise UserError("--out is empty: name the folder to write, which must not exist yet.")
+    folder, out = Path(run_dir), Path(out).expanduser()
+    config, record = read_run_record(folder)
+    if out.exists():  # asked again when it is written; this saves the wait
+        raise UserError(f"{out} exists already: choose another folder for --out, or remove it first.")
+    summary = read_json_object(folder / SUMMARY_FILE) if (folder / SUMMARY_FILE).is_file() else None
+    results = read_results(folder, record["phases"], finished=summary is not None)
+    sources = {name: _source(name, config, record, folder) for name in ("embedder", "generator")}
+    provenance = Provenance(config, record["inputs"]["data"]["name"], results.state, summary)
+    print(f"run: {folder}, {results.state}", flush=True)
+
+    generator = results.trained.get("generator", {})
+    lora = generator.get(COLLECTION, {})
+    scale = config.lora_alpha / config.lora_rank if lora else 0.0
+    files = plan_embedder(
+        sources["embedder"], _trained(results.trained.get("embedder", {})), provenance, max_shard_bytes
+    )
+    if lora:
+        files += plan_adapter(sources["generator"], lora, provenance)
+    if merge or not lora:
+        files += plan_generator(sources["generator"], _trained(generator, scale), provenance, max_shard_bytes)
+    write_folder(out, files)
+    for name in sorted({file.path.partition("/")[0] for file in files}):
+        size = sum(file.size for file in files if file.path.startswith(f"{name}/"))
+        print(f"{out / name}: {size:,} bytes")
+    return out
+
+
+def read_results(folder: Path, phases: list[str], finished: bool) -> Results:
+    """What a run has trained so far, from the last checkpoint of each phase that has one.
+
+    Raises UserError when there should be a checkpoint and is none, or one is damaged.
+    """
+    trained: dict[str, Mapping[str, Any]] = {}
+    states = []
+    for phase in phases:
+        path = folder / CHECKPOINT_FOLDER / phase
+        # Asking for the checkpoints of a folder that is not there would make it.
+        checkpoints = Checkpoints(path) if path.is_dir() else None
+        if checkpoints is None or checkpoints.latest_step() is None:
+            break
+        step, trees, _ = checkpoints.restore({"trainable": None})
+        trained |= trees["trainable"]
+        states.append(f"step {step} of the phase {phase}")
+    if not phases:
+        return Results()
+    if not states:
+        raise UserError(f"{folder} holds no checkpoint: run ragjax.train on this run folder first.")
+    return Results(trained, states[-1] if finished else f"not finished: its last checkpoint, {states[-1]}")
+
+
+def _source(name: str, config: RunConfig, record: Mapping[str, Any], folder: Path) -> ModelSource:
+    source = resolve_model(getattr(config, name))
+    check_input_unchanged(record, folder, name, source.sha256)
+    print(f"{name}: {source.describe()}", flush=True)
+    return source
+
+
+def _trained(collections: Mapping[str, Any], lora_scale: float = 0.0) -> Trained:
+    return Trained(collections.get("params", {}), collections.get(COLLECTION, {}), lora_scale)
