@@ -1,10 +1,16 @@
-"""Small file helpers of the whole house: atomic writes, JSON, and the hash of a file."""
+"""Small file helpers of the whole house: atomic writes of files and folders, JSON, hashes, and the cache."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ragjax.errors import UserError
 
@@ -53,9 +59,7 @@ def sha256_file(path: str | os.PathLike) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(
-            f"{path} could not be read ({error.strerror or error}): check its name and permissions"
-        ) from error
+        raise _unreadable(Path(path), error) from error
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -63,9 +67,7 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(
-            f"{path} could not be read ({error.strerror or error}): check its name and permissions"
-        ) from error
+        raise _unreadable(Path(path), error) from error
     except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}): repair the file or make it anew") from error
 
@@ -84,6 +86,167 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     Raises UserError as `write_atomic` does, and ValueError for NaN or infinity, which JSON lacks: use None.
     """
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+# ---- folders -----------------------------------------------------------------------------------------------
+
+_COPIED_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file that is still to be written: its `path` inside its folder, its `size` in bytes, and its content, made
+    piece by piece when it is written.
+    """
+
+    path: str
+    size: int
+    pieces: Callable[[], Iterable[bytes | memoryview]]
+
+
+def plan_text(path: str, text: str) -> PlannedFile:
+    """A file with this text."""
+    data = text.encode()
+    return PlannedFile(path, len(data), lambda: [data])
+
+
+def plan_json(path: str, value: Any) -> PlannedFile:
+    """A file with this value, as `write_json` writes it."""
+    return plan_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def plan_copy(path: str, source: Path) -> PlannedFile:
+    """A copy of the file `source`."""
+    try:
+        size = source.stat().st_size
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    return PlannedFile(path, size, lambda: read_pieces(source, 0, size))
+
+
+def read_pieces(path: Path, start: int, size: int) -> Iterator[bytes]:
+    """`size` bytes of a file from `start` on, a few megabytes at a time. Raises UserError when they cannot be had."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            while size:
+                piece = file.read(min(size, _COPIED_AT_ONCE))
+                if not piece:
+                    raise UserError(f"{path} has become shorter while it was read: run the same command again")
+                size -= len(piece)
+                yield piece
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def write_folder(folder: str | os.PathLike, files: Sequence[PlannedFile]) -> None:
+    """Writes a new folder: under its name stands either nothing or the whole of it.
+
+    The files go into a hidden folder beside it, which is renamed at the end; what a killed process left there is
+    removed first. Raises UserError when the folder exists, the disk has too little room for it, another process is
+    writing it, or a file cannot be made or written.
+    """
+    folder = Path(folder)
+    part = folder.with_name(f".{folder.name}.ragjax-part") if folder.name else folder
+    _refuse_existing(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(part, folder):
+            try:
+                _refuse_existing(folder)  # another process may have finished it since
+                _clear(part)
+                _check_room(folder, sum(file.size for file in files))
+                for file in files:
+                    _write_planned(part / file.path, file)
+                os.rename(part, folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)  # gone when all went well
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+@contextlib.contextmanager
+def _locked(part: Path, folder: Path) -> Iterator[None]:
+    """Makes `part` and holds it for this process alone; the lock goes with the process."""
+    part.mkdir(exist_ok=True)
+    handle = os.open(part, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing {folder}: wait for it or choose another folder") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _refuse_existing(folder: Path) -> None:
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} exists already: choose another folder, or remove it first")
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise UserError(
+            f"{folder} needs {needed:,} bytes, and {free:,} are free: free some space or choose another folder"
+        )
+
+
+def _write_planned(path: Path, planned: PlannedFile) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        for piece in planned.pieces():
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())  # else the rename can reach the disk before the bytes do
+        if file.tell() != planned.size:
+            raise ValueError(f"{planned.path} has {file.tell():,} bytes where {planned.size:,} were planned")
+
+
+# ---- the cache ---------------------------------------------------------------------------------------------
+
+
+def default_cache_dir() -> Path:
+    """$RAGJAX_CACHE, else ~/.cache/ragjax."""
+    return Path(os.environ.get("RAGJAX_CACHE") or Path.home() / ".cache" / "ragjax")
+
+
+@contextlib.contextmanager
+def caching(what: str, path: Path) -> Iterator[None]:
+    """Rewords what the file system refuses while `what` (a plural, "the passage vectors") is put into the cache."""
+    try:
+        yield
+    except OSError as error:
+        fault = f"{what} cannot be stored at {path} ({error.strerror or error})"
+        raise UserError(f"{fault}: make room there or set RAGJAX_CACHE to a folder with room") from error
+
+
+def lock_file(path: Path, waiting: str) -> BinaryIO:
+    """An exclusive lock on the file, which is made when missing; `waiting` goes to stderr if another process has it.
+
+    Closing the file gives the lock back, and so does the end of the process, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "wb")  # noqa: SIM115  the caller closes it
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(waiting, file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} could not be read ({error.strerror or error}): check its name and permissions")
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -73,7 +73,7 @@ def _use_compilation_cache() -> None:
     """XLA's persistent cache, so that a second run does not compile again; JAX_COMPILATION_CACHE_DIR overrides it."""
     import jax
 
-    from ragjax.retrieval import default_cache_dir
+    from ragjax.files import default_cache_dir
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder: Path = default_cache_dir() / "xla"

@@ -15,10 +15,10 @@ from ragjax.data.prompts import PromptBuilder
 from ragjax.data.questions import Passage
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError
-from ragjax.files import read_json
+from ragjax.files import default_cache_dir, read_json
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
-from ragjax.retrieval import EncodedCorpus, ExactIndex, PassageStore, default_cache_dir, encode_corpus
+from ragjax.retrieval import EncodedCorpus, ExactIndex, PassageStore, encode_corpus
 
 Tree = Mapping[str, Any]
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from tqdm import tqdm
 
 from ragjax.costs import ModelSize
@@ -19,9 +20,11 @@ from ragjax.data.batches import Shape, make_rows, pad_tokens, round_up
 from ragjax.data.prompts import default_prefix
 from ragjax.errors import UserError
 from ragjax.generation.decode import greedy_decode
-from ragjax.models.bert import Bert, BertConfig, sentence_vectors
+from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.encoders import EncoderConfig, sentence_vectors
 from ragjax.models.lora import COLLECTION, LoraConfig
+from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.scoring import score_answers
 from ragjax.weights import (
     ModelSource,
@@ -44,9 +47,9 @@ class Embedder:
     """A sentence encoder: texts -> unit vectors."""
 
     source: ModelSource
-    config: BertConfig
+    config: EncoderConfig
     tokenizer: Any
-    module: Bert
+    module: nn.Module
     params: Tree
     max_seq_length: int  # tokens of a text, specials included; the rest is cut
 
@@ -62,7 +65,7 @@ class Embedder:
     @property
     def size(self) -> ModelSize:
         config = self.config
-        weights = sum(leaf.size for leaf in jax.tree.leaves(self.params["encoder"]))
+        weights = sum(leaf.size for leaf in jax.tree.leaves(self.params["encoder"]["layer"]))
         return ModelSize(weights, 0, 0, config.num_hidden_layers, config.hidden_size)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -111,7 +114,7 @@ def _rows_at_once(length: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def embed(module: Bert, variables: Tree, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+def embed(module: nn.Module, variables: Tree, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     """Compiled `sentence_vectors`."""
     return sentence_vectors(module, variables, tokens, lengths)
 
@@ -228,6 +231,10 @@ def _full_logits(module, variables, tokens, segments, positions):
 _score = jax.jit(score_answers, static_argnames="module")
 
 
+# config.json's model_type -> the settings and the module of its encoder.
+ENCODERS = {"bert": (BertConfig, Bert), "mpnet": (MPNetConfig, MPNet)}
+
+
 def load_embedder(name_or_dir: str | Path, dtype: str = "float32") -> Embedder:
     """An embedder by short name, hub id or local folder.
 
@@ -240,11 +247,18 @@ def load_embedder(name_or_dir: str | Path, dtype: str = "float32") -> Embedder:
     """
     source = resolve_model(name_or_dir)
     hf_config = read_config(source)
-    config = BertConfig.from_hf(hf_config, dtype=dtype)
-    module = Bert(config)
+    model_type = hf_config["model_type"]
+    if model_type not in ENCODERS:
+        raise UserError(
+            f"{source.name} has the model_type {model_type!r}, which is no sentence encoder that this version reads "
+            f"({', '.join(ENCODERS)}): choose another embedder"
+        )
+    config_type, module_type = ENCODERS[model_type]
+    config = config_type.from_hf(hf_config, dtype=dtype)
+    module = module_type(config)
     tokenizer = load_tokenizer(source, hf_config)
     params = load_params(source, _abstract(module)["params"], "float32")
-    settings = read_embedder_settings(source, hf_config)
+    settings = read_embedder_settings(source, config.longest_input)
     return Embedder(source, config, tokenizer, module, _on_device(params), settings["max_seq_length"])
 
 
@@ -291,7 +305,7 @@ def init_lora(generator: Generator, seed: int) -> Tree:
     return init(jax.random.key(seed))
 
 
-def _abstract(module: Bert | Decoder) -> dict[str, Any]:
+def _abstract(module: nn.Module) -> dict[str, Any]:
     """Shapes of the module's variables; nothing is computed."""
     inputs = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * 3
     method = "full_logits" if isinstance(module, Decoder) else None

@@ -1,13 +1,32 @@
-"""ragjax.files: atomic writes, JSON, hashes."""
+"""ragjax.files: atomic writes of files and folders, JSON, hashes."""
 
 import errno
 import hashlib
 import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from ragjax.errors import UserError
-from ragjax.files import read_json, read_json_object, sha256_file, write_atomic, write_json
+from ragjax.files import (
+    PlannedFile,
+    default_cache_dir,
+    plan_copy,
+    plan_json,
+    plan_text,
+    read_json,
+    read_json_object,
+    read_pieces,
+    sha256_file,
+    write_atomic,
+    write_folder,
+    write_json,
+)
 
 
 def test_written_bytes_and_text_come_back(tmp_path):
@@ -85,3 +104,110 @@ def test_an_object_is_asked_for(tmp_path):
     assert read_json_object(tmp_path / "a.json") == {"a": 1}
     with pytest.raises(UserError, match="b.json does not hold a JSON object"):
         read_json_object(tmp_path / "b.json")
+
+
+def test_default_cache_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAGJAX_CACHE", str(tmp_path))
+    assert default_cache_dir() == tmp_path
+    monkeypatch.setenv("RAGJAX_CACHE", "")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert default_cache_dir() == Path("/home/somebody/.cache/ragjax")
+
+
+# ---- folders -----------------------------------------------------------------------------------------------
+
+
+def planned(path: str, data: bytes) -> PlannedFile:
+    return PlannedFile(path, len(data), lambda: [data[:2], memoryview(data[2:])])
+
+
+def test_a_folder_is_written_with_all_its_files(tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(b"copied")
+    files = [plan_text("a/text", "Ä\n"), plan_json("a/b/value.json", {"x": [1]}), plan_copy("copy", source)]
+    write_folder(tmp_path / "new" / "folder", [*files, planned("bytes", b"12345")])
+    folder = tmp_path / "new" / "folder"
+    assert (folder / "a" / "text").read_text(encoding="utf-8") == "Ä\n"
+    assert read_json(folder / "a" / "b" / "value.json") == {"x": [1]}
+    assert (folder / "copy").read_bytes() == b"copied"
+    assert (folder / "bytes").read_bytes() == b"12345"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "broken link"])
+def test_what_exists_is_not_written_over(tmp_path, kind):
+    target = tmp_path / "target"
+    if kind == "folder":
+        (target / "inside").mkdir(parents=True)
+    elif kind == "empty folder":
+        target.mkdir()
+    elif kind == "file":
+        target.touch()
+    else:
+        target.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="exists already: choose another folder"):
+        write_folder(target, [planned("a", b"new")])
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_folder_asks_for_its_room_first(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9))
+    with pytest.raises(UserError, match="needs 10 bytes, and 9 are free"):
+        write_folder(tmp_path / "folder", [planned("a", b"12345"), planned("b", b"12345")])
+    assert list(tmp_path.iterdir()) == []
+    write_folder(tmp_path / "folder", [planned("a", b"123456789")])
+
+
+def test_a_disk_that_fills_up_leaves_no_folder(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(UserError, match="folder could not be written"):
+            write_folder(tmp_path / "folder", [planned("a", b"1"), planned("b", bytes(20_000))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_another_length_than_planned_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="a has 3 bytes where 4 were planned"):
+        write_folder(tmp_path / "folder", [PlannedFile("a", 4, lambda: [b"123"])])
+    with pytest.raises(UserError, match="has become shorter"):
+        write_folder(tmp_path / "folder", [PlannedFile("a", 99, lambda: read_pieces(Path(__file__), 10**7, 99))])
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED_HALF_WAY = """
+import os, signal, sys
+from ragjax.files import PlannedFile, write_folder
+
+def pieces():
+    yield b"12"
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_folder(sys.argv[1], [PlannedFile("a", 4, lambda: [b"full"]), PlannedFile("b", 4, pieces)])
+"""
+
+
+def test_a_killed_process_leaves_no_folder_and_the_next_one_clears_up(tmp_path):
+    target = tmp_path / "folder"
+    done = subprocess.run([sys.executable, "-c", KILLED_HALF_WAY, str(target)], timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name == ".folder.ragjax-part"
+    assert (left / "a").exists()
+    write_folder(target, [planned("b", b"1234")])
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert [path.name for path in target.iterdir()] == ["b"]
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path):
+    def pieces():
+        with pytest.raises(UserError, match="another process is writing"):
+            write_folder(tmp_path / "folder", [planned("b", b"mine")])
+        yield b"yours"
+
+    write_folder(tmp_path / "folder", [PlannedFile("a", 5, pieces)])
+    assert (tmp_path / "folder" / "a").read_bytes() == b"yours"
+    assert not (tmp_path / "folder" / "b").exists()

@@ -17,6 +17,8 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from ragjax.weights.packages import PACKAGES, SLICED
+
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 LLAMA_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -34,7 +36,6 @@ def write_tiny_bert(folder: str | os.PathLike, seed: int = 0, **config_overrides
 
     `config_overrides` are fields of config.json; `torch_dtype` is also the dtype that the weights are stored in.
     """
-    folder = _folder(folder)
     tokenizer = bert_tokenizer()
     config = {
         "architectures": ["BertModel"],
@@ -52,11 +53,45 @@ def write_tiny_bert(folder: str | os.PathLike, seed: int = 0, **config_overrides
         "type_vocab_size": 2,
         "vocab_size": tokenizer.get_vocab_size(),
     } | config_overrides
-    save_file(bert_weights(config, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    specials = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"}
+    return _write_encoder(_folder(folder), config, bert_weights(config, seed), tokenizer, specials)
+
+
+def write_tiny_mpnet(folder: str | os.PathLike, seed: int = 0, **config_overrides: Any) -> Path:
+    """Writes a sentence-transformers folder of an MPNet with 2 layers of width 32; returns the folder.
+
+    `config_overrides` are fields of config.json; `torch_dtype` is also the dtype that the weights are stored in.
+    """
+    tokenizer = mpnet_tokenizer()
+    config = {
+        "architectures": ["MPNetForMaskedLM"],
+        "model_type": "mpnet",
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": "gelu",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 514,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "pad_token_id": 1,
+        "relative_attention_num_buckets": 32,
+        "torch_dtype": "float32",
+        "vocab_size": tokenizer.get_vocab_size(),
+    } | config_overrides
+    specials = {"unk_token": "[UNK]", "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>"}
+    specials |= {"bos_token": "<s>", "eos_token": "</s>"}
+    return _write_encoder(_folder(folder), config, mpnet_weights(config, seed), tokenizer, specials)
+
+
+def _write_encoder(
+    folder: Path, config: dict[str, Any], weights: dict[str, np.ndarray], tokenizer: Tokenizer, specials: dict[str, str]
+) -> Path:
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.enable_truncation(max_length=16)  # as in real folders, to be ignored
     tokenizer.enable_padding(length=16)
     tokenizer.save(str(folder / "tokenizer.json"))
-    specials = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"}
     _write_json(folder / "tokenizer_config.json", specials | {"do_lower_case": True, "model_max_length": 512})
     _write_json(folder / "config.json", config)
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": False})
@@ -148,6 +183,32 @@ def bert_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     return weights | {"embeddings.position_ids": np.arange(config["max_position_embeddings"])[None]}
 
 
+def mpnet_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Random weights of an MPNet under Hugging Face's names, the unused pooler and position ids included."""
+    wide, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], wide),
+        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], wide),
+        "encoder.relative_attention_bias.weight": (
+            config["relative_attention_num_buckets"],
+            config["num_attention_heads"],
+        ),
+        "pooler.dense.weight": (wide, wide),
+        "pooler.dense.bias": (wide,),
+    }
+    norms, linears = ["embeddings.LayerNorm"], {}
+    for layer in range(config["num_hidden_layers"]):
+        start = f"encoder.layer.{layer}"
+        norms += [f"{start}.attention.LayerNorm", f"{start}.output.LayerNorm"]
+        linears |= {f"{start}.attention.attn.{part}": (wide, wide) for part in "qkvo"}
+        linears |= {f"{start}.intermediate.dense": (inner, wide), f"{start}.output.dense": (wide, inner)}
+    shapes |= {f"{name}.{part}": (wide,) for name in norms for part in ("weight", "bias")}
+    for name, shape in linears.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    weights = _random(shapes, config, seed)
+    return weights | {"embeddings.position_ids": np.arange(config["max_position_embeddings"])[None]}
+
+
 def llama_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """config.json of the tiny LLaMA."""
     return {
@@ -200,18 +261,29 @@ def llama_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
 
 def bert_tokenizer() -> Tokenizer:
     """A lower-casing WordPiece tokenizer: all printable ASCII, a few whole words, [CLS] text [SEP]."""
+    return _wordpiece_tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], first="[CLS]", last="[SEP]")
+
+
+def mpnet_tokenizer() -> Tokenizer:
+    """The same with MPNet's specials: <s> text </s>."""
+    return _wordpiece_tokenizer(["<s>", "<pad>", "</s>", "[UNK]", "<mask>"], first="<s>", last="</s>")
+
+
+def _wordpiece_tokenizer(specials: list[str], first: str, last: str) -> Tokenizer:
     symbols = sorted({chr(code).lower() for code in range(33, 127)})
     words = sorted({word.strip(".,:?#").lower() for word in TEXT.split()} - set(symbols) - {""})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *symbols, *(f"##{s}" for s in symbols), *words]
+    vocabulary = [*specials, *symbols, *(f"##{s}" for s in symbols), *words]
     vocabulary += [f"[unused{index}]" for index in range(300 - len(vocabulary))]
     tokenizer = Tokenizer(models.WordPiece({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1",
+        special_tokens=[(token, specials.index(token)) for token in (first, last)],
     )
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in vocabulary[:5]])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
     return tokenizer
 
 
@@ -306,3 +378,12 @@ def require_package(distribution: str) -> None:
         importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"the weight package {distribution} is not installed: run `make weights`")
+
+
+def require_model(short: str) -> None:
+    """Skips the calling test when no installed package, and no join of several, gives the model of this name."""
+    if any(model.short == short and model.joined.is_dir() for model in SLICED):
+        return
+    for package in [*PACKAGES, *(package for model in SLICED for package in model.slices)]:
+        if package.short == short:
+            require_package(package.distribution)

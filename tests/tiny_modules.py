@@ -12,6 +12,7 @@ import numpy as np
 from ragjax.data.batches import Batch, Example, Shape, make_batch
 from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.training.step import Objective
 
 DECODER = {
@@ -37,6 +38,15 @@ BERT = {
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-12,
 }
+MPNET = {
+    "vocab_size": 53,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 302,
+    "layer_norm_eps": 1e-5,
+}
 PASSAGES = 3
 EMBEDDING = BERT["hidden_size"]
 
@@ -48,6 +58,11 @@ def tiny_decoder(seed: int = 0, **overrides: Any) -> tuple[Decoder, dict[str, An
 
 def tiny_bert(seed: int = 0, **overrides: Any) -> tuple[Bert, dict[str, Any]]:
     module = Bert(BertConfig(**BERT | overrides))
+    return module, random_variables(module, seed)
+
+
+def tiny_mpnet(seed: int = 0, **overrides: Any) -> tuple[MPNet, dict[str, Any]]:
+    module = MPNet(MPNetConfig(**MPNET | overrides))
     return module, random_variables(module, seed)
 
 

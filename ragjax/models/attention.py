@@ -32,8 +32,8 @@ def attention_mask(
     return mask
 
 
-def dot_product_attention(queries: Array, keys: Array, values: Array, mask: Array) -> Array:
-    """softmax(q k^T / sqrt(H)) v with grouped key-value heads; the softmax runs in float32.
+def dot_product_attention(queries: Array, keys: Array, values: Array, mask: Array, bias: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(H) + bias) v with grouped key-value heads; the softmax runs in float32.
 
     Two flat batched products over R * M: on CPU they beat `jax.nn.dot_product_attention` about twofold, and the
     N / M query heads of a group share their keys without repeating them.
@@ -42,6 +42,7 @@ def dot_product_attention(queries: Array, keys: Array, values: Array, mask: Arra
       queries: [R, S, N, H].
       keys, values: [R, C, M, H], N a multiple of M.
       mask: [R, S, C] bool.
+      bias: [R, N, S, C], added to the scores.
 
     Returns:
       [R, S, N, H] in the dtype of `values`.
@@ -56,6 +57,8 @@ def dot_product_attention(queries: Array, keys: Array, values: Array, mask: Arra
     values = values.transpose(0, 2, 1, 3).reshape(rows * groups, slots, width)
     scores = jnp.matmul(queries, keys, preferred_element_type=jnp.float32)
     scores = scores.reshape(rows, groups, per_group, length, slots) + jnp.where(mask, 0.0, _MASKED)[:, None, None]
+    if bias is not None:
+        scores += bias.reshape(scores.shape)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     mixed = jnp.matmul(probabilities.reshape(rows * groups, per_group * length, slots), values)
     mixed = mixed.reshape(rows, groups, per_group, length, width).transpose(0, 3, 1, 2, 4)

@@ -12,7 +12,6 @@ by one rename, and its hash is checked each time it is opened.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -20,15 +19,16 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from ragjax.errors import UserError
-from ragjax.files import read_json, sha256_file, write_json
+from ragjax.files import caching, lock_file, read_json, sha256_file, write_json
 from ragjax.retrieval.passages import hash_texts
 
 CHUNK = 512  # texts between two records of progress: seconds of work on a laptop
@@ -46,11 +46,6 @@ class EncodedCorpus:
     seconds: float
     tokens: int | None
     cached: bool
-
-
-def default_cache_dir() -> Path:
-    """$RAGJAX_CACHE, else ~/.cache/ragjax."""
-    return Path(os.environ.get("RAGJAX_CACHE") or Path.home() / ".cache" / "ragjax")
 
 
 def encode_corpus(
@@ -87,7 +82,7 @@ def encode_corpus(
     found = _open_finished(folder, identity)
     if found:
         return found
-    with _locked(folder.with_name(f"{name}.lock")):
+    with _lock(folder.with_name(f"{name}.lock")):
         found = _open_finished(folder, identity)  # another process may have written it meanwhile
         if found:
             return found
@@ -231,28 +226,10 @@ def _reserve(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-@contextlib.contextmanager
-def _storing(path: Path) -> Iterator[None]:
-    """Rewords what the file system refuses."""
-    try:
-        yield
-    except OSError as error:
-        fault = f"the passage vectors cannot be stored at {path} ({error.strerror or error})"
-        raise UserError(f"{fault}: make room there or set RAGJAX_CACHE to a folder with room") from error
+def _storing(path: Path) -> contextlib.AbstractContextManager[None]:
+    return caching("the passage vectors", path)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on the file; the system gives it back when the process ends, however it
-    ends.
-    """
+def _lock(path: Path) -> BinaryIO:
     with _storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "wb")  # noqa: SIM115  closed below
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another process is encoding these passages: waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        return lock_file(path, "another process is encoding these passages: waiting for it")

@@ -11,8 +11,8 @@ from flax import linen as nn
 
 from ragjax import losses
 from ragjax.data.batches import Batch
-from ragjax.models.bert import sentence_vectors
 from ragjax.models.decoder import Decoder
+from ragjax.models.encoders import sentence_vectors
 from ragjax.parallel import Reducer
 from ragjax.scoring import score_answers
 from ragjax.training.state import TrainState, apply_gradients, linear_schedule

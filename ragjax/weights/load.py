@@ -57,14 +57,15 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     return config | {"end_token_ids": list(ends)}
 
 
-def read_embedder_settings(source: ModelSource, config: Mapping[str, Any]) -> dict[str, Any]:
+def read_embedder_settings(source: ModelSource, longest: int) -> dict[str, Any]:
     """What a sentence-transformers folder says beside config.json: {"max_seq_length": tokens with specials}.
 
-    Without sentence_bert_config.json it is the model's number of positions. Raises UserError for anything
+    It is `longest`, the tokens that the model has positions for, without sentence_bert_config.json, and at most that
+    with it. Raises UserError for anything
     there that would change the vectors and is not followed: pooling other than the mean, further modules,
     lower-casing outside the tokenizer.
     """
-    folder, longest = source.path, int(config["max_position_embeddings"])
+    folder = source.path
     if source.format == "gguf":
         return {"max_seq_length": longest}
     for path in sorted(folder.glob("*Pooling/config.json")):

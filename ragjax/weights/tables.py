@@ -141,6 +141,29 @@ BERT = Table(
     ),
 )
 
+MPNET = Table(
+    rows=(
+        Row("embeddings.word_embeddings.weight", "embeddings/word_embeddings/embedding"),
+        Row("embeddings.position_embeddings.weight", "embeddings/position_embeddings/embedding"),
+        *_layer_norm("embeddings.LayerNorm", "embeddings/LayerNorm"),
+        Row("encoder.relative_attention_bias.weight", "encoder/relative_attention_bias/embedding"),
+        *_linear(f"{_BERT_LAYER}.attention.attn.q", "encoder/layer/attention/attn/q", bias=True),
+        *_linear(f"{_BERT_LAYER}.attention.attn.k", "encoder/layer/attention/attn/k", bias=True),
+        *_linear(f"{_BERT_LAYER}.attention.attn.v", "encoder/layer/attention/attn/v", bias=True),
+        *_linear(f"{_BERT_LAYER}.attention.attn.o", "encoder/layer/attention/attn/o", bias=True),
+        *_layer_norm(f"{_BERT_LAYER}.attention.LayerNorm", "encoder/layer/attention/LayerNorm"),
+        *_linear(f"{_BERT_LAYER}.intermediate.dense", "encoder/layer/intermediate/dense", bias=True),
+        *_linear(f"{_BERT_LAYER}.output.dense", "encoder/layer/output/dense", bias=True),
+        *_layer_norm(f"{_BERT_LAYER}.output.LayerNorm", "encoder/layer/output/LayerNorm"),
+    ),
+    unused=(
+        r"pooler\..+",
+        r"embeddings\.position_ids",
+        r"lm_head\..+",
+    ),
+    respellings=((r"^mpnet\.", ""),),
+)
+
 _LLAMA_LAYER = "model.layers.{layer}"
 
 LLAMA = Table(
@@ -163,7 +186,8 @@ LLAMA = Table(
     tied=("lm_head/kernel", "embed_tokens/embedding"),
 )
 
-TABLES: dict[str, Table] = {"bert": BERT, "llama": LLAMA}  # keys: config.json's model_type
+# Keys: config.json's model_type.
+TABLES: dict[str, Table] = {"bert": BERT, "mpnet": MPNET, "llama": LLAMA}
 
 GGUF_LLAMA: tuple[GgufRow, ...] = (
     GgufRow("token_embd.weight", "model.embed_tokens.weight"),
@@ -184,7 +208,7 @@ GGUF_LLAMA: tuple[GgufRow, ...] = (
 def table_for(model_type: str, where: object) -> Table:
     """The table of a model type. Raises UserError, naming `where`, for a type that is not supported."""
     if model_type not in TABLES:
-        known = " and ".join(TABLES)
+        known = ", ".join(TABLES)
         raise UserError(
             f"{where}: model_type {model_type!r} is not supported by this version, which reads {known}: "
             "choose another model"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ragjax.errors import UserError
-from ragjax.models.bert import BertConfig, sentence_vectors
+from ragjax.models.bert import BertConfig
+from ragjax.models.encoders import sentence_vectors
 from tests.tiny_modules import BERT, tiny_bert
 
 LENGTHS = np.array([6, 3, 1, 0], np.int32)

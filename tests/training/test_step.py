@@ -16,7 +16,7 @@ import pytest
 
 from ragjax.config import RunConfig
 from ragjax.data.batches import Shape
-from ragjax.models.bert import sentence_vectors
+from ragjax.models.encoders import sentence_vectors
 from ragjax.models.lora import LoraConfig
 from ragjax.parallel import ONE_DEVICE, pmap_step, replicate
 from ragjax.scoring import score_answers

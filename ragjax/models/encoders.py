@@ -1,0 +1,127 @@
+"""What the sentence encoders share: their settings, parts of a layer, and the way from token states to a vector.
+
+Reimers and Gurevych 2019, arXiv 1908.10084, for the pooling.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ragjax.errors import UserError
+from ragjax.models.attention import dot_product_attention
+from ragjax.models.layers import Projection
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Shape of an encoder (Hugging Face's field names) and the dtype it computes in."""
+
+    # (field of config.json, its value where it is left out, the one value that is supported)
+    supported: ClassVar[tuple[tuple[str, Any, Any], ...]]
+    first_position: ClassVar[int] = 0  # row of the position table that a text's first token takes
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    layer_norm_eps: float
+    dtype: str = "float32"
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens that a text may have."""
+        return self.max_position_embeddings - self.first_position
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+        """Reads config.json.
+
+        Raises:
+          UserError: naming a field that would change the result and is not supported, or that is missing.
+        """
+        for field, default, supported in cls.supported:
+            value = config.get(field, default)
+            if value != supported:
+                raise UserError(f"config.json has {field} = {value!r}, but this encoder supports only {supported!r}.")
+        fields = [field.name for field in dataclasses.fields(cls) if field.name != "dtype"]
+        missing = [name for name in fields if name not in config]
+        if missing:
+            raise UserError(f"config.json lacks {missing[0]!r}, which a model of type {config['model_type']!r} needs.")
+        read = cls(**{name: config[name] for name in fields}, **overrides)
+        if read.hidden_size % read.num_attention_heads:
+            raise UserError(
+                f"config.json has num_attention_heads = {read.num_attention_heads}, which do not divide "
+                f"hidden_size = {read.hidden_size} evenly."
+            )
+        return read
+
+
+def attend(
+    config: EncoderConfig, names: tuple[str, str, str], x: Array, mask: Array, bias: Array | None = None
+) -> Array:
+    """Self-attention of states [R, S, D] before its output projection, [R, S, D].
+
+    Called inside a module, which gets the query, key and value projections under `names`. For `mask` and `bias` see
+    `dot_product_attention`.
+    """
+    heads = (*x.shape[:2], config.num_attention_heads, -1)
+    queries, keys, values = (dense(config, name, config.hidden_size)(x).reshape(heads) for name in names)
+    return dot_product_attention(queries, keys, values, mask, bias).reshape(x.shape)
+
+
+class Intermediate(nn.Module):
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.gelu(dense(self.config, "dense", self.config.intermediate_size)(x), approximate=False)
+
+
+class AddAndNorm(nn.Module):
+    """LayerNorm(residual + dense(x))."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x, residual):
+        x = dense(self.config, "dense", self.config.hidden_size)(x)
+        return layer_norm(self.config, residual + x)
+
+
+def dense(config: EncoderConfig, name: str, features: int) -> Projection:
+    return Projection(features, use_bias=True, dtype=jnp.dtype(config.dtype), name=name)
+
+
+def layer_norm(config: EncoderConfig, x: Array) -> Array:
+    """The calling module's `LayerNorm`, in float32 inside."""
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, name="LayerNorm")(x).astype(config.dtype)
+
+
+def sentence_vectors(module: nn.Module, variables: Mapping[str, Any], tokens: Array, lengths: Array) -> Array:
+    """Unit sentence vectors: the mean over the real tokens' states (specials included), scaled to length one.
+
+    Args:
+      module: the encoder.
+      variables: its collections, {"params": ...}.
+      tokens: [B, S] int, right-padded.
+      lengths: [B] int, number of real tokens; a filler row has 0 and gives the zero vector.
+
+    Returns:
+      [B, E] float32.
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    real = positions < lengths[:, None]
+    hidden = module.apply(variables, tokens, real.astype(jnp.int32), positions).astype(jnp.float32)
+    # Masked, not multiplied: a filler's states must not reach the sum even if they were not finite.
+    total = jnp.sum(jnp.where(real[:, :, None], hidden, 0.0), axis=1)
+    mean = total / jnp.maximum(lengths, 1)[:, None]
+    # rsqrt of the guarded square keeps the gradient of a zero vector finite.
+    return mean * jax.lax.rsqrt(jnp.maximum(jnp.sum(mean * mean, axis=-1, keepdims=True), 1e-24))
