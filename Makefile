@@ -20,6 +20,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests need no hub; this turns one that reaches for it into a failure.
 TEST_ENV := HF_HUB_OFFLINE=1
 
+# Most of the tests' time is XLA compiling on one core, so files are shared out among the cores (2 GB of memory each).
+SPREAD := -n auto --maxprocesses=4 --dist=loadfile
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -42,13 +45,13 @@ format: $(VENV)/.ready  ## let ruff mend what it can
 	$(VENV)/bin/ruff format .
 
 test: $(VENV)/.ready  ## the test suite (no torch, no hub)
-	$(TEST_ENV) $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(TEST_ENV) $(VENV)/bin/python -m pytest $(SPREAD) $(PYTEST_ARGS)
 
 test-parity: $(PARITY_VENV)/.ready  ## the tests that compare with torch and sentence-transformers
-	$(TEST_ENV) $(PARITY_VENV)/bin/python -m pytest tests/parity $(PYTEST_ARGS)
+	$(TEST_ENV) $(PARITY_VENV)/bin/python -m pytest tests/parity $(SPREAD) $(PYTEST_ARGS)
 
 test-wheel:  ## the test suite against the built wheel, installed outside this folder
-	$(TEST_ENV) sh tools/test_wheel.sh $(PYTHON) $(PYTEST_ARGS)
+	$(TEST_ENV) sh tools/test_wheel.sh $(PYTHON) $(SPREAD) $(PYTEST_ARGS)
 
 test-lowest:  ## the test suite with the oldest versions that setup.py allows
 	$(MAKE) test VENV=$(LOWEST_VENV) CONSTRAINTS=tests/constraints-lowest.txt

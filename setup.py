@@ -63,6 +63,7 @@ setup(
             "hypothesis>=6.170,<7",
             "pre-commit>=4.6,<5",
             "pytest>=9.2,<10",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.17.6,<0.18",
             "setuptools>=80,<85",
         ],

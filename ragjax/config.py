@@ -9,6 +9,7 @@ from typing import Any
 
 STRATEGIES = ("none", "generator", "joint", "embedder", "independent", "two_phase", "auto")
 OBJECTIVES = ("rag_token", "rag_sequence", "concat_nll")
+QUANTIZE = ("int8", "nf4")
 REMAT = ("none", "partial", "full")
 
 
@@ -68,6 +69,9 @@ class RunConfig:
     dev_limit: int = _field(24, "Dev questions in that measurement.", minimum=1)
     checkpoint_every: int = _field(25, "Steps between checkpoints.", minimum=1)
     dtype: str = _field("float32", "Activations and frozen weights.", choices=("float32", "bfloat16"))
+    quantize: str = _field(
+        "none", "Store the generator's frozen layers in 8 or 4 bits (needs adapters).", choices=("none", *QUANTIZE)
+    )
     scan_layers: bool = _field(True, "Loop over layers in one compiled body (off: unrolled).")
     remat: str = _field(
         "partial",

@@ -14,8 +14,8 @@ from ragjax.costs import Cost, forward_flops
 from ragjax.data.prompts import PromptBuilder
 from ragjax.data.questions import Passage
 from ragjax.data.sources import Dataset, load_dataset
-from ragjax.errors import UserError
-from ragjax.files import default_cache_dir, read_json
+from ragjax.errors import UserError, reason
+from ragjax.files import default_cache_dir, read_json_object
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
 from ragjax.retrieval import EncodedCorpus, ExactIndex, PassageStore, encode_corpus
@@ -91,6 +91,7 @@ def load_models(config: RunConfig) -> tuple[Embedder, Generator]:
     generator = load_generator(
         config.generator,
         config.dtype,
+        None if config.quantize == "none" else config.quantize,
         param_dtype=config.dtype if lora else "float32",
         lora=lora,
         scan_layers=config.scan_layers,
@@ -152,6 +153,22 @@ class Run:
     step: int  # of the checkpoint that was read; 0 for a strategy that trains nothing
 
 
+def read_run_record(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """A run folder's configuration, and all that its config.json holds. Raises UserError where it holds no run."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder} holds no {CONFIG_FILE}: give --run_dir the folder of a ragjax.train run.")
+    record = read_json_object(folder / CONFIG_FILE)
+    try:
+        if missing := {"flags", "phases", "inputs"} - record.keys():
+            raise TypeError(f"it lacks {sorted(missing)[0]!r}")
+        return RunConfig(**record["flags"]), record
+    except TypeError as error:  # a flag that this version does not know, too
+        raise UserError(
+            f"{folder / CONFIG_FILE} is not that of a run of this version ({reason(error)}): give --run_dir the folder "
+            "of a ragjax.train run."
+        ) from error
+
+
 def open_run(run_dir: str | Path) -> Run:
     """The trained pipeline of a run folder, from its last checkpoint.
 
@@ -159,10 +176,7 @@ def open_run(run_dir: str | Path) -> Run:
       UserError: the folder holds no run, no checkpoint yet, or its models or data have changed since.
     """
     folder = Path(run_dir)
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{folder} holds no {CONFIG_FILE}: give --run_dir the folder of a ragjax.train run.")
-    record = read_json(folder / CONFIG_FILE)
-    config = RunConfig(**record["flags"])
+    config, record = read_run_record(folder)
     dataset = load_dataset(config.data)
     embedder, generator = load_models(config)
     check_unchanged(record, folder, dataset, embedder, generator)
@@ -200,8 +214,8 @@ def ask(run: Run, question: str, top_k: int) -> Answer:
 def describe_inputs(dataset: Dataset, embedder: Embedder, generator: Generator) -> dict[str, Any]:
     """What a run is made from, with hashes: part of config.json."""
     return {
-        "embedder": {"source": embedder.source.describe(), "sha256": embedder.source.sha256},
-        "generator": {"source": generator.source.describe(), "sha256": generator.source.sha256},
+        "embedder": {"source": embedder.describe(), "sha256": embedder.source.sha256},
+        "generator": {"source": generator.describe(), "sha256": generator.source.sha256},
         "data": {"name": dataset.name, "sha256": dataset.sha256},
     }
 
@@ -211,11 +225,17 @@ def check_unchanged(
 ) -> None:
     """Raises UserError where a model's or the data's content is no longer what the run was started with."""
     for name, now in describe_inputs(dataset, embedder, generator).items():
-        if record["inputs"][name]["sha256"] != now["sha256"]:
-            raise UserError(
-                f"{folder} was made with another content of --{name} (sha256 {record['inputs'][name]['sha256'][:12]}, "
-                f"now {now['sha256'][:12]}): bring that back or choose another --run_dir."
-            )
+        check_input_unchanged(record, folder, name, now["sha256"])
+
+
+def check_input_unchanged(record: Mapping[str, Any], folder: Path, name: str, sha256: str) -> None:
+    """Raises UserError where the input `name` of the run in `folder` now has another hash than its record says."""
+    before = record["inputs"][name]["sha256"]
+    if before != sha256:
+        raise UserError(
+            f"{folder} was made with another content of --{name} (sha256 {before[:12]}, now {sha256[:12]}): bring that "
+            "back or choose another --run_dir."
+        )
 
 
 def trained_collection(config: RunConfig) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
+from ragjax.config import QUANTIZE
 from ragjax.costs import ModelSize
 from ragjax.data.batches import Shape, make_rows, pad_tokens, round_up
 from ragjax.data.prompts import default_prefix
@@ -61,6 +62,10 @@ class Embedder:
     def key(self) -> str:
         """Names everything that shapes this (untrained) embedder's vectors."""
         return f"{self.source.sha256} max_seq_length={self.max_seq_length} dtype={self.config.dtype}"
+
+    def describe(self) -> str:
+        """One line: the source."""
+        return self.source.describe()
 
     @property
     def size(self) -> ModelSize:
@@ -136,12 +141,18 @@ class Generator:
     def variables(self) -> dict[str, Tree]:
         return {"params": self.params} | ({} if self.lora is None else {COLLECTION: self.lora})
 
-    @property
+    def describe(self) -> str:
+        """One line: the source, and how the layers are stored where that is in fewer bits."""
+        stored = f", layers stored as {self.config.quantize}" if self.config.quantize else ""
+        return self.source.describe() + stored
+
+    @functools.cached_property
     def size(self) -> ModelSize:
         config = self.config
+        layers = abstract_decoder(config)["params"]["layers"]
         lora = 0 if self.lora is None else sum(leaf.size for leaf in jax.tree.leaves(self.lora))
         return ModelSize(
-            layer_weights=sum(leaf.size for leaf in jax.tree.leaves(self.params["layers"])),
+            layer_weights=sum(leaf.size for leaf in jax.tree.leaves(layers)),
             head_weights=config.vocab_size * config.hidden_size,
             lora_weights=lora,
             layers=config.num_hidden_layers,
@@ -257,9 +268,9 @@ def load_embedder(name_or_dir: str | Path, dtype: str = "float32") -> Embedder:
     config = config_type.from_hf(hf_config, dtype=dtype)
     module = module_type(config)
     tokenizer = load_tokenizer(source, hf_config)
-    params = load_params(source, _abstract(module)["params"], "float32")
+    params = load_params(source, _abstract(module)["params"], "float32", place=jnp.asarray)
     settings = read_embedder_settings(source, config.longest_input)
-    return Embedder(source, config, tokenizer, module, _on_device(params), settings["max_seq_length"])
+    return Embedder(source, config, tokenizer, module, params, settings["max_seq_length"])
 
 
 def load_generator(
@@ -277,24 +288,27 @@ def load_generator(
     Args:
       name_or_dir: see `ragjax.weights.resolve_model`.
       dtype: of activations.
-      quantize: None; "int8" and "nf4" are not built yet.
-      param_dtype: of the weights, `dtype` by default.
+      quantize: None, or "int8" or "nf4" for the layers' kernels, which can then not be trained (adapters can).
+      param_dtype: of the other weights, `dtype` by default.
       lora: shape of the adapters that the module carries. They are not initialised here: see `init_lora`.
       scan_layers, remat: how the layers are compiled.
 
     Raises:
       UserError: it cannot be found, is damaged, or is of an unsupported kind.
     """
-    if quantize is not None:
-        raise UserError(f"quantize={quantize!r} is not built yet: leave it out to load the weights in {dtype}.")
+    if quantize not in (None, *QUANTIZE):
+        raise UserError(f"quantize={quantize!r} is not known: choose {' or '.join(QUANTIZE)}, or leave it out.")
     source = resolve_model(name_or_dir)
     hf_config = read_config(source)
-    config = DecoderConfig.from_hf(hf_config, dtype=dtype, lora=lora, scan_layers=scan_layers, remat=remat)
+    config = DecoderConfig.from_hf(
+        hf_config, dtype=dtype, lora=lora, quantize=quantize, scan_layers=scan_layers, remat=remat
+    )
     module = Decoder(config)
     tokenizer = load_tokenizer(source, hf_config)
-    params = load_params(source, _abstract(module)["params"], param_dtype or dtype)
+    abstract = abstract_decoder(config)["params"]
+    params = load_params(source, abstract, param_dtype or dtype, quantize, place=jnp.asarray)
     end_ids = tuple(hf_config["end_token_ids"])
-    return Generator(source, config, tokenizer, module, _on_device(params), tokenizer.eos_token_id, end_ids)
+    return Generator(source, config, tokenizer, module, params, tokenizer.eos_token_id, end_ids)
 
 
 def init_lora(generator: Generator, seed: int) -> Tree:
@@ -312,5 +326,6 @@ def _abstract(module: nn.Module) -> dict[str, Any]:
     return jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), *inputs)
 
 
-def _on_device(params: Tree) -> Tree:
-    return jax.tree.map(jnp.asarray, params)
+def abstract_decoder(config: DecoderConfig) -> dict[str, Any]:
+    """Shapes of a decoder's variables as files hold them: without adapters, every kernel in full."""
+    return _abstract(Decoder(dataclasses.replace(config, lora=None, quantize=None)))

@@ -253,6 +253,10 @@ def llama_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
             f"{start}.mlp.up_proj.weight": (inner, wide),
             f"{start}.mlp.down_proj.weight": (wide, inner),
         }
+        for room, field in (("self_attn", "attention_bias"), ("mlp", "mlp_bias")):
+            if config[field]:
+                matrices = {name: shape for name, shape in shapes.items() if name.startswith(f"{start}.{room}.")}
+                shapes |= {name.replace(".weight", ".bias"): shape[:1] for name, shape in matrices.items()}
     shapes["model.norm.weight"] = (wide,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], wide)

@@ -1,7 +1,8 @@
-"""A LLaMA decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied or untied head.
+"""A LLaMA or Mistral decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied or untied head.
 
-Touvron et al. 2023, arXiv 2302.13971 and 2307.09288. Field and parameter names are Hugging Face's. The model
-returns hidden states; whoever needs logits asks `logits` for just the positions it wants.
+Touvron et al. 2023, arXiv 2302.13971 and 2307.09288; Jiang et al. 2023, arXiv 2310.06825, for the sliding window;
+Grattafiori et al. 2024, arXiv 2407.21783, for Llama 3. Field and parameter names are Hugging Face's. The model returns
+hidden states; whoever needs logits asks `logits` for just the positions it wants.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from ragjax.errors import UserError
@@ -18,6 +20,28 @@ from ragjax.models.layers import Projection, stack_layers
 from ragjax.models.lora import LoraConfig
 
 Array = jax.Array
+
+
+# What Mistral's configuration stands for where it does not say.
+_MISTRAL_WINDOW = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Rope:
+    """How Llama 3.1 stretches its rotary frequencies to longer texts (config.json's rope type "llama3")."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def scale(self, frequencies: np.ndarray) -> np.ndarray:
+        """Turns of more than original / low_freq_factor tokens are slowed by `factor`, those of fewer than
+        original / high_freq_factor stay, and in between the two are mixed."""
+        turns = self.original_max_position_embeddings * frequencies / (2 * np.pi)  # in the original context
+        share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        share = np.clip(share, 0.0, 1.0)
+        return (share + (1.0 - share) / self.factor) * frequencies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +59,15 @@ class DecoderConfig:
     rms_norm_eps: float
     rope_theta: float
     tie_word_embeddings: bool
+    rope_scaling: Llama3Rope | None = None
+    sliding_window: int | None = None  # a token sees itself and the window - 1 before it
+    attention_bias: bool = False
+    mlp_bias: bool = False
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"  # see `stack_layers`
     lora: LoraConfig | None = None
+    quantize: str | None = None  # how the layers' kernels are stored; see quantize.py
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], **overrides: Any) -> "DecoderConfig":
@@ -47,18 +76,22 @@ class DecoderConfig:
         Raises:
           UserError: naming a field that would change the result and is not supported, or that is missing.
         """
+        model_type = config.get("model_type")
         rope = config.get("rope_parameters") or {}
         scaling = config.get("rope_scaling") or rope
         rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-        for field, value, supported in (
-            ("model_type", config.get("model_type"), "llama"),
+        window = config.get("sliding_window", _MISTRAL_WINDOW) if model_type == "mistral" else None
+        layer_type = "full_attention" if window is None else "sliding_attention"
+        for field, value, *supported in (
+            ("model_type", model_type, "llama", "mistral"),
             ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-            ("rope type", rope_type, "default"),
-            ("attention_bias", bool(config.get("attention_bias")), False),
-            ("mlp_bias", bool(config.get("mlp_bias")), False),
+            ("rope type", rope_type, "default", "llama3"),
+            ("partial_rotary_factor", rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1)), 1),
+            *(("layer_types", kind, layer_type) for kind in config.get("layer_types") or ()),
         ):
-            if value != supported:
-                raise UserError(f"config.json has {field} = {value!r}, but this decoder supports only {supported!r}.")
+            if value not in supported:
+                known = " and ".join(map(repr, supported))
+                raise UserError(f"config.json has {field} = {value!r}, but this decoder supports only {known}.")
         try:
             heads = config["num_attention_heads"]
             return cls(
@@ -73,10 +106,19 @@ class DecoderConfig:
                 rms_norm_eps=config["rms_norm_eps"],
                 rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
                 tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+                rope_scaling=_llama3_rope(scaling, config) if rope_type == "llama3" else None,
+                sliding_window=window,
+                attention_bias=bool(config.get("attention_bias")),
+                mlp_bias=bool(config.get("mlp_bias")),
                 **overrides,
             )
         except KeyError as missing:
-            raise UserError(f"config.json lacks {missing}, which a llama model needs.") from None
+            raise UserError(f"config.json lacks {missing}, which a {model_type} model needs.") from None
+
+
+def _llama3_rope(scaling: Mapping[str, Any], config: Mapping[str, Any]) -> Llama3Rope:
+    original = {"original_max_position_embeddings": config.get("max_position_embeddings")}
+    return Llama3Rope(**{field.name: {**original, **scaling}[field.name] for field in dataclasses.fields(Llama3Rope)})
 
 
 class Cache(NamedTuple):
@@ -104,8 +146,10 @@ def init_cache(config: DecoderConfig, rows: int, slots: int) -> Cache:
 
 def rotary_angles(positions: Array, config: DecoderConfig) -> Array:
     """Rotation angles [R, S, H/2] in float32 (Su et al. 2021, arXiv 2104.09864)."""
-    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    return positions[..., None].astype(jnp.float32) / config.rope_theta**exponents
+    frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+    if config.rope_scaling is not None:
+        frequencies = config.rope_scaling.scale(frequencies)
+    return positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
 
 
 def rotate(x: Array, angles: Array) -> Array:
@@ -121,9 +165,16 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x, angles, mask, cached, filled, dropout_ids):
         config = self.config
-        queries = self._project("q_proj", config.num_attention_heads, x, dropout_ids)
-        keys = self._project("k_proj", config.num_key_value_heads, x, dropout_ids)
-        values = self._project("v_proj", config.num_key_value_heads, x, dropout_ids)
+        queries, keys, values = (
+            _projection(config, name, heads * config.head_dim, config.attention_bias)(x, dropout_ids).reshape(
+                *x.shape[:2], heads, config.head_dim
+            )
+            for name, heads in (
+                ("q_proj", config.num_attention_heads),
+                ("k_proj", config.num_key_value_heads),
+                ("v_proj", config.num_key_value_heads),
+            )
+        )
         queries, keys = rotate(queries, angles), rotate(keys, angles)
         if cached is not None:
             cached = tuple(
@@ -131,15 +182,11 @@ class SelfAttention(nn.Module):
                 for old, new in zip(cached, (keys, values), strict=True)
             )
         if filled is None:
-            mixed = causal_attention(queries, keys, values, mask)
+            mixed = causal_attention(queries, keys, values, mask, config.sliding_window)
         else:
             mixed = dot_product_attention(queries, *cached, mask)
         mixed = mixed.reshape(*x.shape[:2], -1)
-        return _projection(config, "o_proj", config.hidden_size)(mixed, dropout_ids), cached
-
-    def _project(self, name: str, heads: int, x: Array, dropout_ids: Array | None) -> Array:
-        flat = _projection(self.config, name, heads * self.config.head_dim)(x, dropout_ids)
-        return flat.reshape(*x.shape[:2], heads, self.config.head_dim)
+        return _projection(config, "o_proj", config.hidden_size, config.attention_bias)(mixed, dropout_ids), cached
 
 
 class Mlp(nn.Module):
@@ -148,9 +195,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x, dropout_ids):
         config = self.config
-        gate = _projection(config, "gate_proj", config.intermediate_size)(x, dropout_ids)
-        up = _projection(config, "up_proj", config.intermediate_size)(x, dropout_ids)
-        return _projection(config, "down_proj", config.hidden_size)(nn.silu(gate) * up, dropout_ids)
+        gate = _projection(config, "gate_proj", config.intermediate_size, config.mlp_bias)(x, dropout_ids)
+        up = _projection(config, "up_proj", config.intermediate_size, config.mlp_bias)(x, dropout_ids)
+        return _projection(config, "down_proj", config.hidden_size, config.mlp_bias)(nn.silu(gate) * up, dropout_ids)
 
 
 class DecoderLayer(nn.Module):
@@ -212,7 +259,7 @@ class Decoder(nn.Module):
             slot_positions = update(cache.positions, positions.astype(jnp.int32), start, axis=1)
         # Into an empty cache goes what is attended to anyway: the tokens themselves.
         seen = (segment_ids, positions) if filled is None else (slot_segments, slot_positions)
-        mask = attention_mask(segment_ids, positions, *seen, causal=True)
+        mask = attention_mask(segment_ids, positions, *seen, causal=True, window=self.config.sliding_window)
         hidden, cached = self.layers(
             self.embed_tokens(tokens),
             None if cache is None else (cache.keys, cache.values),
@@ -237,9 +284,9 @@ class Decoder(nn.Module):
         return self.logits(self(tokens, segment_ids, positions))
 
 
-def _projection(config: DecoderConfig, name: str, features: int) -> Projection:
+def _projection(config: DecoderConfig, name: str, features: int, use_bias: bool) -> Projection:
     lora = config.lora if config.lora is not None and name in config.lora.targets else None
-    return Projection(features, dtype=jnp.dtype(config.dtype), lora=lora, name=name)
+    return Projection(features, use_bias, jnp.dtype(config.dtype), lora, config.quantize, name=name)
 
 
 def _norm(config: DecoderConfig, name: str | None) -> nn.RMSNorm:

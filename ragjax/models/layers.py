@@ -7,27 +7,36 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ragjax.models.lora import COLLECTION, LoraConfig, lora_delta
+from ragjax.models.quantize import quantize, quantized_matmul
 
 
 class Projection(nn.Module):
-    """y = x W (+ b), plus a low-rank adapter where `lora` is given. Kernel [in, out]."""
+    """y = x W (+ b), plus a low-rank adapter where `lora` is given. Kernel [in, out], quantised to `quantize`."""
 
     features: int
     use_bias: bool = False
     dtype: Any = jnp.float32
     lora: LoraConfig | None = None
+    quantize: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, dropout_ids: jax.Array | None = None) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        kernel = self.param("kernel", self._init_kernel, (x.shape[-1], self.features))
         # Flat rows: with an adapter the backward pass ran 1.7 times faster on CPU than with [R, S, in] inputs.
         flat = x.reshape(-1, x.shape[-1])
-        y = jnp.matmul(flat, kernel.astype(self.dtype))
+        if self.quantize:
+            y = quantized_matmul(flat.astype(self.dtype), kernel)
+        else:
+            y = jnp.matmul(flat, kernel.astype(self.dtype))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.lora is not None:
             y = y + lora_delta(self, x, self.features, self.lora, dropout_ids)
         return y.reshape(*x.shape[:-1], self.features)
+
+    def _init_kernel(self, key: jax.Array, shape: tuple[int, int]) -> Any:
+        kernel = nn.initializers.lecun_normal()(key, shape)
+        return quantize(kernel, self.quantize) if self.quantize else kernel
 
 
 def stack_layers(block: type[nn.Module], layers: int, scan: bool, remat: str, in_axes: Any) -> Any:

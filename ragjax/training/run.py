@@ -75,7 +75,7 @@ def _prepare(
     """Models, index and config.json."""
     embedder, generator = load_models(config)
     for role, model in (("embedder", embedder), ("generator", generator)):
-        print(f"{role}: {model.source.describe()}", flush=True)
+        print(f"{role}: {model.describe()}", flush=True)
     counts = f"{len(dataset.train)} / {len(dataset.dev)} / {len(dataset.test)} questions"
     print(f"data: {dataset.name}, {len(dataset.passages)} passages, {counts}, sha256 {dataset.sha256[:12]}", flush=True)
     if record is not None:
@@ -164,6 +164,7 @@ def _print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     print("Next:")
     print(f'  python -m ragjax.ask --run_dir={folder} "your question"')
     print(f"  python -m ragjax.evaluate --run_dir={folder} --split=dev")
+    print(f"  python -m ragjax.export --run_dir={folder} --out=exported")
     print(f"  tensorboard --logdir={folder / 'tensorboard'}")
 
 

@@ -31,6 +31,12 @@ def phases_of(config: RunConfig) -> tuple[Phase, ...]:
     phases = STRATEGIES.get(config.strategy)
     if phases is None:
         raise UserError(f"--strategy={config.strategy} is not built yet: choose one of {', '.join(STRATEGIES)}.")
+    trains_generator = any("generator" in phase.trains for phase in phases)
+    if config.quantize != "none" and not config.lora_rank and trains_generator:
+        raise UserError(
+            f"--quantize={config.quantize} freezes the generator's layers, so they cannot be trained as --lora_rank=0 "
+            "asks: give --lora_rank a number above 0, or leave --quantize out."
+        )
     if config.objective == "concat_nll" and any("embedder" in phase.trains for phase in phases):
         raise UserError(
             f"--objective=concat_nll gives the embedder no gradient, so it does not go with --strategy="

@@ -6,10 +6,13 @@ misshaped.
 Notable choices
 - Names and shapes of all files are checked against the model before the first number is read: a mistake costs
   no time.
-- Each tensor goes straight into its slice of the final, layer-stacked array, in the final dtype.
-- Arrays come back in host memory (numpy); placing them on devices is the caller's.
+- Leaf by leaf: each tensor goes straight into its slice of the final, layer-stacked array, in the final dtype or
+  quantised, and a finished leaf is handed to `place` (which puts it on devices) before the next is begun. So host
+  memory above the final arrays stays under twice the largest leaf.
 """
 
+import functools
+import itertools
 import json
 import math
 import struct
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes  # also teaches numpy the name "bfloat16"
 import numpy as np
 import safetensors
@@ -26,6 +30,7 @@ from flax import traverse_util
 
 from ragjax.errors import UserError, reason
 from ragjax.files import read_json, read_json_object
+from ragjax.models.quantize import quantize as quantize_kernel
 from ragjax.weights import tables
 from ragjax.weights.resolve import ModelSource
 from ragjax.weights.tables import Stored, Table
@@ -99,17 +104,26 @@ def _ids(value: int | list[int] | None) -> list[int]:
 # ---- parameters --------------------------------------------------------------------------------------------
 
 
-def load_params(source: ModelSource, abstract_params: Mapping[str, Any], dtype: Any = None) -> dict[str, Any]:
+def load_params(
+    source: ModelSource,
+    abstract_params: Mapping[str, Any],
+    dtype: Any = None,
+    quantize: str | None = None,
+    place: Callable[[np.ndarray], Any] = lambda array: array,
+) -> dict[str, Any]:
     """Reads a model's parameters into the tree that the model was built with.
 
     Args:
         source: from `resolve_model`.
-        abstract_params: nested dict of jax.ShapeDtypeStruct, as `jax.eval_shape` of the model's init gives it.
+        abstract_params: nested dict of jax.ShapeDtypeStruct, as `jax.eval_shape` of the (unquantised) model's
+            init gives it.
         dtype: of all returned arrays ("float32", "bfloat16", a numpy dtype); None takes each leaf's own.
+        quantize: "int8" or "nf4" stores the layers' kernels so (ragjax.models.quantize).
+        place: what becomes of each finished array, such as `jax.device_put`.
 
-    Returns a nested dict of numpy arrays with the same paths and shapes. Raises UserError for a truncated or
-    foreign file, and for a parameter that is unmapped, missing, doubly set or misshaped (naming it, the path,
-    both shapes).
+    Returns a nested dict of (placed) arrays with the same paths and shapes, a dict of arrays in place of a quantised
+    kernel. Raises UserError for a truncated or foreign file, for a parameter that is unmapped, missing, doubly set or
+    misshaped (naming it, the path, both shapes), and for one that is not finite.
     """
     config = read_config(source)
     table = tables.table_for(config["model_type"], source.name)
@@ -117,18 +131,45 @@ def load_params(source: ModelSource, abstract_params: Mapping[str, Any], dtype: 
     with ExitStack() as stack:
         stored, read = _open_gguf(source, config) if source.format == "gguf" else _open_safetensors(source, stack)
         plan = plan_params(stored, table, leaves, source.path)
-        arrays = {path: _empty(leaf, dtype) for path, leaf in leaves.items()}
         for step in plan:
-            values = read(step.stored)
             if step.path is None:
                 embedding = next(other.stored for other in plan if other.path == table.tied[1])
-                _check_tied(step.stored, values, read(embedding))
-                continue
-            # Converted before it is transposed, which is several times faster than both at once.
-            values = values.astype(arrays[step.path].dtype, copy=False)
-            place = ... if step.layer is None else step.layer
-            arrays[step.path][place] = values.T if step.transposed else values
+                _check_tied(step.stored, read(step.stored), read(embedding))
+        steps = sorted((step for step in plan if step.path is not None), key=lambda step: (step.path, step.layer or 0))
+        arrays = {}
+        for path, group in itertools.groupby(steps, key=lambda step: step.path):
+            kind = quantize if path.startswith("layers/") and path.endswith("/kernel") else None
+            wanted = np.dtype(leaves[path].dtype if dtype is None else dtype)
+            arrays[path] = jax.tree.map(place, _read_leaf(group, read, wanted, kind))
     return traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def _read_leaf(
+    steps: Iterable["Step"], read: Callable[[Stored], np.ndarray], dtype: np.dtype, quantize: str | None
+) -> Any:
+    """One leaf, put together from its layers: an array, or the dict of a quantised kernel."""
+    whole: Any = None
+    steps = list(steps)
+    for step in steps:
+        values = read(step.stored)
+        _check_finite(step.stored, values)
+        if quantize:
+            values = jax.tree.map(np.asarray, _quantize_transposed(values, quantize))
+        else:
+            # Converted before it is transposed, which is several times faster than both at once.
+            values = values.astype(dtype, copy=False)
+            values = values.T if step.transposed else values
+        if step.layer is None:
+            return jax.tree.map(np.ascontiguousarray, values)
+        if whole is None:
+            whole = jax.tree.map(lambda part: np.empty((len(steps), *part.shape), part.dtype), values)
+        jax.tree.map(lambda array, part, layer=step.layer: array.__setitem__(layer, part), whole, values)
+    return whole
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _quantize_transposed(weight: jax.Array, kind: str) -> dict[str, jax.Array]:
+    return quantize_kernel(weight.T, kind)
 
 
 @dataclass(frozen=True)
@@ -224,8 +265,15 @@ def _check_tied(entry: Stored, head: np.ndarray, embedding: np.ndarray) -> None:
         )
 
 
-def _empty(leaf: Any, dtype: Any) -> np.ndarray:
-    return np.empty(leaf.shape, np.dtype(leaf.dtype if dtype is None else dtype))
+def _check_finite(entry: Stored, values: np.ndarray) -> None:
+    """A number is not finite just when all bits of its exponent are set, which is quicker to see than to compute."""
+    bits = np.uint16 if values.dtype.itemsize == 2 else np.uint32 if values.dtype.itemsize == 4 else np.uint64
+    exponent = np.asarray(np.inf, values.dtype).view(bits)
+    if ((values.view(bits) & exponent) == exponent).any():
+        raise UserError(
+            f"{entry.file}: the parameter {entry.key} has numbers that are not finite (NaN or infinity): download or "
+            "copy it again, or train it again from weights that are"
+        )
 
 
 # ---- files -------------------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ def reference(queries, keys, values, mask):
     return mixed
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 11])
 @pytest.mark.parametrize("length", [1, 5, 8, 9, 37])
-def test_blocks_equal_the_plain_sum(length, monkeypatch):
+def test_blocks_equal_the_plain_sum(length, window, monkeypatch):
     """One block, whole blocks, a shorter last one, and blocks widened to keep to the most there may be."""
     monkeypatch.setattr(attention, "_BLOCK", 4)
     monkeypatch.setattr(attention, "_MOST_BLOCKS", 5)
@@ -35,17 +36,19 @@ def test_blocks_equal_the_plain_sum(length, monkeypatch):
     segments[0, length // 2 :] = 2
     segments[1, length - length // 3 :] = 0
     positions = np.arange(length) + np.zeros((2, 1), np.int32)
-    mask = np.asarray(attention.attention_mask(segments, positions, segments, positions, causal=True))
+    mask = np.asarray(attention.attention_mask(segments, positions, segments, positions, True, window))
+    assert window is None or mask.sum(-1).max() <= window
     expected = reference(queries, keys, values, mask)
     arrays = [jnp.asarray(a, jnp.float32) for a in (queries, keys, values)]
-    mixed = attention.causal_attention(*arrays, mask)
+    mixed = attention.causal_attention(*arrays, mask, window)
     seen = segments > 0
     np.testing.assert_allclose(np.asarray(mixed)[seen], expected[seen], atol=2e-6)
 
-    def loss(of):
-        return lambda *arrays: jnp.sum(of(*arrays, mask) * jnp.asarray(weights * seen[..., None, None], jnp.float32))
+    def loss(of, *more):
+        shares = jnp.asarray(weights * seen[..., None, None], jnp.float32)
+        return lambda *arrays: jnp.sum(of(*arrays, mask, *more) * shares)
 
-    gradients = jax.grad(loss(attention.causal_attention), argnums=(0, 1, 2))(*arrays)
+    gradients = jax.grad(loss(attention.causal_attention, window), argnums=(0, 1, 2))(*arrays)
     plain = jax.grad(loss(attention.dot_product_attention), argnums=(0, 1, 2))(*arrays)
     for gradient, other in zip(gradients, plain, strict=True):
         np.testing.assert_allclose(gradient, other, atol=5e-6)

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ragjax.config import REMAT
+from ragjax.config import QUANTIZE, REMAT
 from ragjax.costs import ModelSize, forward_flops, train_flops
 from ragjax.errors import UserError
-from ragjax.models.decoder import Decoder, DecoderConfig, init_cache
+from ragjax.models.decoder import Decoder, DecoderConfig, Llama3Rope, init_cache
 from ragjax.models.layers import Projection
 from ragjax.models.lora import LoraConfig
+from ragjax.models.quantize import dequantize, quantize
+from ragjax.pretrained import abstract_decoder
 from tests.tiny_modules import DECODER, random_variables, tiny_decoder
 
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -25,7 +27,14 @@ def reference_hidden(config: DecoderConfig, params, tokens) -> np.ndarray:
     """States [S, D] of one unpadded text in float64: one token and one head at a time."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    frequencies = config.rope_theta ** (-np.arange(0, width, 2) / width)
+    frequencies = [config.rope_theta ** (-i / width) for i in range(0, width, 2)]
+    if config.rope_scaling:
+        frequencies = [llama3_frequency(config.rope_scaling, frequency) for frequency in frequencies]
+    frequencies = np.array(frequencies)
+    window = config.sliding_window or len(tokens)
+
+    def project(part, name, x):
+        return x @ part[name]["kernel"] + part[name].get("bias", 0.0)
 
     def norm(x, scale):
         return x / np.sqrt(np.mean(x**2) + config.rms_norm_eps) * scale
@@ -39,24 +48,36 @@ def reference_hidden(config: DecoderConfig, params, tokens) -> np.ndarray:
         weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["layers"])
         attention, mlp = weights["self_attn"], weights["mlp"]
         normed = [norm(x, weights["input_layernorm"]["scale"]) for x in states]
-        keys = [(x @ attention["k_proj"]["kernel"]).reshape(groups, width) for x in normed]
-        values = [(x @ attention["v_proj"]["kernel"]).reshape(groups, width) for x in normed]
+        keys = [project(attention, "k_proj", x).reshape(groups, width) for x in normed]
+        values = [project(attention, "v_proj", x).reshape(groups, width) for x in normed]
         for s, x in enumerate(normed):
-            queries, mixed = (x @ attention["q_proj"]["kernel"]).reshape(heads, width), []
+            queries, mixed = project(attention, "q_proj", x).reshape(heads, width), []
             for head in range(heads):
                 group = head // (heads // groups)
                 query = turn(queries[head], s)
-                scores = [query @ turn(keys[c][group], c) / math.sqrt(width) for c in range(s + 1)]
+                seen = range(max(s - window + 1, 0), s + 1)
+                scores = [query @ turn(keys[c][group], c) / math.sqrt(width) for c in seen]
                 shares = np.exp(np.array(scores) - max(scores))
                 shares /= shares.sum()
-                mixed.append(sum(share * values[c][group] for c, share in enumerate(shares)))
-            states[s] = states[s] + np.concatenate(mixed) @ attention["o_proj"]["kernel"]
+                mixed.append(sum(share * values[c][group] for c, share in zip(seen, shares, strict=True)))
+            states[s] = states[s] + project(attention, "o_proj", np.concatenate(mixed))
         for s, x in enumerate(states):
             normed_x = norm(x, weights["post_attention_layernorm"]["scale"])
-            gate = normed_x @ mlp["gate_proj"]["kernel"]
-            up = normed_x @ mlp["up_proj"]["kernel"]
-            states[s] = x + (gate / (1 + np.exp(-gate)) * up) @ mlp["down_proj"]["kernel"]
+            gate = project(mlp, "gate_proj", normed_x)
+            up = project(mlp, "up_proj", normed_x)
+            states[s] = x + project(mlp, "down_proj", gate / (1 + np.exp(-gate)) * up)
     return np.stack([norm(x, params["norm"]["scale"]) for x in states])
+
+
+def llama3_frequency(scaling: Llama3Rope, frequency: float) -> float:
+    """Case by case, on the wave's length in tokens."""
+    length, context = 2 * math.pi / frequency, scaling.original_max_position_embeddings
+    if length > context / scaling.low_freq_factor:
+        return frequency / scaling.factor
+    if length < context / scaling.high_freq_factor:
+        return frequency
+    smooth = (context / length - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return (1 - smooth) * frequency / scaling.factor + smooth * frequency
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -85,10 +106,24 @@ def close(got, expected, tolerance=1e-5):
 # --- what the model computes
 
 
-@pytest.mark.parametrize("theta", [10000.0, 100.0])
-def test_states_equal_the_reference(theta):
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"rope_theta": 100.0},
+        {"attention_bias": True, "head_dim": 6},
+        {"mlp_bias": True},
+        {"sliding_window": 1},
+        {"sliding_window": 3},
+        {"sliding_window": 9},
+        # Of head_dim 12 and theta 100, waves of 6.3 to 292 tokens: one stays, three are mixed, two are slowed.
+        {"rope_scaling": Llama3Rope(8.0, 0.3, 2.0, 14), "rope_theta": 100.0, "head_dim": 12},
+    ],
+    ids=str,
+)
+def test_states_equal_the_reference(variant):
     """Rows of different lengths, padded on the right with a real token's id."""
-    module, variables = tiny_decoder(rope_theta=theta)
+    module, variables = tiny_decoder(**variant)
     sequences = texts(9, 4, 1)
     hidden = hidden_states(module, variables, *padded_rows(sequences, 12))
     assert np.isfinite(hidden).all()
@@ -128,9 +163,10 @@ def test_full_logits_join_the_two():
     close(logits, expected)
 
 
-def test_cached_states_equal_uncached():
+@pytest.mark.parametrize("window", [None, 3, 6])
+def test_cached_states_equal_uncached(window):
     """Prefill in two pieces and a single token, the rows' texts not in step: one row has padding in mid-cache."""
-    module, variables = tiny_decoder()
+    module, variables = tiny_decoder(sliding_window=window)
     one, two = texts(10, 8)
     uncached = [reference_hidden(module.config, variables["params"], text) for text in (one, two)]
     pieces = [(6, (0, 6), (0, 4)), (3, (6, 9), (4, 7)), (1, (9, 10), (7, 8))]
@@ -166,6 +202,47 @@ def test_scanned_unrolled_and_rematerialised_agree():
         np.testing.assert_allclose(other_value, value, rtol=1e-5)
         assert jax.tree.structure(other_gradient) == jax.tree.structure(gradient)
         jax.tree.map(close, other_gradient, gradient)
+
+
+@pytest.mark.parametrize(("kind", "remat"), list(zip(QUANTIZE, ("none", "partial"), strict=True)))
+def test_a_quantised_base_equals_the_dequantised_one(kind, remat):
+    """States and the adapters' gradients; the base itself is moved by rounding, so that the test compares something."""
+    module, variables = tiny_decoder(lora=LORA, remat=remat)
+    quantised = Decoder(dataclasses.replace(module.config, quantize=kind))
+
+    def is_kernel(path):
+        return path[0].key == "layers" and path[-1].key == "kernel"
+
+    @jax.jit
+    def store(params):
+        each_layer = jax.vmap(functools.partial(quantize, kind=kind))
+        return jax.tree.map_with_path(lambda path, leaf: each_layer(leaf) if is_kernel(path) else leaf, params)
+
+    @jax.jit
+    def restore(params, stored):
+        def dense(path, leaf, kept):
+            return jax.vmap(lambda q: dequantize(q, leaf.shape[1]))(kept) if is_kernel(path) else leaf
+
+        return jax.tree.map_with_path(dense, params, stored)
+
+    stored = store(variables["params"])
+    dense = restore(variables["params"], stored)
+    rows = padded_rows(texts(9, 6), 12)
+    weights = np.random.default_rng(1).normal(size=(2, 12, 16)) * (rows[1] > 0)[..., None]
+
+    def outcome(module, params):
+        def loss(lora, params):
+            hidden = module.apply({"params": params, "lora": lora}, *rows)
+            return jnp.sum(weights * hidden), hidden
+
+        (_, hidden), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["lora"], params)
+        return np.asarray(hidden)[rows[1] > 0], gradient
+
+    hidden, gradient = outcome(quantised, stored)
+    expected, expected_gradient = outcome(module, dense)
+    close(hidden, expected)
+    jax.tree.map(close, gradient, expected_gradient)
+    assert np.abs(hidden - outcome(module, variables["params"])[0]).max() > 1e-3
 
 
 def test_bfloat16_activations_stay_near_float32():
@@ -371,15 +448,35 @@ def test_defaults_of_config():
     assert config.tie_word_embeddings is False
 
 
+def test_mistrals_window_is_read():
+    """Absent it is 4096 tokens, null is none; LLaMA has none whatever is written."""
+    mistral = OLD | {"model_type": "mistral"}
+    assert DecoderConfig.from_hf(mistral).sliding_window == 4096
+    assert DecoderConfig.from_hf(mistral | {"sliding_window": 8}).sliding_window == 8
+    assert DecoderConfig.from_hf(mistral | {"sliding_window": None}).sliding_window is None
+    assert DecoderConfig.from_hf(OLD | {"sliding_window": 8}).sliding_window is None
+
+
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+def test_llama3_frequencies_are_read(field):
+    """The original context may stand beside them; without it, it is the model's own."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = changed(OLD, rope_scaling="absent") | {field: scaling}
+    assert DecoderConfig.from_hf(config).rope_scaling == Llama3Rope(8.0, 1.0, 4.0, 256)
+    config[field] = scaling | {"original_max_position_embeddings": 64}
+    assert DecoderConfig.from_hf(config).rope_scaling == Llama3Rope(8.0, 1.0, 4.0, 64)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"model_type": "gemma"}, "model_type = 'gemma'"),
         ({"model_type": "absent"}, "model_type = None"),
-        ({"attention_bias": True}, "attention_bias = True"),
-        ({"mlp_bias": True}, "mlp_bias = True"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope type = 'llama3'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks 'low_freq_factor'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ({"model_type": "mistral", "layer_types": ["sliding_attention", "full_attention"]}, "layer_types = 'full_"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types = 'sliding_"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type = 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type = 'yarn'"),
         ({"hidden_size": "absent"}, "lacks 'hidden_size'"),
@@ -414,3 +511,36 @@ def test_every_parameter_is_layer_stacked_as_documented():
     expected = {f"layers/{name}": (2, *shape) for name, shape in layers.items()}
     expected |= {"embed_tokens/embedding": (61, 16), "norm/scale": (16,), "lm_head/kernel": (16, 61)}
     assert shapes == expected
+
+
+LLAMA3_8B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+}
+MISTRAL_7B = LLAMA3_8B | {"model_type": "mistral", "vocab_size": 32000, "rope_theta": 10000.0, "sliding_window": 4096}
+
+
+@pytest.mark.parametrize(("config", "published"), [(LLAMA3_8B, 8_030_261_248), (MISTRAL_7B, 7_241_732_096)])
+def test_real_sizes_have_the_published_number_of_parameters(config, published):
+    """Shapes alone; stored in 4 bits, the layers' kernels stay under 0.16 of their float32 bytes."""
+    config = DecoderConfig.from_hf(config, quantize="nf4", lora=LoraConfig())
+    variables = abstract_decoder(config)
+    assert variables.keys() == {"params"}
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == published
+    inputs = [jax.ShapeDtypeStruct((1, 1), np.int32)] * 3
+    stored = jax.eval_shape(Decoder(config).init, jax.random.key(0), *inputs)["params"]["layers"]
+
+    def size(tree):
+        kernels = [leaf for path, leaf in jax.tree.leaves_with_path(tree) if "kernel" in jax.tree_util.keystr(path)]
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in kernels)
+
+    assert 0.5 / 4 < size(stored) / size(variables["params"]["layers"]) <= 0.16

@@ -14,7 +14,7 @@ import pytest
 import torch
 from jax.flatten_util import ravel_pytree
 from safetensors.torch import load_file, save_file
-from transformers import BertModel, LlamaForCausalLM, MPNetModel
+from transformers import AutoModelForCausalLM, BertModel, MPNetModel
 
 from ragjax.data.batches import Example, Shape, make_batch
 from ragjax.models.lora import COLLECTION, LoraConfig
@@ -30,6 +30,14 @@ LAYERS = 3
 ROWS, ONE_TOKEN_ROWS = (7, 1, 4), (1, 1)
 FAR_ROWS = (201, 130)  # MPNet's last bucket of relative positions begins at a distance of 91, its formula ends at 128
 
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 0.1,
+    "high_freq_factor": 0.5,
+    "original_max_position_embeddings": 4,
+}
 LLAMAS = {
     "one key head": {"num_key_value_heads": 1},
     "two key heads": {"num_key_value_heads": 2},
@@ -41,6 +49,14 @@ LLAMAS = {
     "small rope_theta": {"rope_theta": 100.0, "rms_norm_eps": 1e-2},
     "bfloat16 file": {"torch_dtype": "bfloat16"},
     "float16 file": {"torch_dtype": "float16", "tie_word_embeddings": False},
+    "attention biases": {"attention_bias": True, "head_dim": 12},
+    "MLP biases": {"mlp_bias": True},
+    "Llama 3 frequencies": {"rope_scaling": LLAMA3, "rope_theta": 500.0},
+    "Mistral, window of 3": {**MISTRAL, "sliding_window": 3},
+    "Mistral, window of 1": {**MISTRAL, "sliding_window": 1, "tie_word_embeddings": False},
+    "Mistral, window of more than S": {**MISTRAL, "sliding_window": 64, "head_dim": 12},
+    "Mistral without a window": {**MISTRAL, "sliding_window": None, "torch_dtype": "bfloat16"},
+    "Mistral, its own window": MISTRAL,
 }
 BERTS = {
     "float32 file": {},
@@ -317,7 +333,7 @@ def assert_gradients_equal(ours, theirs):
 
 
 def torch_llama(folder):
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def torch_bert(folder):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 
 import gguf
@@ -14,6 +15,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from ragjax.errors import UserError
+from ragjax.models.quantize import quantize
 from ragjax.weights import load_params, read_config, read_embedder_settings, resolve_model
 from ragjax.weights.load import read_safetensors_header
 from tests.tiny import STORED, require_package, write_tiny_bert, write_tiny_gguf, write_tiny_llama
@@ -159,6 +161,63 @@ def test_a_jax_dtype_is_understood(tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(ml_dtypes.bfloat16)}
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("stored", STORED)
+def test_the_kernels_of_layers_arrive_quantised(tmp_path, stored, kind):
+    """Layer by layer what quantising the plain kernel gives; all other leaves as they are, in the dtype asked for."""
+    source = resolve_model(write_tiny_llama(tmp_path, torch_dtype=stored, tie_word_embeddings=False))
+    shapes = abstract(llama_shapes(tied=False))
+    plain = traverse_util.flatten_dict(load_params(source, shapes, "float32"), sep="/")
+    loaded = traverse_util.flatten_dict(load_params(source, shapes, "bfloat16", kind), sep="/")
+    for path, leaf in plain.items():
+        if path.startswith("layers/") and path.endswith("/kernel"):
+            for layer in range(2):
+                for part, values in quantize(jnp.asarray(leaf[layer]), kind).items():
+                    np.testing.assert_array_equal(loaded[f"{path}/{part}"][layer], values)
+        else:
+            assert loaded[path].dtype == "bfloat16"
+            np.testing.assert_array_equal(loaded[path], leaf.astype("bfloat16"))
+
+
+def test_each_leaf_is_placed_before_the_next_is_read(tmp_path):
+    """So that a loader's host memory is a leaf's, not the model's."""
+    source, events = resolve_model(write_tiny_llama(tmp_path)), []
+
+    class Watched(ExitStack):
+        def enter_context(self, handle):
+            opened = super().enter_context(handle)
+
+            class Reader:
+                def get_tensor(self, key):
+                    events.append(key)
+                    return opened.get_tensor(key)
+
+            return Reader()
+
+    def place(array):
+        events.append("placed")
+        return jnp.asarray(array)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ragjax.weights.load.ExitStack", Watched)
+        params = load_params(source, abstract(llama_shapes()), place=place)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    groups = " ".join(events).split("placed")
+    assert groups.pop() == "" and len(groups) == len(jax.tree.leaves(params))
+    assert {len({key.replace("layers.0", "layers.1") for key in group.split()}) for group in groups} == {1}
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("stored", STORED)
+def test_numbers_that_are_not_finite_are_refused(tmp_path, stored, number):
+    folder = write_tiny_llama(tmp_path, torch_dtype=stored)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = number
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model.safetensors: .*layers.1.mlp.up_proj.weight .* not finite .*download"):
+        load_params(resolve_model(folder), abstract(llama_shapes()))
+
+
 def test_shards_give_what_one_file_gives(tmp_path):
     folder = write_tiny_llama(tmp_path)
     weights = load_file(folder / "model.safetensors")
@@ -288,7 +347,7 @@ def test_the_same_name_in_two_shards(tmp_path):
 def test_nothing_is_read_before_all_is_checked(tmp_path, monkeypatch):
     folder = write_tiny_llama(tmp_path)
     change(folder, remove("model.norm.weight"))  # the last in the file
-    monkeypatch.setattr("ragjax.weights.load._empty", lambda *_: pytest.fail("memory was taken"))
+    monkeypatch.setattr("ragjax.weights.load._read_leaf", lambda *_: pytest.fail("memory was taken"))
     assert "is missing" in refusal(folder, llama_shapes())
 
 

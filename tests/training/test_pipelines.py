@@ -1,0 +1,96 @@
+"""Both encoders with both decoders, under both losses, with adapters, over a quantised base and with all weights.
+
+The loss before the first step is worked out again from the public faces (vectors, answer log-probabilities of whole
+prompts) by plain enumeration in float64; then training has to move what it should and nothing else.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from ragjax import load_embedder, load_generator
+from ragjax.data.prompts import prompt_text
+from ragjax.data.sources import load_dataset
+from ragjax.pipeline import load_models, open_run
+from ragjax.training import run
+from tests.tiny import write_tiny_llama, write_tiny_mpnet
+from tests.tiny_runs import flat, read_lines, tiny_world
+
+WINDOW = 40
+LORA, NF4, INT8, FULL = {}, {"quantize": "nf4"}, {"quantize": "int8"}, {"lora_rank": 0}
+CASES = [
+    ("bert", "llama", "rag_sequence", NF4),
+    ("bert", "mistral", "rag_token", INT8),
+    ("bert", "mistral", "rag_sequence", FULL),
+    ("mpnet", "llama", "rag_token", FULL),
+    ("mpnet", "llama", "rag_sequence", LORA),
+    ("mpnet", "mistral", "rag_token", NF4),
+    ("mpnet", "mistral", "rag_sequence", LORA),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with tiny_world(tmp_path_factory) as world:
+        write_tiny_mpnet(world.folder / "mpnet")
+        fields = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": WINDOW}
+        write_tiny_llama(world.folder / "mistral", seed=3, **fields)
+        yield world
+
+
+@pytest.mark.parametrize(("embedder", "generator", "objective", "how"), CASES, ids=str)
+def test_a_pipeline_trains(world, tmp_path, embedder, generator, objective, how):
+    models = {"embedder": str(world.folder / embedder), "generator": str(world.folder / generator)}
+    config = world.config(tmp_path / "run", objective=objective, max_steps=1, eval_limit=1, **models, **how)
+    summary = run(config)
+    assert summary["objective"] == objective
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert lines[0]["dev_nll_per_answer"] == pytest.approx(enumerated_loss(config), rel=1e-5)
+    before, after = load_models(config), open_run(tmp_path / "run").pipeline
+    moved = changed(before[0].params, after.embedder.params)
+    assert {path for path in flat(before[0].params) if path.endswith("kernel")} <= moved
+    if config.lora_rank:
+        assert changed(before[1].lora, after.generator.lora) >= {p for p in flat(before[1].lora) if p.endswith("b")}
+        assert changed(before[1].params, after.generator.params) == set()
+    else:
+        assert changed(before[1].params, after.generator.params) == set(flat(before[1].params))
+
+
+def enumerated_loss(config) -> float:
+    """Mean over the dev questions of -log of the mixture, K answers scored one by one."""
+    dataset = load_dataset(config.data)
+    questions = dataset.dev[: config.dev_limit]
+    embedder = load_embedder(config.embedder)
+    generator = load_generator(config.generator, quantize=None if config.quantize == "none" else config.quantize)
+    vectors = embedder.encode([passage.embedder_text for passage in dataset.passages]).astype(np.float64)
+    losses = []
+    for question in questions:
+        scores = vectors @ embedder.encode([question.question])[0].astype(np.float64)
+        best = np.argsort(-scores)[: config.top_k]
+        shares = np.exp(config.score_scale * (scores[best] - scores[best].max()))
+        shares /= shares.sum()
+        prompts = [prompt_text([dataset.passages[row]], question.question) for row in best]
+        if generator.config.sliding_window:
+            assert min(len(generator.prompt_ids(prompt)) for prompt in prompts) > WINDOW
+        tokens = np.exp(np.float64(generator.answer_log_probs(prompts, [question.answers[0]] * len(best))))  # [K, T]
+        if config.objective == "rag_sequence":
+            losses.append(-math.log(sum(share * math.prod(row) for share, row in zip(shares, tokens, strict=True))))
+        else:
+            losses.append(-sum(math.log(shares @ column) for column in tokens.T))
+    return float(np.mean(losses))
+
+
+def changed(before, after) -> set[str]:
+    one, other = flat(before), flat(after)
+    assert one.keys() == other.keys()
+    return {path for path in one if not np.array_equal(one[path], other[path])}
+
+
+def test_the_cases_cover_every_pair():
+    """Each encoder, decoder, loss and way of training meets each value of the others, one pair aside."""
+    columns = [(e, g, o, "full" if how == FULL else how.get("quantize", "lora")) for e, g, o, how in CASES]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        pairs = {(case[one], case[other]) for case in columns}
+        assert pairs == set(itertools.product({p[0] for p in pairs}, {p[1] for p in pairs}))
