@@ -6,7 +6,7 @@ open_run         a trained pipeline from its run folder         pipeline.py
 losses           RAG-Token, RAG-Sequence, MNRL                  losses.py
 metrics          EM, F1, containment, Recall@k, hit@k           metrics.py
 
-Commands: python -m ragjax.train, ragjax.evaluate, ragjax.ask; each has --help.
+Commands: python -m ragjax.train, ragjax.evaluate, ragjax.ask, ragjax.export; each has --help.
 """
 
 from ragjax import losses, metrics

@@ -54,7 +54,11 @@ def test_the_help_of_train_explains_every_field_and_no_other_library(world):
 
 @pytest.mark.parametrize(
     ("command", "flags"),
-    [("evaluate", {"run_dir", "split", "eval_limit", "eval_batch_size", "predictions"}), ("ask", {"run_dir", "top_k"})],
+    [
+        ("evaluate", {"run_dir", "split", "eval_limit", "eval_batch_size", "predictions"}),
+        ("ask", {"run_dir", "top_k"}),
+        ("export", {"run_dir", "out", "merge", "max_shard_gb"}),
+    ],
 )
 def test_the_help_of_other_commands_lists_their_flags(world, command, flags):
     text = help_of(world, command)
@@ -62,7 +66,7 @@ def test_the_help_of_other_commands_lists_their_flags(world, command, flags):
     assert set(re.findall(r"^  --(?:\[no\])?(\w+):", text, re.MULTILINE)) == flags
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "ask"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "ask", "export"])
 def test_version_is_printed(world, command):
     done = world.command("-m", f"ragjax.{command}", "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"ragjax {ragjax.__version__}\n", "")

@@ -1,5 +1,6 @@
 """A whole export: which folders a run gives, from what its phases trained."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ def export_run(
         raise UserError("--out is empty: name the folder to write, which must not exist yet.")
     folder, out = Path(run_dir), Path(out).expanduser()
     config, record = read_run_record(folder)
-    if out.exists():  # asked again when it is written; this saves the wait
+    if os.path.lexists(out):  # asked again when it is written; this saves the wait
         raise UserError(f"{out} exists already: choose another folder for --out, or remove it first.")
     summary = read_json_object(folder / SUMMARY_FILE) if (folder / SUMMARY_FILE).is_file() else None
     results = read_results(folder, record["phases"], finished=summary is not None)

@@ -227,10 +227,16 @@ def plan_weights(folder: str, tensors: Sequence[Tensor], max_shard_bytes: int = 
     return [*files, plan_json(f"{folder}/{INDEX_FILE}", index)]
 
 
+def _width(tensor: Tensor) -> float:
+    """Bytes of one number; infinity where there is none."""
+    numbers = math.prod(tensor.shape)
+    return tensor.nbytes / numbers if numbers else math.inf
+
+
 def plan_safetensors(path: str, tensors: Sequence[Tensor]) -> PlannedFile:
     """One safetensors file: the length of its header, the header, the parameters one behind the other."""
     # Widest numbers first, so that every parameter lies at a multiple of its numbers' size.
-    tensors = sorted(tensors, key=lambda tensor: -tensor.nbytes / max(math.prod(tensor.shape), 1))
+    tensors = sorted(tensors, key=_width, reverse=True)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:

@@ -24,7 +24,11 @@ from tests.tiny import require_package, write_tiny_bert, write_tiny_gguf, write_
 from tests.tiny_exports import nudged, random_adapters, write_run
 from tests.unicode_lines import unicode_lines
 
-pytestmark = pytest.mark.parity
+pytestmark = [
+    pytest.mark.parity,
+    # peft still asks transformers by an older name.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
 
 TOLERANCE = 1e-4
 RANK, ALPHA = 4, 6.0
