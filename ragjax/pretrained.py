@@ -268,7 +268,7 @@ def load_embedder(name_or_dir: str | Path, dtype: str = "float32") -> Embedder:
     config = config_type.from_hf(hf_config, dtype=dtype)
     module = module_type(config)
     tokenizer = load_tokenizer(source, hf_config)
-    params = load_params(source, _abstract(module)["params"], "float32", place=jnp.asarray)
+    params = load_params(source, _abstract(module)["params"], "float32", place=jax.device_put)
     settings = read_embedder_settings(source, config.longest_input)
     return Embedder(source, config, tokenizer, module, params, settings["max_seq_length"])
 
@@ -306,7 +306,7 @@ def load_generator(
     module = Decoder(config)
     tokenizer = load_tokenizer(source, hf_config)
     abstract = abstract_decoder(config)["params"]
-    params = load_params(source, abstract, param_dtype or dtype, quantize, place=jnp.asarray)
+    params = load_params(source, abstract, param_dtype or dtype, quantize, place=jax.device_put)
     end_ids = tuple(hf_config["end_token_ids"])
     return Generator(source, config, tokenizer, module, params, tokenizer.eos_token_id, end_ids)
 

@@ -63,7 +63,7 @@ def main() -> None:
     before = memory()
     with Sampler() as sampler:
         began = time.perf_counter()
-        params = jax.block_until_ready(load_params(source, abstract, "bfloat16", flags.quantize, jax.numpy.asarray))
+        params = jax.block_until_ready(load_params(source, abstract, "bfloat16", flags.quantize, jax.device_put))
         seconds = time.perf_counter() - began
     stored = sum(file.stat().st_size for file in source.files)
     leaves = [leaf.nbytes for leaf in jax.tree.leaves(params)]

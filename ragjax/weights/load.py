@@ -35,6 +35,9 @@ from ragjax.weights import tables
 from ragjax.weights.resolve import ModelSource
 from ragjax.weights.tables import Stored, Table
 
+_STRIP = 64
+_PIECE = 1 << 18
+
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
@@ -160,11 +163,17 @@ def _read_leaf(
             values = values.astype(dtype, copy=False)
             values = values.T if step.transposed else values
         if step.layer is None:
-            return jax.tree.map(np.ascontiguousarray, values)
+            return values
         if whole is None:
             whole = jax.tree.map(lambda part: np.empty((len(steps), *part.shape), part.dtype), values)
-        jax.tree.map(lambda array, part, layer=step.layer: array.__setitem__(layer, part), whole, values)
+        jax.tree.map(lambda array, part, layer=step.layer: _copy(array[layer], part), whole, values)
     return whole
+
+
+def _copy(target: np.ndarray, values: np.ndarray) -> None:
+    """target[...] = values, in strips: where `values` is a transposed matrix, that is five times faster."""
+    for start in range(0, values.shape[-1], _STRIP):
+        target[..., start : start + _STRIP] = values[..., start : start + _STRIP]
 
 
 @functools.partial(jax.jit, static_argnames="kind")
@@ -267,9 +276,12 @@ def _check_tied(entry: Stored, head: np.ndarray, embedding: np.ndarray) -> None:
 
 def _check_finite(entry: Stored, values: np.ndarray) -> None:
     """A number is not finite just when all bits of its exponent are set, which is quicker to see than to compute."""
-    bits = np.uint16 if values.dtype.itemsize == 2 else np.uint32 if values.dtype.itemsize == 4 else np.uint64
+    bits = np.dtype(f"u{values.dtype.itemsize}")
     exponent = np.asarray(np.inf, values.dtype).view(bits)
-    if ((values.view(bits) & exponent) == exponent).any():
+    numbers = values.reshape(-1).view(bits)
+    # In pieces that stay in the processor's cache.
+    pieces = (numbers[start : start + _PIECE] for start in range(0, numbers.size, _PIECE))
+    if any(((piece & exponent) == exponent).any() for piece in pieces):
         raise UserError(
             f"{entry.file}: the parameter {entry.key} has numbers that are not finite (NaN or infinity): download or "
             "copy it again, or train it again from weights that are"
