@@ -1,6 +1,6 @@
 """What 8 and 4 bits cost: storage, loss and direction of the adapters' gradient against the unquantised base.
 
-    python experiments/benchmarks/quantization.py --data=$RAGJAX_DATA/hotpotqa --out=results/quantization.json
+    python experiments/benchmarks/quantization.py --data=$RAGJAX_DATA/hotpotqa --out=quantization.hotpotqa.json
 
 Dev questions under their nearest passage, fresh adapters (so the gradient is that of the first training step).
 """
