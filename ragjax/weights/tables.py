@@ -187,7 +187,7 @@ LLAMA = Table(
 )
 
 # Keys: config.json's model_type.
-TABLES: dict[str, Table] = {"bert": BERT, "mpnet": MPNET, "llama": LLAMA}
+TABLES: dict[str, Table] = {"bert": BERT, "mpnet": MPNET, "llama": LLAMA, "mistral": LLAMA}
 
 GGUF_LLAMA: tuple[GgufRow, ...] = (
     GgufRow("token_embd.weight", "model.embed_tokens.weight"),
