@@ -66,6 +66,68 @@ def rag_sequence_nll(doc_log_probs: Array, answer_log_probs: Array, answer_mask:
     return jnp.where(jnp.any(mask, axis=-1), nll, 0.0)
 
 
+def emdr2_nll(
+    doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array, temperature: float | Array = 1.0
+) -> Array:
+    """EMDR2's retriever loss: RAG-Sequence with the generator's likelihoods held constant.
+
+    -log sum_z p(z|x) sg[p(y|x,z)^(1 / temperature)], where sg stops the gradient.
+
+    Args:
+      doc_log_probs: [B, K], log p(z|x).
+      answer_log_probs: [B, K, T], log p(y_t | x, z, y_<t); no gradient reaches them.
+      answer_mask: [B, T] bool, true at answer tokens.
+      temperature: flattens the likelihoods where it is above 1; at 1 the value is `rag_sequence_nll`'s.
+
+    Returns:
+      [B] float32. Singh et al. 2021, arXiv 2106.05346, section 2.3.
+    """
+    docs, likelihoods, mask = _frozen_likelihoods(doc_log_probs, answer_log_probs, answer_mask)
+    nll = -jax.nn.logsumexp(docs + likelihoods / temperature, axis=-1)
+    return jnp.where(jnp.any(mask, axis=-1), nll, 0.0)
+
+
+def perplexity_distillation_nll(
+    doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array, temperature: float | Array = 1.0
+) -> Array:
+    """Perplexity distillation: KL( sg[softmax_z(log p(y|x,z) / temperature)] || p(z|x) ).
+
+    Args:
+      doc_log_probs: [B, K], log p(z|x).
+      answer_log_probs: [B, K, T], log p(y_t | x, z, y_<t); no gradient reaches them. They are summed over T.
+      answer_mask: [B, T] bool, true at answer tokens.
+      temperature: of the target distribution.
+
+    Returns:
+      [B] float32. Izacard et al. 2022 (Atlas), arXiv 2208.03299, section 2.2.
+    """
+    docs, likelihoods, mask = _frozen_likelihoods(doc_log_probs, answer_log_probs, answer_mask)
+    target = jax.nn.log_softmax(likelihoods / temperature, axis=-1)
+    return jnp.where(jnp.any(mask, axis=-1), _kl(target, docs), 0.0)
+
+
+def replug_lsr_nll(
+    doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array, temperature: float | Array = 1.0
+) -> Array:
+    """REPLUG's LM-supervised retrieval: KL( p(z|x) || sg[softmax_z(p(y|x,z) / temperature)] ).
+
+    The target is a softmax over probabilities, not over their logarithms, so it is never far from uniform at
+    temperature 1.
+
+    Args:
+      doc_log_probs: [B, K], log p(z|x).
+      answer_log_probs: [B, K, T], log p(y_t | x, z, y_<t); no gradient reaches them. They are summed over T.
+      answer_mask: [B, T] bool, true at answer tokens.
+      temperature: of the target distribution.
+
+    Returns:
+      [B] float32. Shi et al. 2023, arXiv 2301.12652, section 4.
+    """
+    docs, likelihoods, mask = _frozen_likelihoods(doc_log_probs, answer_log_probs, answer_mask)
+    target = jax.nn.log_softmax(jnp.exp(likelihoods) / temperature, axis=-1)
+    return jnp.where(jnp.any(mask, axis=-1), _kl(docs, target), 0.0)
+
+
 def multiple_negatives_ranking_nll(
     question_vectors: Array,
     passage_vectors: Array,
@@ -97,6 +159,19 @@ def multiple_negatives_ranking_nll(
         candidates = jnp.asarray(candidate_mask, bool).at[rows, labels].set(True)
         logits = jnp.where(candidates, logits, -jnp.inf)
     return jax.nn.logsumexp(logits, axis=-1) - logits[rows, labels]
+
+
+def _frozen_likelihoods(doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array):
+    """log p(z|x) [B, K], the constant log p(y|x,z) [B, K], and the mask [B, T]."""
+    docs, answers, mask = _masked_float32(doc_log_probs, jax.lax.stop_gradient(answer_log_probs), answer_mask)
+    return docs, jnp.sum(answers, axis=-1), mask
+
+
+def _kl(log_p: Array, log_q: Array) -> Array:
+    """sum_z p (log p - log q) over the last axis; what has probability 0 under p adds nothing."""
+    possible = log_p > -jnp.inf
+    difference = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
+    return jnp.sum(jnp.exp(log_p) * difference, axis=-1)
 
 
 def _masked_float32(doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array):
