@@ -18,12 +18,13 @@ from ragjax.pipeline import ask, open_run
 from ragjax.pretrained import load_embedder, load_generator
 from ragjax.training import run
 from ragjax.weights import load_tokenizer, resolve_model
-from tests.tiny import write_tiny_bert, write_tiny_gguf, write_tiny_llama
+from tests.tiny import write_tiny_bert, write_tiny_gguf, write_tiny_llama, write_tiny_mpnet
 from tests.tiny_exports import nudged, random_adapters, write_run
 from tests.tiny_runs import questions, tiny_world
 from tests.unicode_lines import unicode_lines
 
 TARGETS = ("q_proj", "v_proj", "up_proj")
+LORA = LoraConfig(rank=4, alpha=6.0, targets=TARGETS)
 TOKENS = np.arange(40).reshape(2, 20) * 7 % 300
 
 
@@ -42,7 +43,7 @@ def embedder(world):
 @pytest.fixture(scope="module")
 def generator(world):
     """The untrained one, in a form that carries adapters."""
-    return load_generator(world.generator, lora=LoraConfig(rank=4, alpha=6.0, targets=TARGETS))
+    return load_generator(world.generator, lora=LORA)
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +244,30 @@ def test_a_generator_trained_as_a_whole(world, tmp_path, dtype):
         stored = theirs.astype("bfloat16" if dtype == "bfloat16" else "float32").astype(np.float32)
         np.testing.assert_array_equal(ours, stored)
     assert load_file(out / "generator" / "model.safetensors")["lm_head.weight"].dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_mpnet_and_a_mistral_that_was_quantised_in_training(world, tmp_path, merge):
+    """The adapters are added to what the source holds, not to what its 4 bits stand for."""
+    embedder = load_embedder(write_tiny_mpnet(tmp_path / "mpnet"))
+    fields = {"model_type": "mistral", "sliding_window": 5, "attention_bias": True}
+    generator = load_generator(write_tiny_llama(tmp_path / "mistral", seed=4, **fields), lora=LORA)
+    lora = random_adapters(generator.params, 4, TARGETS)
+    config = config_of(
+        world, tmp_path / "run", embedder=str(tmp_path / "mpnet"), generator=str(tmp_path / "mistral"), quantize="nf4"
+    )
+    trained = {"embedder": {"params": nudged(embedder.params)}, "generator": {"lora": lora}}
+    write_run(tmp_path / "run", config, {"joint": trained})
+    out = export_run(tmp_path / "run", tmp_path / "out", merge=merge)
+    texts = ["Which number has the town Arby?", ""]
+    expected = dataclasses.replace(embedder, params=nudged(embedder.params)).encode(texts)
+    np.testing.assert_array_equal(load_embedder(out / "embedder").encode(texts), expected)
+    assert (out / "generator").exists() == merge
+    if merge:
+        adapted = np.asarray(dataclasses.replace(generator, lora=lora).logits(TOKENS))
+        exported = load_generator(out / "generator")
+        np.testing.assert_allclose(exported.logits(TOKENS), adapted, rtol=0, atol=1e-5 * np.abs(adapted).max())
+        assert exported.config.sliding_window == 5
 
 
 def test_the_last_phase_that_trained_a_model_counts(world, tmp_path, embedder, generator, lora):
