@@ -21,6 +21,13 @@ from ragjax.weights.load import read_safetensors_header
 from tests.tiny import STORED, require_package, write_tiny_bert, write_tiny_gguf, write_tiny_llama
 
 
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    """Copying and checking go in steps; here in steps so small that tiny models take several, the last one shorter."""
+    monkeypatch.setattr("ragjax.weights.load._STRIP", 5)
+    monkeypatch.setattr("ragjax.weights.load._PIECE", 100)
+
+
 def bert_shapes(layers=2, wide=32, inner=48, vocabulary=300, positions=512) -> dict:
     """Shapes of a BERT's tree, spelled out apart from the model's code."""
     dense = {"kernel": (layers, wide, wide), "bias": (layers, wide)}
