@@ -5,11 +5,10 @@ half-way is never listed) and each tree's own hash is stored and checked, becaus
 would otherwise restore silently.
 """
 
-import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,8 @@ class Checkpoints:
             raise self._not_written(step, f"it needs {needed:,} bytes, and {free:,} are free")
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
-            with _silent_orbax():
-                self._manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record)))
-                self._manager.wait_until_finished()
+            self._manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record)))
+            self._manager.wait_until_finished()
         except Exception as error:  # orbax passes on whatever its storage layers raise
             for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -108,18 +106,6 @@ class Checkpoints:
     def _damaged(self, step: int, what: str) -> str:
         folder = self._folder / str(step)
         return f"The checkpoint {folder} {what}; delete that folder to go on from the one before it."
-
-
-@contextlib.contextmanager
-def _silent_orbax() -> Iterator[None]:
-    """Orbax logs the traceback of a failed write, which is raised as well."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _empty(tree: Any) -> Any:

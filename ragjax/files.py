@@ -85,7 +85,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
     Raises UserError as `write_atomic` does, and ValueError for NaN or infinity, which JSON lacks: use None.
     """
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, _json_text(value))
 
 
 # ---- folders -----------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def plan_text(path: str, text: str) -> PlannedFile:
 
 def plan_json(path: str, value: Any) -> PlannedFile:
     """A file with this value, as `write_json` writes it."""
-    return plan_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return plan_text(path, _json_text(value))
 
 
 def plan_copy(path: str, source: Path) -> PlannedFile:
@@ -243,6 +243,10 @@ def lock_file(path: Path, waiting: str) -> BinaryIO:
         print(waiting, file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
     return file
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:

@@ -35,8 +35,8 @@ from ragjax.weights import tables
 from ragjax.weights.resolve import ModelSource
 from ragjax.weights.tables import Stored, Table
 
-_STRIP = 64
-_PIECE = 1 << 18
+_STRIP = 64  # columns that are copied at once
+_PIECE = 1 << 18  # numbers that are checked at once
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -69,9 +69,8 @@ def read_embedder_settings(source: ModelSource, longest: int) -> dict[str, Any]:
     """What a sentence-transformers folder says beside config.json: {"max_seq_length": tokens with specials}.
 
     It is `longest`, the tokens that the model has positions for, without sentence_bert_config.json, and at most that
-    with it. Raises UserError for anything
-    there that would change the vectors and is not followed: pooling other than the mean, further modules,
-    lower-casing outside the tokenizer.
+    with it. Raises UserError for anything there that would change the vectors and is not followed: pooling other than
+    the mean, further modules, lower-casing outside the tokenizer.
     """
     folder = source.path
     if source.format == "gguf":
@@ -275,17 +274,21 @@ def _check_tied(entry: Stored, head: np.ndarray, embedding: np.ndarray) -> None:
 
 
 def _check_finite(entry: Stored, values: np.ndarray) -> None:
-    """A number is not finite just when all bits of its exponent are set, which is quicker to see than to compute."""
+    if not all_finite(values):
+        raise UserError(
+            f"{entry.file}: the parameter {entry.key} has numbers that are not finite (NaN or infinity): download or "
+            "copy it again, or train it again from weights that are"
+        )
+
+
+def all_finite(values: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite, that is, has all bits of its exponent set: quicker than to compute it."""
     bits = np.dtype(f"u{values.dtype.itemsize}")
     exponent = np.asarray(np.inf, values.dtype).view(bits)
     numbers = values.reshape(-1).view(bits)
     # In pieces that stay in the processor's cache.
     pieces = (numbers[start : start + _PIECE] for start in range(0, numbers.size, _PIECE))
-    if any(((piece & exponent) == exponent).any() for piece in pieces):
-        raise UserError(
-            f"{entry.file}: the parameter {entry.key} has numbers that are not finite (NaN or infinity): download or "
-            "copy it again, or train it again from weights that are"
-        )
+    return not any(((piece & exponent) == exponent).any() for piece in pieces)
 
 
 # ---- files -------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from flax import traverse_util
 from ragjax.errors import UserError
 from ragjax.files import PlannedFile, plan_json, read_pieces
 from ragjax.weights import tables
-from ragjax.weights.load import DTYPES, read_config, read_safetensors_header
+from ragjax.weights.load import DTYPES, all_finite, read_config, read_safetensors_header
 from ragjax.weights.resolve import ModelSource
 from ragjax.weights.tables import Row, Table
 
@@ -155,7 +155,7 @@ def _made(name: str, dtype: str, shape: tuple[int, ...], make: Callable[[], np.n
             raise ValueError(f"{name} has the shape {shape}, but {values.shape} was trained")
         with np.errstate(over="ignore"):  # refused in words below
             values = np.ascontiguousarray(values.astype(stored, copy=False))
-        if not np.isfinite(values).all():
+        if not all_finite(values):
             raise UserError(
                 f"a trained value of {name} does not fit into {dtype}, in which the source stores it: train from a "
                 "float32 or bfloat16 copy of the model"
