@@ -321,6 +321,11 @@ def _open_safetensors(source: ModelSource, stack: ExitStack) -> tuple[list[Store
     return stored, read
 
 
+def _shifted(offsets: list[int], by: int) -> tuple[int, int]:
+    start, end = offsets
+    return by + start, by + end
+
+
 def read_safetensors_header(path: Path) -> list[Stored]:
     """The parameters that a safetensors file holds, from its header.
 
@@ -339,7 +344,12 @@ def read_safetensors_header(path: Path) -> list[Stored]:
             header = json.loads(file.read(length))
             tensors = {key: value for key, value in header.items() if key != "__metadata__"}
             end = 8 + length + max((value["data_offsets"][1] for value in tensors.values()), default=0)
-            stored = [Stored(key, path, key, tuple(value["shape"]), value["dtype"]) for key, value in tensors.items()]
+            stored = [
+                Stored(
+                    key, path, key, tuple(value["shape"]), value["dtype"], _shifted(value["data_offsets"], 8 + length)
+                )
+                for key, value in tensors.items()
+            ]
         except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"{path} has no valid safetensors header: download or copy it again") from error
     if size != end:

@@ -14,7 +14,6 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,21 +174,10 @@ def _source_tensors(source: ModelSource, config: Mapping[str, Any]) -> Iterator[
         yield from _gguf_tensors(source, config)
         return
     for file in source.files:
-        entries = read_safetensors_header(file)  # refuses a damaged file
-        spans = _spans(file)
-        for stored in entries:
-            start, end = spans[stored.key]
+        for stored in read_safetensors_header(file):  # refuses a damaged file
+            start, end = stored.span
             pieces = functools.partial(read_pieces, file, start, end - start)
             yield Tensor(stored.key, stored.dtype, stored.shape, end - start, pieces)
-
-
-def _spans(path: Path) -> dict[str, tuple[int, int]]:
-    """Where each parameter's bytes begin and end in a safetensors file."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {key: tuple(8 + length + offset for offset in value["data_offsets"]) for key, value in header.items()}
 
 
 def _gguf_tensors(source: ModelSource, config: Mapping[str, Any]) -> Iterator[Tensor]:

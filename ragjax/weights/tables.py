@@ -81,6 +81,7 @@ class Stored:
     key: str  # the name inside the file
     shape: tuple[int, ...]  # in Hugging Face's orientation
     dtype: str  # as the file calls it: F32, BF16, Q4_1, ...
+    span: tuple[int, int] | None = None  # where its bytes begin and end in the file; None where a reader knows (GGUF)
 
 
 @dataclass(frozen=True)
