@@ -19,6 +19,7 @@ TRIED = [
     ("huggingface_hub", "1.16.0", "2.5"),
     ("jinja2", "3.1.6", "3.2"),  # chat templates (--prompt=chat)
     ("jax", "0.9.0", "0.11"),
+    ("matplotlib", "3.10.0", "3.12"),
     ("ml_dtypes", "0.5.3", "0.7"),
     ("numpy", "2.2.0", "2.5"),
     ("optax", "0.2.6", "0.3"),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ragjax.files import read_json, write_json
 
-# What identifies the run; the data folder is named by its data set, because paths differ between machines.
-_FROM_CONFIG = ("flags", "inputs", "index", "versions", "devices")
+# What identifies the run, as far as its version of ragjax has recorded it. Folders are cut to their names, because
+# paths differ between machines.
+_FROM_CONFIG = ("flags", "phases", "learning_rates", "inputs", "index", "versions", "devices")
 
 
 def main() -> None:
@@ -21,9 +22,10 @@ def main() -> None:
     flags = parser.parse_args()
     config = read_json(flags.run_dir / "config.json")
     config["flags"] |= {"data": config["inputs"]["data"]["name"], "run_dir": flags.run_dir.name}
+    config["flags"] |= {name: Path(config["flags"].get(name, "")).name for name in ("embedder_run", "generator_run")}
     result = {
         "command": flags.command,
-        **{name: config[name] for name in _FROM_CONFIG},
+        **{name: config[name] for name in _FROM_CONFIG if name in config},
         "summary": read_json(flags.run_dir / "summary.json"),
         "metrics": _lines(flags.run_dir / "metrics.jsonl"),
         "predictions": {

@@ -51,7 +51,7 @@ class Checkpoints:
             return
         trees = {name: jax.tree.map(np.asarray, jax.device_get(tree)) for name, tree in trees.items()}
         record = {
-            "sha256": {name: _tree_sha256(tree) for name, tree in trees.items()},
+            "sha256": {name: tree_sha256(tree) for name, tree in trees.items()},
             "extras": dict(extras),
         }
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
@@ -99,7 +99,7 @@ class Checkpoints:
             # Orbax minds the template's names, not its shapes.
             if templates[name] is not None and _shapes(tree) != _shapes(templates[name]):
                 raise UserError(self._damaged(step, f"holds {name} arrays of other shapes than this run's"))
-            if _tree_sha256(tree) != restored["record"]["sha256"].get(name):
+            if tree_sha256(tree) != restored["record"]["sha256"].get(name):
                 raise UserError(self._damaged(step, "does not have the hash that was stored with it"))
         return step, trees, restored["record"]["extras"]
 
@@ -120,7 +120,8 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
-def _tree_sha256(tree: Any) -> str:
+def tree_sha256(tree: Any) -> str:
+    """A hash of a tree's names, types, shapes and values."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         leaf = np.asarray(leaf)

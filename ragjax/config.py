@@ -9,13 +9,24 @@ from typing import Any
 
 STRATEGIES = ("none", "generator", "joint", "embedder", "independent", "two_phase", "auto")
 OBJECTIVES = ("rag_token", "rag_sequence", "concat_nll")
+RETRIEVER_OBJECTIVES = ("marginal", "emdr2", "pdist", "replug_lsr")
+NEGATIVE_FILTERS = ("labels", "gist")
 QUANTIZE = ("int8", "nf4")
 REMAT = ("none", "partial", "full")
 
 
-def _field(default: Any, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
-    metadata = {"help": help, "choices": choices, "minimum": minimum}
+def _field(
+    default: Any, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None, kind: type | None = None
+) -> Any:
+    """A field with its flag; `kind` is needed where the default is None."""
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "kind": kind or type(default)}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+# The grid of Lawton et al. 2025 (arXiv 2510.01600), for either model.
+PAPER_RATES = "1e-8,3e-8,1e-7,3e-7,1e-6,3e-6,1e-5,3e-5,1e-4"
+SELECT = ("f1", "em", "dev_loss")
+GRIDS = ("1d", "2d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +40,13 @@ class RunConfig:
         "(generator only).",
         choices=OBJECTIVES,
     )
+    retriever_objective: str = _field(
+        "marginal",
+        "Loss that moves the embedder where answers train it: the --objective itself (marginal), or one with the "
+        "generator's likelihoods held constant.",
+        choices=RETRIEVER_OBJECTIVES,
+    )
+    retriever_temperature: float = _field(1.0, "Flattens the likelihoods in emdr2, pdist and replug_lsr.", minimum=1e-6)
     embedder: str = _field("minilm", "Embedder: a short name, a hub id or a local folder.")
     generator: str = _field("smollm2-135m", "Generator: a short name, a hub id, a local folder or a .gguf file.")
     data: str = _field("sample", "Data: `sample` (shipped) or a folder with corpus, train, dev and test .jsonl(.gz).")
@@ -36,10 +54,31 @@ class RunConfig:
     top_k: int = _field(5, "K, passages per question.", minimum=1)
     batch_size: int = _field(4, "Questions per optimizer step, over all devices and micro-batches.", minimum=1)
     gradient_accumulation: int = _field(1, "Micro-batches that a step's questions are split into.", minimum=1)
-    epochs: int = _field(1, "Passes over the training questions, where --max_steps is 0.", minimum=1)
-    max_steps: int = _field(0, "Optimizer steps; 0: as many as --epochs takes.", minimum=0)
-    embedder_lr: float = _field(1e-5, "Peak learning rate of the embedder.", minimum=0)
-    generator_lr: float = _field(2e-4, "Peak learning rate of the generator.", minimum=0)
+    epochs: int = _field(1, "Passes of each phase over the training questions, where --max_steps is 0.", minimum=1)
+    max_steps: int = _field(0, "Optimizer steps of each phase; 0: as many as --epochs takes.", minimum=0)
+    embedder_lr: float | None = _field(
+        None, "Peak learning rate of the embedder; left out: the phase's own.", minimum=0, kind=float
+    )
+    generator_lr: float | None = _field(
+        None, "Peak learning rate of the generator; left out: the phase's own.", minimum=0, kind=float
+    )
+    ranking_batch_size: int = _field(
+        8, "Questions per step of multiple negatives ranking: each is a negative for the others.", minimum=1
+    )
+    ranking_scale: float = _field(20.0, "Multiplies the cosine in multiple negatives ranking.", minimum=0)
+    hard_negatives: int = _field(
+        0, "Passages that the untrained embedder ranks highest, positives left out, added per question.", minimum=0
+    )
+    negative_filter: str = _field(
+        "labels",
+        "What is no negative: other labelled passages of the question, or also (gist) those that the untrained "
+        "embedder scores above the positive.",
+        choices=NEGATIVE_FILTERS,
+    )
+    embedder_run: str = _field("", "A finished run whose tuned embedder is taken over (strategy independent).")
+    generator_run: str = _field(
+        "", "A finished run whose tuned generator is taken over (strategies independent and two_phase)."
+    )
     warmup_fraction: float = _field(
         0.05, "Share of the steps over which the rates rise, before they fall linearly.", minimum=0
     )
@@ -82,3 +121,26 @@ class RunConfig:
     @property
     def lora_target_names(self) -> tuple[str, ...]:
         return tuple(self.lora_targets.split(","))
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """What a learning-rate search tries, besides the flags of its runs."""
+
+    embedder_rates: str = _field(PAPER_RATES, "Embedder rates to try, separated by commas.")
+    generator_rates: str = _field(PAPER_RATES, "Generator rates to try, separated by commas.")
+    select: str = _field(
+        "",
+        "Winner by the answers' f1 or em on the dev questions, or by their dev_loss, which needs no decoding; left "
+        "out: f1, and dev_loss where --halving is given.",
+        choices=("", *SELECT),
+    )
+    halving: bool = _field(False, "After each third of the steps stop the half of the rates with the higher dev loss.")
+    grid: str = _field(
+        "1d", "Each model's rates by themselves, or (2d, strategy joint) every pair of them.", choices=GRIDS
+    )
+
+    @property
+    def selection(self) -> str:
+        """What decides between the rates."""
+        return self.select or ("dev_loss" if self.halving else "f1")

@@ -22,14 +22,18 @@ PARTS = (*TRAINING_PARTS, "evaluation")
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """seconds of wall-clock, floating-point operations, tokens read or written."""
+    """seconds of wall-clock, floating-point operations, tokens read or written, and how many of those tokens went
+    backward too.
+    """
 
     seconds: float = 0.0
     flops: float = 0.0
     tokens: int = 0
+    backward_tokens: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.seconds + other.seconds, self.flops + other.flops, self.tokens + other.tokens)
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Cost(*(one + another for one, another in pairs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,20 +95,26 @@ class Ledger:
         for part, cost in other._parts.items():
             self.add(part, cost)
 
-    def split(self, seconds: float, flops: Mapping[str, float], tokens: Mapping[str, int]) -> None:
-        """Adds one compiled step that holds several parts: its seconds go to them in proportion to their FLOPs."""
-        total = sum(flops.values())
-        for part, share in flops.items():
-            self.add(part, Cost(seconds * share / total if total else 0.0, share, tokens[part]))
+    def split(self, seconds: float, work: Mapping[str, Cost]) -> None:
+        """Adds one compiled step that holds the work of several parts: its seconds go to them by their FLOPs."""
+        total = sum(cost.flops for cost in work.values())
+        for part, cost in work.items():
+            self.add(part, dataclasses.replace(cost, seconds=seconds * cost.flops / total if total else 0.0))
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Each part as plain numbers: what the constructor takes."""
         return {part: dataclasses.asdict(cost) for part, cost in self._parts.items()}
 
+    def part(self, name: str) -> Cost:
+        return self._parts[name]
+
+    def total(self) -> Cost:
+        """Of the training parts; evaluation stands apart."""
+        return sum((self._parts[part] for part in TRAINING_PARTS), Cost())
+
     def summary(self) -> dict:
         """The `cost` entry of summary.json: the training parts' sum at the top level, then every part."""
-        total = sum((self._parts[part] for part in TRAINING_PARTS), Cost())
-        return {**dataclasses.asdict(total), **self.as_dict()}
+        return {**dataclasses.asdict(self.total()), **self.as_dict()}
 
 
 def peak_memory_bytes() -> int:

@@ -14,3 +14,7 @@ class UserError(Exception):
 def reason(error: BaseException) -> str:
     """What another library's error says, to stand inside ours: its first sentence, or its class's name."""
     return re.split(r"\.?\n|\.\s", str(error).strip())[0].rstrip(".:") or type(error).__name__
+
+
+class DivergedError(UserError):
+    """Training came to a non-finite loss, gradient or vector."""

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -210,6 +210,57 @@ def _write_planned(path: Path, planned: PlannedFile) -> None:
         os.fsync(file.fileno())  # else the rename can reach the disk before the bytes do
         if file.tell() != planned.size:
             raise ValueError(f"{planned.path} has {file.tell():,} bytes where {planned.size:,} were planned")
+
+
+# ---- records by key ----------------------------------------------------------------------------------------
+
+
+class KeyedRecords:
+    """Lists of numbers by key, kept in a file that only grows: one JSON object {key: numbers} a line.
+
+    What is added at once stands in one line, which a kill leaves whole or not at all. Float32 values come back as they
+    were.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Reads the file if there is one, without a last line that was cut off.
+
+        Raises UserError where it is damaged otherwise.
+        """
+        self._path = Path(path)
+        self._records: dict[str, list[float]] = {}
+        self.lines = 0
+        if self._path.exists():
+            self.rewind(None)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._records
+
+    def __getitem__(self, key: str) -> list[float]:
+        return self._records[key]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def add(self, records: Mapping[str, list[float]]) -> None:
+        """Keeps and writes new records as one line. Raises UserError when they cannot be written."""
+        append_line(self._path, json.dumps(records))
+        self._records.update(records)
+        self.lines += 1
+
+    def rewind(self, lines: int | None) -> None:
+        """Keeps the file's first `lines` lines (None: all that are whole) and forgets the others."""
+        if not self._path.exists():
+            return
+        try:
+            found = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in found if line.endswith("\n")][:lines]
+            self._records = {key: values for line in kept for key, values in json.loads(line).items()}
+        except (ValueError, AttributeError) as error:  # also bytes that are no text
+            raise UserError(f"{self._path} is damaged ({error}): delete it, it is then made anew") from error
+        if len(kept) < len(found):
+            write_atomic(self._path, "".join(kept))
+        self.lines = len(kept)
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------

@@ -1,46 +1,47 @@
-"""What the commands share: a flag for each field of RunConfig, --version, and errors as one sentence."""
+"""What the commands share: a flag for each field of a configuration, --version, and errors as one sentence."""
 
 import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from absl import app, flags, logging
 
-from ragjax.config import RunConfig
 from ragjax.errors import UserError
 from ragjax.version import __version__
 
 FLAGS = flags.FLAGS
+Config = TypeVar("Config")
 # Flags defined here belong to the command that asks for them: its --help lists them.
 flags.disclaim_key_flags()
 
 
-def define_run_flags() -> None:
-    """Defines --NAME for each field of RunConfig, with its help, choices and bounds."""
-    for field in dataclasses.fields(RunConfig):
+def define_flags(config: type) -> None:
+    """Defines --NAME for each field of a configuration, with its help, choices and bounds."""
+    for field in dataclasses.fields(config):
         define_field(field)
 
 
 def define_field(field: dataclasses.Field) -> None:
-    text, choices, minimum = (field.metadata[key] for key in ("help", "choices", "minimum"))
+    text, choices, minimum, kind = (field.metadata[key] for key in ("help", "choices", "minimum", "kind"))
     name, default = field.name, field.default
     if choices:
         flags.DEFINE_enum(name, default, choices, text)
-    elif isinstance(default, bool):
+    elif kind is bool:
         flags.DEFINE_bool(name, default, text)
-    elif isinstance(default, int):
+    elif kind is int:
         flags.DEFINE_integer(name, default, text, lower_bound=minimum)
-    elif isinstance(default, float):
+    elif kind is float:
         flags.DEFINE_float(name, default, text, lower_bound=minimum)
     else:
         flags.DEFINE_string(name, default, text)
 
 
-def run_config() -> RunConfig:
-    """The parsed flags as a RunConfig."""
-    return RunConfig(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(RunConfig)})
+def parsed(config: type[Config]) -> Config:
+    """The parsed flags as a configuration."""
+    return config(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(config)})
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

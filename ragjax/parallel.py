@@ -60,3 +60,8 @@ def pmap_step(make_step: Callable[[Reducer], Callable], devices: Sequence[jax.De
 def pmap_sums(make_step: Callable[[Reducer], Callable], devices: Sequence[jax.Device] | None = None) -> Callable:
     """`pmap_step` for a step that changes nothing: (trainable, frozen, batch) -> sums."""
     return jax.pmap(make_step(_PMAP), axis_name=_AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
+
+
+def pmap_map(function: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
+    """`function(replicated, x)` for every device's own x: leaves of x and of the result have a leading device axis."""
+    return jax.pmap(function, axis_name=_AXIS, in_axes=(None, 0), devices=devices)

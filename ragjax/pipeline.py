@@ -150,7 +150,7 @@ class Run:
     folder: Path
     dataset: Dataset
     pipeline: Pipeline
-    step: int  # of the checkpoint that was read; 0 for a strategy that trains nothing
+    step: int  # of the last checkpoint that was read; 0 for a strategy that trains nothing
 
 
 def read_run_record(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -181,12 +181,39 @@ def open_run(run_dir: str | Path) -> Run:
     embedder, generator = load_models(config)
     check_unchanged(record, folder, dataset, embedder, generator)
     pipeline = build_pipeline(config, dataset, embedder, generator)
-    step = 0
-    for phase in record["phases"]:
-        checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER / phase)
+    phases = read_phases(folder, record["phases"])
+    for phase in phases:
+        pipeline = pipeline.with_trained(jax.tree.map(jax.numpy.asarray, phase.trained))
+    return Run(config, folder, dataset, pipeline, phases[-1].step if phases else 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedPhase:
+    """A phase's last checkpoint."""
+
+    name: str
+    step: int
+    trained: dict[str, dict[str, Tree]]  # {"embedder" | "generator": {collection: parameters}} on the host
+
+
+def read_phases(folder: Path, phases: Sequence[str]) -> list[TrainedPhase]:
+    """What a run has trained so far: the last checkpoint of each phase, up to the first that has none.
+
+    Raises:
+      UserError: there should be a checkpoint and is none, or one is damaged.
+    """
+    found = []
+    for name in phases:
+        path = folder / CHECKPOINT_FOLDER / name
+        # Asking for the checkpoints of a folder that is not there would make it.
+        checkpoints = Checkpoints(path) if path.is_dir() else None
+        if checkpoints is None or checkpoints.latest_step() is None:
+            break
         step, trees, _ = checkpoints.restore({"trainable": None})
-        pipeline = pipeline.with_trained(jax.tree.map(jax.numpy.asarray, trees["trainable"]))
-    return Run(config, folder, dataset, pipeline, step)
+        found.append(TrainedPhase(name, step, trees["trainable"]))
+    if phases and not found:
+        raise UserError(f"{folder} holds no checkpoint: run ragjax.train on this run folder first.")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
+from ragjax.checkpoints import tree_sha256
 from ragjax.config import QUANTIZE
 from ragjax.costs import ModelSize
 from ragjax.data.batches import Shape, make_rows, pad_tokens, round_up
@@ -41,6 +44,8 @@ Tree = Mapping[str, Any]
 # Rows scored or decoded at once where a caller gives whole lists.
 _ROWS = 8
 _CPU_TOKENS = 2048
+# Settings of how layers are compiled: they change no value beyond rounding.
+_COMPILATION = ("scan_layers", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +150,16 @@ class Generator:
         """One line: the source, and how the layers are stored where that is in fewer bits."""
         stored = f", layers stored as {self.config.quantize}" if self.config.quantize else ""
         return self.source.describe() + stored
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Names everything that decides this generator's probabilities, adapters and trained weights included."""
+        shape = {name: v for name, v in dataclasses.asdict(self.config).items() if name not in _COMPILATION}
+        # Without adapters all weights may have been trained; with them the base is the source's.
+        trained = self.params if self.lora is None else self.lora
+        dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(self.params)})
+        parts = [self.source.sha256, json.dumps(shape, sort_keys=True, default=str), *dtypes, tree_sha256(trained)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @functools.cached_property
     def size(self) -> ModelSize:

@@ -10,8 +10,9 @@ summary.json. The same command on an unfinished run continues it; on a finished 
 from collections.abc import Sequence
 
 from ragjax import flags
+from ragjax.config import RunConfig
 
-flags.define_run_flags()
+flags.define_flags(RunConfig)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
 
     if arguments:
         raise UserError(f"ragjax.train takes flags only, not {arguments[0]!r}: see --help.")
-    run(flags.run_config())
+    run(flags.parsed(RunConfig))
 
 
 if __name__ == "__main__":

@@ -32,11 +32,13 @@ from ragjax.files import write_json
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
 from ragjax.training.loop import question_order
 from ragjax.training.state import linear_schedule
+from ragjax.training.strategies import phases_of
 from ragjax.version import __version__
 
 CONFIG = RunConfig(strategy="generator", objective="concat_nll", batch_size=2)
+RATE = phases_of(CONFIG)[0].learning_rates(CONFIG)["generator"]
 # What of CONFIG decides the result.
-SETTINGS = ("top_k", "batch_size", "generator_lr", "warmup_fraction", "weight_decay", "max_grad_norm", "seed")
+SETTINGS = ("top_k", "batch_size", "warmup_fraction", "weight_decay", "max_grad_norm", "seed")
 SETTINGS += (
     "loss_reduction",
     "lora_rank",
@@ -90,7 +92,7 @@ def main() -> None:
         "device": describe(flags.device),
         "data": {"name": dataset.name, "sha256": dataset.sha256},
         "generator": pipeline.generator.source.describe(),
-        "settings": {name: getattr(CONFIG, name) for name in SETTINGS},
+        "settings": {"generator_lr": RATE} | {name: getattr(CONFIG, name) for name in SETTINGS},
         "n": len(test),
         "before": summarise(before),
         "after": summarise(after),
@@ -150,7 +152,7 @@ def train(
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()  # there is no dropout; transformers recomputes layers in this mode only
     steps = -(-len(questions) // CONFIG.batch_size)
-    optimizer = torch.optim.AdamW(adapters, lr=CONFIG.generator_lr, weight_decay=CONFIG.weight_decay)
+    optimizer = torch.optim.AdamW(adapters, lr=RATE, weight_decay=CONFIG.weight_decay)
     factors = [float(linear_schedule(step, steps, CONFIG.warmup_fraction)) for step in range(steps)]
     losses, tokens, began = [], 0, time.perf_counter()
     with tqdm(range(steps), desc="training", unit="step", dynamic_ncols=True) as bar:
@@ -161,7 +163,7 @@ def train(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(adapters, CONFIG.max_grad_norm)
             for group in optimizer.param_groups:
-                group["lr"] = CONFIG.generator_lr * factors[step]
+                group["lr"] = RATE * factors[step]
             optimizer.step()
             losses.append(loss.item())
             tokens += sum(len(prompts[i]) + len(answers[i]) - 1 for i in chosen)

@@ -38,6 +38,26 @@ class Batch(NamedTuple):
     rows: Rows
 
 
+class ScoredBatch(NamedTuple):
+    """One micro-batch for the embedder alone: the frozen generator's answer log-probs are in it."""
+
+    question_tokens: np.ndarray  # [B, Lq] int32
+    question_lengths: np.ndarray  # [B] int32, 0 = filler
+    passage_vectors: np.ndarray  # [B, K, E] float32
+    answer_log_probs: np.ndarray  # [B, K, T] float32
+    answer_mask: np.ndarray  # [B, T] bool
+
+
+class RankingBatch(NamedTuple):
+    """One micro-batch of ranking: its questions, and the candidates of the whole step."""
+
+    question_tokens: np.ndarray  # [B, Lq] int32
+    question_lengths: np.ndarray  # [B] int32, 0 = filler
+    candidate_vectors: np.ndarray  # [P, E] float32
+    labels: np.ndarray  # [B] int32, the positive's place among the candidates
+    candidate_mask: np.ndarray  # [B, P] bool, false where a candidate is no negative
+
+
 class Example(NamedTuple):
     """One question ready for batching."""
 

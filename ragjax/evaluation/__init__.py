@@ -1,13 +1,27 @@
 """Evaluation.
 
 evaluate, evaluate_run, summarise                               predictions and their means    runner.py
-paired_interval, mean_interval, before_after_table, cost_table  what is printed                report.py
+paired_interval, mean_interval, before_after_table, cost_table,
+strategy_table, search_table                                    what is printed                report.py
+plot_search                                                     metric against rate            plots.py
+CachedGenerations                                               answers kept by prompt         generations.py
 """
 
-from ragjax.evaluation.report import METRICS, before_after_table, cost_table, mean_interval, paired_interval
+from ragjax.evaluation.generations import CachedGenerations
+from ragjax.evaluation.plots import plot_search
+from ragjax.evaluation.report import (
+    METRICS,
+    before_after_table,
+    cost_table,
+    mean_interval,
+    paired_interval,
+    search_table,
+    strategy_table,
+)
 from ragjax.evaluation.runner import evaluate, evaluate_run, summarise
 
 __all__ = [
+    "CachedGenerations",
     "METRICS",
     "before_after_table",
     "cost_table",
@@ -15,5 +29,8 @@ __all__ = [
     "evaluate_run",
     "mean_interval",
     "paired_interval",
+    "plot_search",
+    "search_table",
+    "strategy_table",
     "summarise",
 ]

@@ -103,6 +103,35 @@ def cost_table(cost: Mapping) -> str:
     return _aligned(rows)
 
 
+def strategy_table(costs: Sequence[Mapping]) -> str:
+    """What each strategy costs, one line each, as aligned text.
+
+    costs: the "strategy_costs" of summary.json: [{"strategy", "seconds" (None: not known), "is_measured"}].
+    """
+    generator = next((cost["seconds"] for cost in costs if cost["strategy"] == "generator"), None)
+    rows = [("strategy", "seconds", "of generator's", "figures")]
+    for cost in costs:
+        seconds = cost["seconds"]
+        ratio = None if seconds is None or not generator else seconds / generator
+        known = "-" if seconds is None else "measured" if cost["is_measured"] else "estimated"
+        rows.append((cost["strategy"], _number(seconds, ",.1f"), _number(ratio, ".2f"), known))
+    return _aligned(rows)
+
+
+def search_table(trials: Sequence[Mapping]) -> str:
+    """The trials of a learning-rate search, one line each, as aligned text; "-" for what was not measured.
+
+    trials: of search.json: {"phase", "rates": {model: rate}, "steps", "dev_loss", "em", "f1", "recall_at_5"}.
+    """
+    rows = [("phase", "embedder_lr", "generator_lr", "steps", "dev_loss", "em", "f1", "recall_at_5")]
+    for trial in trials:
+        rates = [_number(trial["rates"].get(model), "g") for model in ("embedder", "generator")]
+        loss = "diverged" if trial["diverged"] else _number(trial["dev_loss"], ".4f")
+        scores = [_number(trial[name], ".3f") for name in ("em", "f1", "recall_at_5")]
+        rows.append((trial["phase"], *rates, str(trial["steps"]), loss, *scores))
+    return _aligned(rows)
+
+
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 

@@ -14,6 +14,7 @@ from ragjax import metrics
 from ragjax.costs import Cost, decode_flops, forward_flops
 from ragjax.data.questions import Question
 from ragjax.errors import UserError
+from ragjax.evaluation.generations import CachedGenerations
 from ragjax.evaluation.report import METRICS, mean_interval, scores_table
 from ragjax.files import append_line, read_json, write_atomic, write_json
 from ragjax.pipeline import SUMMARY_FILE, Pipeline, open_run, probabilities
@@ -31,6 +32,7 @@ def evaluate(
     score_scale: float,
     max_new_tokens: int,
     batch_size: int,
+    generations: CachedGenerations | None = None,
 ) -> tuple[list[dict[str, Any]], Cost]:
     """Predictions for `questions`, in their order, and what they cost; both are also written beside `path`.
 
@@ -46,6 +48,7 @@ def evaluate(
       score_scale: of the passages' probabilities.
       max_new_tokens: longest answer.
       batch_size: questions decoded at once.
+      generations: answers of this pipeline's generator that may be there already.
     """
     if path.exists():
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -74,7 +77,7 @@ def evaluate(
         else:
             began = time.perf_counter()
             chosen = [prompts[i] for i in batch]
-            answers = pipeline.generator.generate_tokens(chosen, max_new_tokens, batch_size)
+            answers = (generations or pipeline.generator).generate_tokens(chosen, max_new_tokens, batch_size)
             batch_cost = _decoding_cost(pipeline, chosen, answers, time.perf_counter() - began)
             batch_records = []
             for i, tokens in zip(batch, answers, strict=True):

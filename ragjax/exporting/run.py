@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.errors import UserError
 from ragjax.exporting.cards import Provenance
 from ragjax.exporting.folders import plan_adapter, plan_embedder, plan_generator
 from ragjax.files import read_json_object, write_folder
 from ragjax.models.lora import COLLECTION
-from ragjax.pipeline import CHECKPOINT_FOLDER, SUMMARY_FILE, check_input_unchanged, read_run_record
+from ragjax.pipeline import SUMMARY_FILE, check_input_unchanged, read_phases, read_run_record
 from ragjax.weights import ModelSource, resolve_model
 from ragjax.weights.save import MAX_SHARD_BYTES, Trained
 
@@ -68,26 +67,15 @@ def export_run(
 
 
 def read_results(folder: Path, phases: list[str], finished: bool) -> Results:
-    """What a run has trained so far, from the last checkpoint of each phase that has one.
-
-    Raises UserError when there should be a checkpoint and is none, or one is damaged.
-    """
-    trained: dict[str, Mapping[str, Any]] = {}
-    states = []
-    for phase in phases:
-        path = folder / CHECKPOINT_FOLDER / phase
-        # Asking for the checkpoints of a folder that is not there would make it.
-        checkpoints = Checkpoints(path) if path.is_dir() else None
-        if checkpoints is None or checkpoints.latest_step() is None:
-            break
-        step, trees, _ = checkpoints.restore({"trainable": None})
-        trained |= trees["trainable"]
-        states.append(f"step {step} of the phase {phase}")
-    if not phases:
+    """What a run has trained so far. Raises UserError when there should be a checkpoint and is none."""
+    found = read_phases(folder, phases)
+    if not found:
         return Results()
-    if not states:
-        raise UserError(f"{folder} holds no checkpoint: run ragjax.train on this run folder first.")
-    return Results(trained, states[-1] if finished else f"not finished: its last checkpoint, {states[-1]}")
+    trained = {model: trees for phase in found for model, trees in phase.trained.items()}
+    if finished:
+        return Results(trained, " and ".join(f"step {phase.step} of the phase {phase.name}" for phase in found))
+    last = found[-1]
+    return Results(trained, f"not finished: its last checkpoint, step {last.step} of the phase {last.name}")
 
 
 def _source(name: str, config: RunConfig, record: Mapping[str, Any], folder: Path) -> ModelSource:

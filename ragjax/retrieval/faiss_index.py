@@ -9,7 +9,7 @@ comes first.
 import faiss
 import numpy as np
 
-from ragjax.errors import UserError
+from ragjax.errors import DivergedError, UserError
 
 _SPARE = 8  # candidates beyond k that are asked for at first
 
@@ -47,7 +47,7 @@ class ExactIndex:
         if not 1 <= k <= count:
             raise UserError(f"--top_k={k} does not fit a corpus of {count} passages: choose 1 to {count}")
         if not np.isfinite(queries).all():
-            raise UserError("a question vector is not finite: the embedder has diverged, lower --embedder_lr")
+            raise DivergedError("a question vector is not finite: the embedder has diverged, lower --embedder_lr")
         ids = np.empty((len(queries), k), np.int64)
         scores = np.empty((len(queries), k), np.float32)
         open_rows, asked = np.arange(len(queries)), min(k + _SPARE, count)

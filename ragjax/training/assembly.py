@@ -1,16 +1,27 @@
-"""From a step's questions to its batch: live retrieval, prompts, one shape for all devices."""
+"""From a step's questions to its batch: one assembler for each signal that a phase learns from.
+
+    AnswerAssembler        retrieval, prompts and answers: both models' inputs
+    LikelihoodAssembler    retrieval, and the frozen generator's answer log-probs from the cache
+    RankingAssembler       (ranking.py) labelled passages and negatives
+
+Each has `questions` (those it trains on), `dev`, `objective`, `batch_size`, and `assemble`.
+"""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from ragjax.config import RunConfig
+from ragjax.costs import Cost, Ledger, ModelSize, forward_flops, train_flops
 from ragjax.data.batches import (
     Batch,
     Example,
+    ScoredBatch,
     Shape,
     choose_shapes,
     fit_shape,
@@ -20,8 +31,16 @@ from ragjax.data.batches import (
     sequence_lengths,
 )
 from ragjax.data.questions import Question
+from ragjax.data.sources import Dataset
+from ragjax.models.encoders import sentence_vectors
 from ragjax.pipeline import Pipeline
 from ragjax.pretrained import embed
+from ragjax.training import likelihoods
+from ragjax.training.likelihoods import Likelihoods
+from ragjax.training.objectives import AnswerMixture, AnswerObjective, LikelihoodObjective, Objective
+from ragjax.training.strategies import Phase
+
+Tree = Mapping[str, Any]
 
 # Passages whose lengths stand for the corpus when the compiled shapes are chosen. A corpus of at most so many is
 # measured whole, and rows are then no longer than its longest passage needs.
@@ -31,100 +50,323 @@ _TRIED_PROMPTS = 2_000
 
 @dataclasses.dataclass(frozen=True)
 class Assembled:
-    """A step's batch [devices, micro-batches, ...] and what was put into it."""
+    """A step's batch [devices, micro-batches, ...] and what is in it."""
 
-    batch: Batch
-    passage_rows: np.ndarray  # [questions, K]
-    row_lengths: list[int]  # tokens of each generator row
-    question_lengths: list[int]  # tokens of each question as the embedder reads it
-    answer_tokens: int
+    batch: Any
+    work: dict[str, Cost]  # of each model inside the compiled step, seconds left out
+    figures: dict[str, int]  # for metrics.jsonl
+    passage_rows: np.ndarray | None = None  # [questions, K]
 
 
-class Assembler:
-    """Builds batches for one phase. Holds no state that a step changes."""
+class Assembler(Protocol):
+    """What the training loop asks of an assembler. It holds no state that a step changes, but for caches."""
 
-    def __init__(self, config: RunConfig, pipeline: Pipeline, questions: Sequence[Question], devices: int):
+    questions: Sequence[Question]
+    dev: Sequence[Question]
+    objective: Objective
+    batch_size: int
+
+    def assemble(
+        self,
+        questions: Sequence[Question],
+        indices: Sequence[int],
+        step: int,
+        embedder_variables: Tree,
+        ledger: Ledger,
+        training: bool,
+    ) -> Assembled:
+        """Batch of at most `batch_size` questions, whose places in their split are `indices`.
+
+        What is computed on the way (retrieval, likelihoods) is charged to the ledger; `training` decides how the
+        compiled step's own work is counted.
         """
-        Args:
-          questions: all that will be assembled (training and dev), for the bounds on lengths.
-          devices: how many share a step.
-        """
-        self._pipeline = pipeline
-        self._config = config
-        self._groups = (devices, config.gradient_accumulation)
-        self.group_size = -(-config.batch_size // (devices * config.gradient_accumulation))
-        longest = max(map(len, pipeline.embedder.tokenize([q.question for q in questions])))
-        self._question_length = round_up(longest, 8)
-        self._shapes = self._choose_shapes(questions)
 
     @property
-    def _concatenated(self) -> bool:
-        return self._config.objective == "concat_nll"
+    def position(self) -> int:
+        """How far its cache, if it has one, has grown: goes into the checkpoint."""
 
-    def _choose_shapes(self, questions: Sequence[Question]) -> tuple[Shape, ...]:
-        prompts, store = self._pipeline.prompts, self._pipeline.store
-        texts = [question.question for question in questions]
-        answers = [len(prompts.answer(question.answers[0])) for question in questions]
-        stride = -(-len(store) // _LENGTH_SAMPLE)
-        passages = [len(prompts.passage(store[row])) for row in range(0, len(store), stride)]
-        longest_passage = max(passages) if stride == 1 else self._config.max_passage_tokens
-        per_prompt = self._config.top_k if self._concatenated else 1
-        # Passages and questions meet at random, under a seed that no flag moves: the shapes belong to the data.
-        rng = np.random.default_rng(0)
-        drawn = rng.choice(np.asarray(passages), (_TRIED_PROMPTS, per_prompt)).sum(axis=1)
-        frames = [prompts.frame_length(text, per_prompt) for text in texts]
-        lengths = np.minimum(drawn + rng.choice(np.asarray(frames), _TRIED_PROMPTS) + max(answers), prompts.window)
-        longest = min(max(frames) + per_prompt * longest_passage + max(answers), prompts.window)
-        prompts_per_batch = self.group_size * (1 if self._concatenated else self._config.top_k)
-        return choose_shapes(lengths.tolist(), answers, prompts_per_batch, longest)
+    def rewind(self, position: int) -> None:
+        """Takes the cache back to a checkpoint's position."""
 
-    def question_vectors(self, questions: Sequence[Question], variables: Mapping[str, Any]) -> np.ndarray:
+
+_embed_stacked = jax.jit(jax.vmap(sentence_vectors, in_axes=(None, 0, None, None)), static_argnums=0)
+
+
+class QuestionSide:
+    """The embedder's half of every batch, and the split of a step over devices and micro-batches."""
+
+    def __init__(self, config: RunConfig, pipeline: Pipeline, questions: Sequence[Question], batch_size: int):
+        """questions: all that will be assembled (training and dev), for the bound on lengths."""
+        self._pipeline = pipeline
+        self._groups = (jax.local_device_count(), config.gradient_accumulation)
+        self._top_k = config.top_k
+        self._batch_size = batch_size
+        self.group_size = -(-batch_size // (self._groups[0] * self._groups[1]))
+        longest = max(map(len, pipeline.embedder.tokenize([q.question for q in questions])))
+        self.question_length = round_up(longest, 8)
+
+    def tokens(self, questions: Sequence[Question]) -> list[list[int]]:
+        return self._pipeline.embedder.tokenize([question.question for question in questions])
+
+    def vectors(self, questions: Sequence[Question], variables: Tree) -> np.ndarray:
         """[b, E] from the embedder's given variables."""
+        padded, lengths = pad_tokens(self.tokens(questions), self._batch_size, self.question_length)
+        return np.asarray(embed(self._pipeline.embedder.module, variables, padded, lengths))[: len(questions)]
+
+    def stacked_vectors(self, questions: Sequence[Question], variables: Tree) -> np.ndarray:
+        """[copies * b, E] from stacked variables [copies, ...], copy by copy."""
+        padded, lengths = pad_tokens(self.tokens(questions), self._batch_size, self.question_length)
+        vectors = np.asarray(_embed_stacked(self._pipeline.embedder.module, variables, padded, lengths))
+        return vectors[:, : len(questions)].reshape(-1, vectors.shape[-1])
+
+    def retrieve(self, questions: Sequence[Question], variables: Tree, ledger: Ledger, copies: int = 0) -> np.ndarray:
+        """Passage rows [b, K], best first, by the embedder's given variables; [copies, b, K] where they are stacked."""
         embedder = self._pipeline.embedder
-        tokens = embedder.tokenize([question.question for question in questions])
-        padded, lengths = pad_tokens(tokens, self._config.batch_size, self._question_length)
-        return np.asarray(embed(embedder.module, variables, padded, lengths))[: len(questions)]
+        began = time.perf_counter()
+        vectors = (self.stacked_vectors if copies else self.vectors)(questions, variables)
+        embedded = time.perf_counter()
+        rows, _ = self._pipeline.index.search(vectors, self._top_k)
+        lengths = list(map(len, self.tokens(questions))) * max(copies, 1)
+        ledger.add("embedder", Cost(embedded - began, forward_flops(embedder.size, lengths, 0), sum(lengths)))
+        products = 2.0 * len(vectors) * len(self._pipeline.store) * embedder.config.hidden_size
+        ledger.add("search", Cost(time.perf_counter() - embedded, products, 0))
+        return rows.reshape(copies, len(questions), -1) if copies else rows
 
-    def assemble(self, questions: Sequence[Question], indices: Sequence[int], passage_rows: np.ndarray) -> Assembled:
-        """Batch of at most `batch_size` questions with their passages [b, K] (row numbers, best first)."""
-        pipeline = self._pipeline
-        question_tokens = pipeline.embedder.tokenize([question.question for question in questions])
-        vectors = pipeline.index.vectors_of(passage_rows)
-        examples = [
-            self._example(*parts)
-            for parts in zip(indices, questions, question_tokens, vectors, passage_rows, strict=True)
-        ]
+    def work(self, questions: Sequence[Question], training: bool) -> Cost:
+        """The embedder's work inside a step."""
+        return model_work(self._pipeline.embedder.size, list(map(len, self.tokens(questions))), 0, training)
+
+    def stack(self, items: Sequence[Any], make: Callable[[Sequence[Any]], Any]) -> Any:
+        """`make` for the items of each device and micro-batch, stacked [devices, micro-batches, ...].
+
+        What has no items gets the zeros of a made batch: its masks are then empty.
+        """
         devices, accumulation = self._groups
-        starts = range(0, devices * accumulation * self.group_size, self.group_size)
-        groups = [examples[start : start + self.group_size] for start in starts]
-        shape = fit_shape(self._shapes, groups)
-        parts = [self._group(group, examples[0], shape) for group in groups]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves).reshape(devices, accumulation, *leaves[0].shape), *parts)
-        return Assembled(
-            batch,
-            passage_rows,
-            sequence_lengths([example.prompts for example in examples], [example.answer for example in examples]),
-            [len(example.question_tokens) for example in examples],
-            sum(len(example.answer) for example in examples),
-        )
+        made = [make(group) for group in self.split(items) if group]
+        empty = devices * accumulation - len(made)
+        made += [jax.tree.map(np.zeros_like, made[0])] * empty
+        return jax.tree.map(lambda *leaves: np.stack(leaves).reshape(devices, accumulation, *leaves[0].shape), *made)
 
-    def _group(self, examples: Sequence[Example], any_example: Example, shape: Shape) -> Batch:
-        if examples:
-            return make_batch(examples, shape, self.group_size, self._question_length)
-        # A device without questions gets empty masks in the same shapes.
-        batch = make_batch([any_example], shape, self.group_size, self._question_length)
-        return jax.tree.map(np.zeros_like, batch)
+    def split(self, items: Sequence[Any]) -> list[Sequence[Any]]:
+        """Items of each device and micro-batch, in order; the last ones may have none."""
+        count = self._groups[0] * self._groups[1]
+        return [items[place * self.group_size : (place + 1) * self.group_size] for place in range(count)]
+
+
+def model_work(size: ModelSize, lengths: Sequence[int], head_positions: int, training: bool) -> Cost:
+    """FLOPs and tokens of one model in a step."""
+    count = train_flops if training else forward_flops
+    tokens = sum(lengths)
+    return Cost(0.0, count(size, lengths, head_positions), tokens, tokens if training else 0)
+
+
+class NoCache:
+    """The part of an assembler that has nothing to remember."""
+
+    position = 0
+
+    def rewind(self, position: int) -> None:
+        pass
+
+
+class AnswerAssembler(NoCache):
+    """Batches with prompts and answers: the generator runs inside the step."""
+
+    def __init__(self, config: RunConfig, phase: Phase, pipeline: Pipeline, dataset: Dataset):
+        self.questions, self.dev = dataset.train, dev_questions(config, dataset)
+        self.batch_size = config.batch_size
+        self._config, self._phase, self._pipeline = config, phase, pipeline
+        everything = [*self.questions, *self.dev]
+        self._side = QuestionSide(config, pipeline, everything, self.batch_size)
+        self._concatenated = config.objective == "concat_nll"
+        self.objective = AnswerObjective(
+            pipeline.embedder.module,
+            pipeline.generator.module,
+            None if self._concatenated else answer_mixture(config, phase),
+            dropout=config.lora_dropout > 0,
+        )
+        per_prompt = config.top_k if self._concatenated else 1
+        lengths, longest, answers = prompt_lengths(config, pipeline, everything, per_prompt)
+        prompts_per_batch = self._side.group_size * config.top_k // per_prompt
+        self._shapes = choose_shapes(lengths, answers, prompts_per_batch, longest)
+
+    def assemble(
+        self,
+        questions: Sequence[Question],
+        indices: Sequence[int],
+        step: int,
+        embedder_variables: Tree,
+        ledger: Ledger,
+        training: bool,
+    ) -> Assembled:
+        rows = self._side.retrieve(questions, embedder_variables, ledger)
+        return self.with_passages(questions, indices, rows, training)
+
+    def with_passages(
+        self, questions: Sequence[Question], indices: Sequence[int], rows: np.ndarray, training: bool = True
+    ) -> Assembled:
+        """The batch of questions under the given passages [b, K] (row numbers, best first)."""
+        tokens, vectors = self._side.tokens(questions), self._pipeline.index.vectors_of(rows)
+        examples = [self._example(*parts) for parts in zip(indices, questions, tokens, vectors, rows, strict=True)]
+        shape = fit_shape(self._shapes, self._side.split(examples))
+        batch = self._side.stack(examples, lambda group: self._make(group, shape))
+        lengths = sequence_lengths([example.prompts for example in examples], [e.answer for e in examples])
+        head = sum(len(example.answer) * len(example.prompts) for example in examples)
+        generator = self._pipeline.generator.size
+        work = {"generator": model_work(generator, lengths, head, training and "generator" in self._phase.trains)}
+        if not self._concatenated:
+            work["embedder"] = self._side.work(questions, training and "embedder" in self._phase.trains)
+        figures = {"generator_tokens": sum(lengths), "distinct_passages": len(np.unique(rows))}
+        return Assembled(batch, work, figures, rows)
+
+    def _make(self, examples: Sequence[Example], shape: Shape) -> Batch:
+        return make_batch(examples, shape, self._side.group_size, self._side.question_length)
 
     def _example(
-        self,
-        index: int,
-        question: Question,
-        question_tokens: list[int],
-        vectors: np.ndarray,
-        rows: np.ndarray,
+        self, index: int, question: Question, tokens: list[int], vectors: np.ndarray, rows: np.ndarray
     ) -> Example:
         prompts, passages = self._pipeline.prompts, self._pipeline.passages(rows)
         answer = prompts.answer(question.answers[0])
         groups = [passages] if self._concatenated else [[passage] for passage in passages]
         built = [prompts.prompt(group, question.question, reserve=len(answer)) for group in groups]
-        return Example(index, question_tokens, vectors, built, answer)
+        return Example(index, tokens, vectors, built, answer)
+
+
+class LikelihoodAssembler:
+    """Batches with the frozen generator's answer log-probs: only the embedder runs inside the step."""
+
+    def __init__(self, config: RunConfig, phase: Phase, pipeline: Pipeline, dataset: Dataset, folder: Path):
+        """folder: of the run; the likelihoods are kept in it."""
+        self.questions, self.dev = dataset.train, dev_questions(config, dataset)
+        self.batch_size = config.batch_size
+        self._pipeline, self._phase = pipeline, phase
+        everything = [*self.questions, *self.dev]
+        self.side = QuestionSide(config, pipeline, everything, self.batch_size)
+        self.objective = LikelihoodObjective(pipeline.embedder.module, answer_mixture(config, phase))
+        lengths, longest, answers = prompt_lengths(config, pipeline, everything, 1)
+        shortest = min(pipeline.prompts.frame_length(question.question, 1) for question in everything)
+        limits = likelihoods.row_limits(lengths, shortest, longest, answers)
+        self._answer_length = limits.longest_answer
+        self.likelihoods = Likelihoods(pipeline.generator, limits, folder / likelihoods.FILE)
+
+    @property
+    def position(self) -> int:
+        return self.likelihoods.position
+
+    def rewind(self, position: int) -> None:
+        self.likelihoods.rewind(position)
+
+    def assemble(
+        self,
+        questions: Sequence[Question],
+        indices: Sequence[int],
+        step: int,
+        embedder_variables: Tree,
+        ledger: Ledger,
+        training: bool,
+    ) -> Assembled:
+        rows = self.side.retrieve(questions, embedder_variables, ledger)
+        figures = {"generator_tokens": self.score(questions, [rows], ledger)}
+        batch = self.batch(questions, rows, ledger)
+        figures["distinct_passages"] = len(np.unique(rows))
+        return Assembled(batch, {"embedder": self.side.work(questions, training)}, figures, rows)
+
+    def assemble_stacked(
+        self,
+        questions: Sequence[Question],
+        indices: Sequence[int],
+        step: int,
+        stacked_variables: Tree,
+        copies: int,
+        ledger: Ledger,
+        training: bool,
+    ) -> tuple[list[ScoredBatch], Cost]:
+        """A batch for each copy of the embedder, and the work that one of them is in a step."""
+        rows = self.side.retrieve(questions, stacked_variables, ledger, copies)
+        self.score(questions, rows, ledger)
+        return [self.batch(questions, found, ledger) for found in rows], self.side.work(questions, training)
+
+    def score(self, questions: Sequence[Question], alternatives: Sequence[np.ndarray], ledger: Ledger) -> int:
+        """Scores what is new among the questions' passages, alternatives [b, K] each; tokens the generator read."""
+        pairs = sorted({(i, int(row)) for rows in alternatives for i, chosen in enumerate(rows) for row in chosen})
+        return self._scores(questions, pairs, ledger)[1].tokens
+
+    def batch(self, questions: Sequence[Question], rows: np.ndarray, ledger: Ledger) -> ScoredBatch:
+        """[devices, micro-batches, ...] of the questions under the given passages [b, K]."""
+        pairs = [(i, int(row)) for i, chosen in enumerate(rows) for row in chosen]
+        scores = iter(self._scores(questions, pairs, ledger)[0])
+        vectors, tokens = self._pipeline.index.vectors_of(rows), self.side.tokens(questions)
+        items = [
+            (
+                tokens[i],
+                vectors[i],
+                np.stack([self._padded(next(scores)) for _ in chosen]),
+                len(self._answer(questions[i])),
+            )
+            for i, chosen in enumerate(rows)
+        ]
+        return self.side.stack(items, self._make)
+
+    def _scores(
+        self, questions: Sequence[Question], pairs: Sequence[tuple[int, int]], ledger: Ledger
+    ) -> tuple[list[np.ndarray], Cost]:
+        prompts, store = self._pipeline.prompts, self._pipeline.store
+        answers = [self._answer(questions[i]) for i, _ in pairs]
+        built = [
+            prompts.prompt([store[row]], questions[i].question, reserve=len(answer))
+            for (i, row), answer in zip(pairs, answers, strict=True)
+        ]
+        scores, cost = self.likelihoods.score(built, answers)
+        ledger.add("generator", cost)
+        return scores, cost
+
+    def _answer(self, question: Question) -> list[int]:
+        return self._pipeline.prompts.answer(question.answers[0])
+
+    def _padded(self, scores: np.ndarray) -> np.ndarray:
+        return np.pad(scores, (0, self._answer_length - len(scores)))
+
+    def _make(self, items: Sequence[tuple]) -> ScoredBatch:
+        size = self.side.group_size
+        tokens, vectors, scores, lengths = zip(*items, strict=True)
+        padded, question_lengths = pad_tokens(tokens, size, self.side.question_length)
+        mask = np.arange(self._answer_length) < np.asarray(lengths)[:, None]
+        return ScoredBatch(padded, question_lengths, *(_fill(np.stack(part), size) for part in (vectors, scores, mask)))
+
+
+def _fill(values: np.ndarray, size: int) -> np.ndarray:
+    """Zeros behind the first axis up to `size`."""
+    return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])
+
+
+def answer_mixture(config: RunConfig, phase: Phase) -> AnswerMixture:
+    """The phase's loss; the retriever's own has no part in it while the embedder is frozen."""
+    retriever = config.retriever_objective if "embedder" in phase.trains else "marginal"
+    return AnswerMixture(config.objective, config.score_scale, retriever, config.retriever_temperature)
+
+
+def dev_questions(config: RunConfig, dataset: Dataset) -> Sequence[Question]:
+    """Questions of the dev loss."""
+    return dataset.dev[: config.dev_limit] if config.dev_every else []
+
+
+def prompt_lengths(
+    config: RunConfig, pipeline: Pipeline, questions: Sequence[Question], per_prompt: int
+) -> tuple[list[int], int, list[int]]:
+    """Lengths of prompts of `per_prompt` passages with their answers, in tokens.
+
+    Returns:
+      A sample of them, a bound that none exceeds, and the length of every answer.
+    """
+    prompts, store = pipeline.prompts, pipeline.store
+    answers = [len(prompts.answer(question.answers[0])) for question in questions]
+    stride = -(-len(store) // _LENGTH_SAMPLE)
+    passages = [len(prompts.passage(store[row])) for row in range(0, len(store), stride)]
+    longest_passage = max(passages) if stride == 1 else config.max_passage_tokens
+    # Passages and questions meet at random, under a seed that no flag moves: the shapes belong to the data.
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(np.asarray(passages), (_TRIED_PROMPTS, per_prompt)).sum(axis=1)
+    frames = [prompts.frame_length(question.question, per_prompt) for question in questions]
+    lengths = np.minimum(drawn + rng.choice(np.asarray(frames), _TRIED_PROMPTS) + max(answers), prompts.window)
+    longest = min(max(frames) + per_prompt * longest_passage + max(answers), prompts.window)
+    return lengths.tolist(), longest, answers

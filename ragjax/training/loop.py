@@ -5,9 +5,13 @@ run that was killed repeats the steps since that checkpoint and ends with the sa
 bit. Seconds are therefore kept out of metrics.jsonl.
 """
 
+import contextlib
+import dataclasses
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,102 +20,124 @@ from tqdm import tqdm
 
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
-from ragjax.costs import Cost, Ledger, forward_flops, train_flops
+from ragjax.costs import Cost, Ledger
 from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset
-from ragjax.errors import UserError
+from ragjax.errors import DivergedError
 from ragjax.parallel import pmap_step, pmap_sums, replicate
-from ragjax.pipeline import Pipeline, trained_collection
-from ragjax.training.assembly import Assembled, Assembler
+from ragjax.pipeline import CHECKPOINT_FOLDER, Pipeline, trained_collection
+from ragjax.training.assembly import AnswerAssembler, Assembled, Assembler, LikelihoodAssembler
+from ragjax.training.health import RetrievalHealth
+from ragjax.training.ranking import RankingAssembler
 from ragjax.training.records import MetricsLog
 from ragjax.training.state import TrainState, init_state, make_optimizer
-from ragjax.training.step import Objective, make_eval_step, make_train_step, means
+from ragjax.training.step import make_eval_step, make_train_step, means
 from ragjax.training.strategies import Phase
 
 Tree = Mapping[str, Any]
 
+# Shown on the progress bar, under shorter names.
+_BAR = {"dev_recall_at_5": "recall", "dev_top_k_agreement": "agree", "dev_distinct_passages_per_100": "distinct"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseResult:
+    """What a phase has made."""
+
+    trained: dict[str, Tree]  # {"embedder" | "generator": {collection: parameters}} on the host
+    cost: Ledger  # dev measurements stand under "evaluation"
+    questions: int  # trained on, repetitions counted
+
 
 def question_order(count: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     """Questions of step `step` (from 0): every epoch is a seeded permutation, its last batch may be short."""
-    steps_per_epoch = math.ceil(count / batch_size)
-    epoch, place = divmod(step, steps_per_epoch)
+    epoch, place = divmod(step, math.ceil(count / batch_size))
     permutation = np.random.default_rng((seed, epoch)).permutation(count)
     return permutation[place * batch_size : (place + 1) * batch_size]
 
 
-def total_steps(config: RunConfig, questions: int) -> int:
-    return config.max_steps or config.epochs * math.ceil(questions / config.batch_size)
+def total_steps(config: RunConfig, questions: int, batch_size: int) -> int:
+    return config.max_steps or config.epochs * math.ceil(questions / batch_size)
+
+
+def make_assembler(
+    config: RunConfig, phase: Phase, pipeline: Pipeline, dataset: Dataset, folder: Path
+) -> AnswerAssembler | LikelihoodAssembler | RankingAssembler:
+    """The assembler of the phase's signal; `folder` is the run's."""
+    if phase.signal == "positives":
+        return RankingAssembler(config, pipeline, dataset)
+    if phase.signal == "likelihoods":
+        return LikelihoodAssembler(config, phase, pipeline, dataset, folder)
+    return AnswerAssembler(config, phase, pipeline, dataset)
 
 
 def train_phase(
-    config: RunConfig,
-    phase: Phase,
-    pipeline: Pipeline,
-    dataset: Dataset,
-    checkpoints: Checkpoints,
-    log: MetricsLog,
-) -> tuple[dict[str, Tree], Ledger]:
-    """Trains one phase to its end, from its last checkpoint if there is one.
+    config: RunConfig, phase: Phase, pipeline: Pipeline, dataset: Dataset, folder: Path, stop_at: int | None = None
+) -> PhaseResult:
+    """Trains one phase to its end (or to step `stop_at`), from its last checkpoint if there is one.
 
-    Returns:
-      The trained collections on the host, and the phase's costs (dev measurements under "evaluation").
+    Args:
+      config: flags.
+      phase: what is trained.
+      pipeline: the models to start from.
+      dataset: questions.
+      folder: of the run: checkpoints, metrics and the likelihood cache live there.
+      stop_at: steps after which it stops with a checkpoint, to be continued by another call.
 
     Raises:
       UserError: a non-finite loss or gradient, or a checkpoint that cannot be written; the last one stays.
     """
-    trainer = _Trainer(config, phase, pipeline, dataset, checkpoints, log)
-    if trainer.step == 0:
-        log.start_phase(phase.name)
-        trainer.measure_dev()
-    progress = tqdm(total=trainer.steps, initial=trainer.step, desc=phase.name, unit="step", dynamic_ncols=True)
-    with progress:
-        while trainer.step < trainer.steps:
-            line, seconds, tokens = trainer.advance()
-            progress.set_postfix(loss=f"{line['loss']:.3f}", tokens_per_s=f"{tokens / seconds:.0f}", refresh=False)
-            progress.update()
-    return jax.device_get(trainer.state.trainable), trainer.ledger
+    with contextlib.closing(MetricsLog(folder)) as log:
+        trainer = Trainer(config, phase, pipeline, dataset, folder, log)
+        end = trainer.steps if stop_at is None else min(stop_at, trainer.steps)
+        if trainer.step == 0:
+            log.start_phase(phase.name)
+            trainer.measure_dev()
+        shown: dict[str, str] = {}
+        progress = tqdm(total=trainer.steps, initial=trainer.step, desc=phase.name, unit="step", dynamic_ncols=True)
+        with progress:
+            while trainer.step < end:
+                line, seconds, tokens = trainer.advance()
+                shown |= {short: f"{line[name]:.3g}" for name, short in _BAR.items() if name in line}
+                shown |= {"loss": f"{line['loss']:.3f}", "tokens_per_s": f"{tokens / seconds:.0f}"}
+                progress.set_postfix(shown, refresh=False)
+                progress.update()
+        trainer.save()
+    return PhaseResult(jax.device_get(trainer.state.trainable), trainer.ledger, trainer.questions_seen)
 
 
-class _Trainer:
-    """The phase's moving parts: state, step number, costs."""
+class Trainer:
+    """A phase's moving parts: state, step number, costs."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        phase: Phase,
-        pipeline: Pipeline,
-        dataset: Dataset,
-        checkpoints: Checkpoints,
-        log: MetricsLog,
+        self, config: RunConfig, phase: Phase, pipeline: Pipeline, dataset: Dataset, folder: Path, log: MetricsLog
     ):
-        self._config, self._phase, self._pipeline = config, phase, pipeline
-        self._questions, self._dev = (
-            dataset.train,
-            dataset.dev[: config.dev_limit] if config.dev_every else [],
-        )
-        self._checkpoints, self._log = checkpoints, log
-        self.steps = total_steps(config, len(self._questions))
-        self._assembler = Assembler(config, pipeline, [*self._questions, *self._dev], jax.local_device_count())
-        objective = Objective(
-            pipeline.embedder.module,
-            pipeline.generator.module,
-            config.objective,
-            config.score_scale,
-            dropout=config.lora_dropout > 0,
-        )
+        self._config, self._phase, self._pipeline, self._log = config, phase, pipeline, log
+        self._checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER / phase.name)
+        self._assembler: Assembler = make_assembler(config, phase, pipeline, dataset, folder)
+        self.steps = total_steps(config, len(self._assembler.questions), self._assembler.batch_size)
         optimizer = make_optimizer(config.max_grad_norm, config.weight_decay)
         self._train_step = pmap_step(
             make_train_step(
-                objective, optimizer, self.steps, config.warmup_fraction, config.loss_reduction, config.seed
+                self._assembler.objective,
+                optimizer,
+                self.steps,
+                config.warmup_fraction,
+                config.loss_reduction,
+                config.seed,
             )
         )
-        self._eval_step = pmap_sums(make_eval_step(objective))
+        self._eval_step = pmap_sums(make_eval_step(self._assembler.objective))
+        watched = dataset.dev if config.dev_every and "embedder" in phase.trains else []
+        self._health = RetrievalHealth(pipeline, watched, config.top_k)
+        self._has_warned = False
         trainable, frozen = split_trainable(config, phase, pipeline)
-        self._frozen = replicate(frozen)
-        rates = {"embedder": config.embedder_lr, "generator": config.generator_lr}
-        state = init_state(trainable, rates, optimizer)
+        self.frozen = replicate(frozen)
+        state = init_state(trainable, phase.learning_rates(config), optimizer)
         self.ledger = Ledger()
-        if checkpoints.latest_step() is not None:
+        if self._checkpoints.latest_step() is None:
+            self._assembler.rewind(0)
+        else:
             state = self._resume(state)
         # Copied: the step donates its state, and the pipeline keeps using the untrained parameters.
         self.state: TrainState = jax.tree.map(jax.numpy.copy, replicate(state))
@@ -121,73 +147,64 @@ class _Trainer:
         step, trees, extras = self._checkpoints.restore({"trainable": state.trainable, "optimizer": state.optimizer})
         self.ledger = Ledger(extras["cost"])
         self._pipeline.prompts.passages_cut.update(extras["passages_cut"])
+        self._assembler.rewind(extras["position"])
         self._log.rewind(self._phase.name, step)
         return state._replace(step=jax.numpy.int32(step), **trees)
 
+    @property
+    def questions_seen(self) -> int:
+        """Questions trained on so far, repetitions counted."""
+        size, count = self._assembler.batch_size, len(self._assembler.questions)
+        epochs, rest = divmod(self.step, math.ceil(count / size))
+        return epochs * count + min(rest * size, count)
+
     def advance(self) -> tuple[dict[str, Any], float, int]:
-        """One step: (its line of metrics, seconds, generator tokens)."""
+        """One step: (its line of metrics, seconds, tokens that went through a model)."""
         began = time.perf_counter()
-        indices = question_order(len(self._questions), self._config.batch_size, self.step, self._config.seed)
-        assembled = self._retrieve_and_assemble([self._questions[i] for i in indices], indices, self.ledger)
+        questions = self._assembler.questions
+        indices = question_order(len(questions), self._assembler.batch_size, self.step, self._config.seed)
+        assembled = self._assemble([questions[i] for i in indices], indices, self.ledger, training=True)
         started = time.perf_counter()
-        self.state, metrics = self._train_step(self.state, self._frozen, assembled.batch)
+        self.state, metrics = self._train_step(self.state, self.frozen, assembled.batch)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._charge_step(assembled, time.perf_counter() - started)
+        self.ledger.split(time.perf_counter() - started, assembled.work)
         self.step += 1
         self._refuse_non_finite(metrics)
         line = self._line(metrics, assembled)
-        if self._dev and (self.step % self._config.dev_every == 0 or self.step == self.steps):
+        if self._config.dev_every and (self.step % self._config.dev_every == 0 or self.step == self.steps):
             line |= self._dev_figures()
             # Before the checkpoint: weights that this update has spoilt must not replace a good one.
             self._refuse_non_finite({name: value for name, value in line.items() if name.startswith("dev_")})
-        seconds, tokens = time.perf_counter() - began, sum(assembled.row_lengths)
+        seconds = time.perf_counter() - began
+        tokens = assembled.figures.get("generator_tokens") or sum(cost.tokens for cost in assembled.work.values())
         self._log.write(line, {"tokens_per_second": tokens / seconds})
         if self.step % self._config.checkpoint_every == 0 or self.step == self.steps:
-            self._save()
+            self.save()
         return line, seconds, tokens
 
     def measure_dev(self) -> None:
-        """The dev loss before the first step."""
-        if self._dev:
-            self._log.write({"phase": self._phase.name, "step": 0, **self._dev_figures()})
+        """The dev figures before the first step."""
+        if figures := self._dev_figures() if self._config.dev_every else {}:
+            self._log.write({"phase": self._phase.name, "step": 0, **figures})
 
-    def _retrieve_and_assemble(
-        self, questions: Sequence[Question], indices: Sequence[int], ledger: Ledger
+    def _assemble(
+        self, questions: Sequence[Question], indices: Sequence[int], ledger: Ledger, training: bool
     ) -> Assembled:
-        embedder, config = self._pipeline.embedder, self._config
-        live = self._phase.live_retrieval
-        variables = self.state.trainable["embedder"] if live else embedder.variables
-        began = time.perf_counter()
-        vectors = self._assembler.question_vectors(questions, variables)
-        embedded = time.perf_counter()
-        rows, _ = self._pipeline.index.search(vectors, config.top_k)
-        searched = time.perf_counter()
-        assembled = self._assembler.assemble(questions, indices, rows)
-        lengths = assembled.question_lengths
-        ledger.add("embedder", Cost(embedded - began, forward_flops(embedder.size, lengths, 0), sum(lengths)))
-        products = 2.0 * len(questions) * len(self._pipeline.store) * embedder.config.hidden_size
-        ledger.add("search", Cost(searched - embedded, products, 0))
-        return assembled
+        return self._assembler.assemble(questions, indices, self.step, self._embedder_variables(), ledger, training)
 
-    def _charge_step(self, assembled: Assembled, seconds: float) -> None:
-        """The compiled step holds both models: its seconds are shared out by their FLOPs."""
-        embedder, generator = self._pipeline.embedder.size, self._pipeline.generator.size
-        head = assembled.answer_tokens * len(assembled.row_lengths) // len(assembled.question_lengths)
-        flops = {"generator": train_flops(generator, assembled.row_lengths, head)}
-        if self._config.objective != "concat_nll":
-            count = train_flops if "embedder" in self._phase.trains else forward_flops
-            flops["embedder"] = count(embedder, assembled.question_lengths, 0)
-        tokens = {"generator": sum(assembled.row_lengths), "embedder": sum(assembled.question_lengths)}
-        self.ledger.split(seconds, flops, tokens)
+    def _embedder_variables(self) -> Tree:
+        """The embedder as it is now."""
+        return self.state.trainable.get("embedder", self._pipeline.embedder.variables)
 
     def _refuse_non_finite(self, metrics: Mapping[str, float]) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             last = self._checkpoints.latest_step()
             kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is kept"
-            raise UserError(
-                f"Step {self.step} has a non-finite {bad[0]}, so training stopped; {kept}: lower --generator_lr or "
-                "--embedder_lr in a new --run_dir."
+            flags = " or ".join(f"--{model}_lr" for model in self._phase.trains)
+            raise DivergedError(
+                f"Step {self.step} has a non-finite {bad[0]}, so training stopped; {kept}: lower {flags} in a new "
+                "--run_dir."
             )
 
     def _line(self, metrics: Mapping[str, float], assembled: Assembled) -> dict[str, Any]:
@@ -197,32 +214,45 @@ class _Trainer:
             "step": self.step,
             **{name: value for name, value in metrics.items() if name != "schedule"},
             **rates,
-            "generator_tokens": sum(assembled.row_lengths),
-            "distinct_passages": len(np.unique(assembled.passage_rows)),
+            **assembled.figures,
         }
 
     def _dev_figures(self) -> dict[str, float]:
-        """Mean loss over the dev questions with the embedder and generator as they are now."""
-        size, total = self._config.batch_size, None
-        for start in range(0, len(self._dev), size):
-            questions = self._dev[start : start + size]
-            began = time.perf_counter()
+        """Mean loss over the dev questions with the models as they are now, and the health of a moving embedder."""
+        size, dev, total = self._assembler.batch_size, self._assembler.dev, None
+        for start in range(0, len(dev), size):
+            questions = dev[start : start + size]
+            began, spent = time.perf_counter(), Ledger()
             indices = range(start, start + len(questions))
-            assembled = self._retrieve_and_assemble(questions, indices, Ledger())
-            sums = jax.device_get(self._eval_step(self.state.trainable, self._frozen, assembled.batch))
+            assembled = self._assemble(questions, indices, spent, training=False)
+            sums = jax.device_get(self._eval_step(self.state.trainable, self.frozen, assembled.batch))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
-            flops = forward_flops(self._pipeline.generator.size, assembled.row_lengths, assembled.answer_tokens)
-            self.ledger.add("evaluation", Cost(time.perf_counter() - began, flops, sum(assembled.row_lengths)))
-        figures = means(total)
-        return {f"dev_{name}": float(figures[name]) for name in ("nll_per_answer", "nll_per_token")}
+            work = spent.total() + sum(assembled.work.values(), Cost())
+            self.ledger.add("evaluation", dataclasses.replace(work, seconds=time.perf_counter() - began))
+        counts = ("questions", "answer_tokens")
+        figures = {} if total is None else {name: float(v) for name, v in means(total).items() if name not in counts}
+        began = time.perf_counter()
+        health = self._health.figures(self._embedder_variables())
+        self.ledger.add("evaluation", Cost(time.perf_counter() - began))
+        if self._health.has_collapsed(health) and not self._has_warned:
+            self._has_warned = True
+            found = ", ".join(f"{name} {value:.3g}" for name, value in health.items())
+            tqdm.write(
+                f"warning: retrieval is collapsing at step {self.step} ({found}): lower --embedder_lr in a new run",
+                file=sys.stderr,
+            )
+        return {f"dev_{name}": value for name, value in {**figures, **health}.items()}
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Writes the checkpoint of this step, unless it is there."""
         trees = {"trainable": self.state.trainable, "optimizer": self.state.optimizer}
         extras = {
             "phase": self._phase.name,
             "seed": self._config.seed,
             "cost": self.ledger.as_dict(),
             "passages_cut": sorted(self._pipeline.prompts.passages_cut),
+            "position": self._assembler.position,
+            "questions": self.questions_seen,
         }
         self._checkpoints.save(self.step, trees, extras)
 

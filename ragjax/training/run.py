@@ -15,16 +15,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger, peak_memory_bytes
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError
-from ragjax.evaluation import before_after_table, cost_table, evaluate, paired_interval, summarise
-from ragjax.evaluation.report import METRICS
+from ragjax.evaluation import (
+    METRICS,
+    before_after_table,
+    cost_table,
+    evaluate,
+    paired_interval,
+    strategy_table,
+    summarise,
+)
 from ragjax.files import read_json, write_json
 from ragjax.pipeline import (
-    CHECKPOINT_FOLDER,
     CONFIG_FILE,
     SUMMARY_FILE,
     Pipeline,
@@ -33,9 +38,10 @@ from ragjax.pipeline import (
     describe_inputs,
     load_models,
 )
-from ragjax.training.loop import train_phase
-from ragjax.training.records import MetricsLog
-from ragjax.training.strategies import Phase, phases_of
+from ragjax.training.estimates import MeasuredPhase, strategy_costs
+from ragjax.training.loop import PhaseResult, train_phase
+from ragjax.training.reuse import adopt, source_run
+from ragjax.training.strategies import Phase, choose_strategy, phases_of
 from ragjax.version import __version__
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "faiss-cpu", "numpy")
@@ -54,17 +60,22 @@ def run(config: RunConfig) -> dict[str, Any]:
       UserError: bad input, or a run folder that belongs to another configuration.
     """
     config = dataclasses.replace(config, run_dir=config.run_dir or f"runs/{config.strategy}")
-    phases = phases_of(config)
     folder = Path(config.run_dir)
-    with _only_process(folder):
+    dataset, strategy = None, config.strategy
+    if strategy == "auto":
+        dataset = load_dataset(config.data)
+        strategy, reason = choose_strategy(config, dataset.train)
+        print(f"--strategy=auto picks {strategy}: {reason}.", flush=True)
+    phases = phases_of(dataclasses.replace(config, strategy=strategy))
+    with only_process(folder):
         record = _check_flags(config, folder)
         if (folder / SUMMARY_FILE).is_file():
             summary = read_json(folder / SUMMARY_FILE)
         else:
-            dataset = load_dataset(config.data)
+            dataset = dataset or load_dataset(config.data)
             _check_splits(config, dataset, phases)
             pipeline = _prepare(config, folder, phases, dataset, record)
-            summary = _run_stages(config, folder, phases, dataset, pipeline)
+            summary = _run_stages(config, strategy, folder, phases, dataset, pipeline)
         _print_summary(folder, summary)
         return summary
 
@@ -85,6 +96,7 @@ def _prepare(
         content = {
             "flags": dataclasses.asdict(config),
             "phases": [phase.name for phase in phases],
+            "learning_rates": {phase.name: phase.learning_rates(config) for phase in phases},
             "inputs": describe_inputs(dataset, embedder, generator),
             "index": pipeline.index.describe(),
             "versions": {"ragjax": __version__, **{name: version(name) for name in _PACKAGES}},
@@ -95,7 +107,7 @@ def _prepare(
 
 
 def _run_stages(
-    config: RunConfig, folder: Path, phases: Sequence[Phase], dataset: Dataset, pipeline: Pipeline
+    config: RunConfig, strategy: str, folder: Path, phases: Sequence[Phase], dataset: Dataset, pipeline: Pipeline
 ) -> dict[str, Any]:
     """Before, phases, after; writes and returns the summary."""
     questions = getattr(dataset, config.eval_split)[: config.eval_limit or None]
@@ -117,35 +129,18 @@ def _run_stages(
         return records
 
     before = measure("before", pipeline)
-    with contextlib.closing(MetricsLog(folder)) as log:
-        for phase in phases:
-            checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER / phase.name)
-            trained, phase_cost = train_phase(config, phase, pipeline, dataset, checkpoints, log)
-            cost.merge(phase_cost)
-            pipeline = pipeline.with_trained(jax.tree.map(jnp.asarray, trained))
-    after = measure("after", pipeline) if phases else before
-    summary = _summary(config, pipeline, before, after, cost)
-    write_json(folder / SUMMARY_FILE, summary)
-    return summary
-
-
-def _summary(
-    config: RunConfig,
-    pipeline: Pipeline,
-    before: Sequence[Mapping[str, Any]],
-    after: Sequence[Mapping[str, Any]],
-    cost: Ledger,
-) -> dict[str, Any]:
-    pairs = {name: ([line[name] for line in before], [line[name] for line in after]) for name in METRICS}
-    return {
-        "strategy": config.strategy,
+    results = _train(config, folder, phases, dataset, pipeline)
+    for result in results.values():
+        cost.merge(result.cost)
+    trained = pipeline.with_trained(on_device(results))
+    after = measure("after", trained) if phases else before
+    summary = {
+        "strategy": strategy,
         "objective": config.objective,
-        "split": config.eval_split,
-        "n": len(before),
-        "before": summarise(before),
-        "after": summarise(after),
-        "change_95": {name: paired_interval(*values) for name, values in pairs.items()},
-        "cost": cost.summary(),
+        **_scores(config, before, after),
+        "cost": {**cost.summary(), "phases": {name: result.cost.summary() for name, result in results.items()}},
+        "strategy_costs": _strategy_costs(config, results, dataset, pipeline),
+        "skipped_questions": _skipped_questions(phases, dataset),
         "peak_memory_bytes": peak_memory_bytes(),
         "retrieval": {
             "index": pipeline.index.describe(),
@@ -155,12 +150,76 @@ def _summary(
             "passages_cut": len(pipeline.prompts.passages_cut),
         },
     }
+    write_json(folder / SUMMARY_FILE, summary)
+    return summary
+
+
+def _train(
+    config: RunConfig, folder: Path, phases: Sequence[Phase], dataset: Dataset, pipeline: Pipeline
+) -> dict[str, PhaseResult]:
+    """Each phase's result, by its name."""
+    results: dict[str, PhaseResult] = {}
+    for phase in phases:
+        # No phase sees an embedder that another one has tuned: passages come from the untrained one, or from the one
+        # that the phase itself moves.
+        earlier = {name: result for name, result in results.items() if "embedder" not in result.trained}
+        start = pipeline.with_trained(on_device(earlier))
+        if source_run(config, phase):
+            results[phase.name] = adopt(config, phase, start, folder)
+        else:
+            results[phase.name] = train_phase(config, phase, start, dataset, folder)
+    return results
+
+
+def on_device(results: Mapping[str, PhaseResult]) -> dict[str, Any]:
+    """What the phases trained, together."""
+    together = {model: trees for result in results.values() for model, trees in result.trained.items()}
+    return jax.tree.map(jnp.asarray, together)
+
+
+def _scores(
+    config: RunConfig, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    pairs = {name: ([line[name] for line in before], [line[name] for line in after]) for name in METRICS}
+    return {
+        "split": config.eval_split,
+        "n": len(before),
+        "before": summarise(before),
+        "after": summarise(after),
+        "change_95": {name: paired_interval(*values) for name, values in pairs.items()},
+    }
+
+
+def _skipped_questions(phases: Sequence[Phase], dataset: Dataset) -> int:
+    """Training questions without labels, where a phase learns from labels."""
+    if not any(phase.signal == "positives" for phase in phases):
+        return 0
+    return sum(not question.positive_ids for question in dataset.train)
+
+
+def _strategy_costs(
+    config: RunConfig, results: Mapping[str, PhaseResult], dataset: Dataset, pipeline: Pipeline
+) -> list[dict[str, Any]]:
+    """Every strategy's cost on this data, from what this run has measured."""
+    measured = {
+        name: MeasuredPhase(result.cost, result.questions) for name, result in results.items() if result.questions
+    }
+    rows = sum(phase.questions for phase in measured.values()) * config.top_k
+    tokens = sum(phase.cost.part("generator").tokens for phase in measured.values())
+    labelled = sum(bool(question.positive_ids) for question in dataset.train)
+    size = pipeline.generator.size
+    costs = strategy_costs(measured, size, max(tokens / rows, 1.0) if rows else 1.0, len(dataset.train), labelled)
+    return [dataclasses.asdict(cost) for cost in costs]
 
 
 def _print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     print(f"\n{summary['strategy']} ({summary['objective']}), {summary['n']} {summary['split']} questions\n")
     print(before_after_table(summary["before"], summary["after"], summary["change_95"]))
-    print(f"\n{cost_table(summary['cost'])}\n")
+    if skipped := summary["skipped_questions"]:
+        print(f"\nskipped by the embedder's training: {skipped} questions without positive_ids")
+    print(f"\n{cost_table(summary['cost'])}")
+    print("\nOne epoch of each strategy on these questions, by what this run has measured:\n")
+    print(f"{strategy_table(summary['strategy_costs'])}\n")
     print("Next:")
     print(f'  python -m ragjax.ask --run_dir={folder} "your question"')
     print(f"  python -m ragjax.evaluate --run_dir={folder} --split=dev")
@@ -189,7 +248,7 @@ def _check_flags(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
+def only_process(folder: Path) -> Iterator[None]:
     """Two processes on one run folder would mix their records; the lock goes with the process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

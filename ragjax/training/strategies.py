@@ -1,45 +1,95 @@
-"""Strategies as data: each is a tuple of phases."""
+"""Strategies as data: each is a tuple of phases, and a phase says what is trained, from what, on which passages."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from ragjax.config import RunConfig
+from ragjax.data.questions import Question
 from ragjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One training run over the questions."""
+    """One training run over the questions, from the untrained models or from what earlier phases made of them."""
 
-    name: str
+    name: str  # of its checkpoints, and in metrics.jsonl
     trains: tuple[str, ...]  # of "embedder", "generator"
-    live_retrieval: bool  # passages from the embedder as it is being trained, or from the baseline
+    # What is learnt from: "answers" (likelihoods with the generator in the graph), "likelihoods" (the same, of a frozen
+    # generator, kept: see likelihoods.py), or "positives" (labelled passages, by multiple negatives ranking).
+    signal: str
+    passages: str  # from the "baseline" embedder, the "live" one that is being trained, or the "labels"
+    rates: Mapping[str, float]  # peak learning rate of each trained model where no flag sets it: see docs/defaults.md
 
+    def learning_rates(self, config: RunConfig) -> dict[str, float]:
+        """Peak rate of each trained model."""
+        given = {"embedder": config.embedder_lr, "generator": config.generator_lr}
+        return {model: self.rates[model] if given[model] is None else given[model] for model in self.trains}
+
+    def batch_size(self, config: RunConfig) -> int:
+        """Questions per step."""
+        return config.ranking_batch_size if self.signal == "positives" else config.batch_size
+
+
+_RANKING = Phase("embedder", ("embedder",), "positives", "labels", {"embedder": 2e-5})
+# Never gold passages: the generator has to cope with what retrieval finds (PAPER: Lawton et al. 2025, section 3).
+_GENERATOR = Phase("generator", ("generator",), "answers", "baseline", {"generator": 2e-4})
+_RETRIEVER = Phase("retriever", ("embedder",), "likelihoods", "live", {"embedder": 1e-6})
+_JOINT = Phase("joint", ("embedder", "generator"), "answers", "live", {"embedder": 1e-6, "generator": 2e-4})
 
 STRATEGIES: dict[str, tuple[Phase, ...]] = {
     "none": (),
-    "generator": (Phase("generator", trains=("generator",), live_retrieval=False),),
-    "joint": (Phase("joint", trains=("embedder", "generator"), live_retrieval=True),),
+    "embedder": (_RANKING,),
+    "generator": (_GENERATOR,),
+    "independent": (_RANKING, _GENERATOR),
+    "two_phase": (_GENERATOR, _RETRIEVER),
+    "joint": (_JOINT,),
 }
 
 
+def choose_strategy(config: RunConfig, questions: Sequence[Question]) -> tuple[str, str]:
+    """What --strategy=auto picks for these training questions, and why: the advice of Lawton et al. 2025, section 6."""
+    labelled = sum(bool(question.positive_ids) for question in questions)
+    share = f"{labelled} of {len(questions)} training questions have labelled passages"
+    if 2 * labelled >= len(questions):
+        return "independent", f"{share}: each model can be tuned alone, at the lowest cost"
+    if config.embedder_lr is not None and config.generator_lr is not None:
+        return "joint", f"{share}, and both learning rates are given"
+    return "two_phase", f"{share}, and the learning rates are open: each can be searched by itself"
+
+
 def phases_of(config: RunConfig) -> tuple[Phase, ...]:
-    """The phases of a configuration's strategy.
+    """The phases of a configuration's strategy (not auto: see `choose_strategy`).
 
     Raises:
-      UserError: the strategy is not built yet, or does not go with the objective.
+      UserError: a flag does not go with the strategy.
     """
-    phases = STRATEGIES.get(config.strategy)
-    if phases is None:
-        raise UserError(f"--strategy={config.strategy} is not built yet: choose one of {', '.join(STRATEGIES)}.")
+    phases = STRATEGIES[config.strategy]
     trains_generator = any("generator" in phase.trains for phase in phases)
     if config.quantize != "none" and not config.lora_rank and trains_generator:
         raise UserError(
             f"--quantize={config.quantize} freezes the generator's layers, so they cannot be trained as --lora_rank=0 "
             "asks: give --lora_rank a number above 0, or leave --quantize out."
         )
-    if config.objective == "concat_nll" and any("embedder" in phase.trains for phase in phases):
+    if config.objective == "concat_nll" and any(_needs_marginal(phase) for phase in phases):
         raise UserError(
             f"--objective=concat_nll gives the embedder no gradient, so it does not go with --strategy="
-            f"{config.strategy}: choose --strategy=generator, or --objective=rag_token or rag_sequence."
+            f"{config.strategy}: choose --strategy=generator or independent, or --objective=rag_token or rag_sequence."
         )
+    if config.retriever_objective != "marginal" and not any(_needs_marginal(phase) for phase in phases):
+        raise UserError(
+            f"--retriever_objective={config.retriever_objective} moves the embedder by the answers' likelihood, which "
+            f"--strategy={config.strategy} does not do: choose --strategy=joint or two_phase, or leave it out."
+        )
+    for flag, phase in (("embedder_run", _RANKING), ("generator_run", _GENERATOR)):
+        if getattr(config, flag) and (phase not in phases or len(phases) == 1):
+            fitting = [name for name, those in STRATEGIES.items() if phase in those and len(those) > 1]
+            raise UserError(
+                f"--{flag} takes over a model that --strategy={config.strategy} does not combine with another: choose "
+                f"--strategy={' or '.join(fitting)}, or leave it out."
+            )
     return phases
+
+
+def _needs_marginal(phase: Phase) -> bool:
+    """Whether the embedder learns from the answers."""
+    return "embedder" in phase.trains and phase.signal != "positives"

@@ -1,0 +1,244 @@
+"""What each strategy costs, as ratios to tuning the generator alone, and which way the embedder moves; all in one run.
+
+    python experiments/benchmarks/strategy_cost.py --data=$RAGJAX_DATA/hotpotqa --out=strategy_cost.hotpotqa.json
+
+MiniLM and SmolLM2-135M with adapters, all defaults, one epoch over the first training questions. Steps of the
+generator's and of joint training alternate, so that a slow minute of the machine meets both; costs are medians over
+steps times their number, so that compiling is left out, and evaluation stands apart. The phases are those that
+ragjax.train and ragjax.lr_search run. About half an hour on 2 cores.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ragjax import metrics
+from ragjax.config import PAPER_RATES, RunConfig
+from ragjax.costs import Ledger
+from ragjax.data.sources import Dataset, load_dataset
+from ragjax.files import write_json
+from ragjax.parallel import pmap_sums
+from ragjax.pipeline import Pipeline, build_pipeline, load_models
+from ragjax.training.loop import Trainer, make_assembler, question_order
+from ragjax.training.records import MetricsLog
+from ragjax.training.stacked import StackedResult, train_stacked
+from ragjax.training.step import make_eval_step
+from ragjax.training.strategies import STRATEGIES
+from ragjax.version import __version__
+
+OBJECTIVES = ("rag_token", "rag_sequence")
+RATES = [float(rate) for rate in PAPER_RATES.split(",")]
+GENERATOR, RETRIEVER = STRATEGIES["two_phase"]
+(JOINT,), (RANKING,) = STRATEGIES["joint"], STRATEGIES["embedder"]
+FORWARD_STEPS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="sample")
+    parser.add_argument("--questions", type=int, default=64, help="training questions")
+    parser.add_argument("--dev", type=int, default=100, help="dev questions of the embedder's search")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file, written after each part")
+    flags = parser.parse_args()
+    base = RunConfig(data=flags.data, dev_every=0, checkpoint_every=1_000_000)
+    whole = load_dataset(flags.data)
+    dataset = dataclasses.replace(whole, train=whole.train[: flags.questions])
+    pipeline = build_pipeline(base, dataset, *load_models(base))
+    result: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "ragjax": __version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "data": {"name": dataset.name, "sha256": dataset.sha256, "questions": flags.questions},
+        "models": [pipeline.embedder.describe(), pipeline.generator.describe()],
+    }
+    with tempfile.TemporaryDirectory() as work:
+        for objective in OBJECTIVES:
+            config = dataclasses.replace(base, objective=objective)
+            result[objective], trained = generator_and_joint(config, pipeline, dataset, Path(work) / objective)
+            write_json(flags.out, result)
+            if objective == OBJECTIVES[0]:
+                tuned = pipeline.with_trained(jax.tree.map(jnp.asarray, trained))
+        base_seconds = result[OBJECTIVES[0]]["generator_seconds"]
+        result["two_phase"] = second_phase(base, tuned, dataset, Path(work) / "two_phase", base_seconds)
+        write_json(flags.out, result)
+        result["independent"] = ranking(base, pipeline, dataset, Path(work) / "independent", base_seconds)
+        write_json(flags.out, result)
+        watched = dataclasses.replace(base, dev_every=1, dev_limit=flags.dev)
+        for name, rungs in (("search", 1), ("search_halving", 3)):
+            result[name] = embedder_search(watched, tuned, dataset, Path(work) / name, rungs, base_seconds)
+            write_json(flags.out, result)
+        result["ranking_on_all"] = ranking_direction(watched, pipeline, whole, Path(work) / "all")
+        write_json(flags.out, result)
+    print_table(result)
+
+
+@contextlib.contextmanager
+def trainer(config: RunConfig, phase, pipeline: Pipeline, dataset: Dataset, folder: Path) -> Iterator[Trainer]:
+    with contextlib.closing(MetricsLog(folder)) as log:
+        made = Trainer(config, phase, pipeline, dataset, folder, log)
+        log.start_phase(phase.name)
+        yield made
+
+
+def generator_and_joint(config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder: Path):
+    """Both phases step by step in turn; (figures, what the generator's phase has trained)."""
+    seconds: dict[str, list[float]] = {"generator": [], "joint": []}
+    with (
+        trainer(config, GENERATOR, pipeline, dataset, folder / "generator") as one,
+        trainer(config, JOINT, pipeline, dataset, folder / "joint") as other,
+    ):
+        while one.step < one.steps:
+            for name, each in (("generator", one), ("joint", other)):
+                _, spent, _ = each.advance()
+                seconds[name].append(spent)
+            print(f"{config.objective} step {one.step}: {seconds['generator'][-1]:.1f} {seconds['joint'][-1]:.1f} s")
+        trained = jax.device_get(one.state.trainable)
+        forward = forward_seconds(config, one, pipeline, dataset, folder)
+    medians = {name: median(values) for name, values in seconds.items()}
+    figures = {
+        "generator_seconds": medians["generator"] * one.steps,
+        "joint_ratio": medians["joint"] / medians["generator"],
+        "joint_ratio_of_pairs": median(b / a for a, b in zip(*seconds.values(), strict=True)),
+        "forward_share": forward / medians["generator"],
+        "step_seconds": seconds,
+        "tokens": {"generator": dataclasses.asdict(one.ledger.part("generator"))},
+    }
+    return figures, trained
+
+
+def forward_seconds(config: RunConfig, trained: Trainer, pipeline: Pipeline, dataset: Dataset, folder: Path) -> float:
+    """Median of the same steps without a backward pass."""
+    assembler = make_assembler(config, GENERATOR, pipeline, dataset, folder)
+    step = pmap_sums(make_eval_step(assembler.objective))
+    seconds = []
+    for number in range(FORWARD_STEPS + 1):
+        indices = question_order(len(dataset.train), config.batch_size, number, config.seed)
+        questions, variables = [dataset.train[i] for i in indices], pipeline.embedder.variables
+        began = time.perf_counter()
+        assembled = assembler.assemble(questions, indices, number, variables, Ledger(), training=False)
+        jax.block_until_ready(step(trained.state.trainable, trained.frozen, assembled.batch))
+        seconds.append(time.perf_counter() - began)
+    return median(seconds)
+
+
+def second_phase(config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder: Path, base: float) -> dict[str, Any]:
+    """Two epochs of the embedder over the kept likelihoods of the tuned generator."""
+    with trainer(dataclasses.replace(config, epochs=2), RETRIEVER, pipeline, dataset, folder) as made:
+        seconds, tokens = [], []
+        for _ in range(made.steps):
+            line, spent, _ = made.advance()
+            seconds.append(spent)
+            tokens.append(line["generator_tokens"])
+    half = made.steps // 2
+    first, second = (median(part) * half for part in (seconds[:half], seconds[half:]))
+    return {
+        "two_phase_ratio": (base + first) / base,
+        "second_epoch_adds": second / base,
+        "second_epoch_adds_by_sum": sum(seconds[half:]) / base,
+        "tokens_scored": [sum(tokens[:half]), sum(tokens[half:])],
+        "step_seconds": seconds,
+    }
+
+
+def ranking(config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder: Path, base: float) -> dict[str, Any]:
+    with trainer(config, RANKING, pipeline, dataset, folder) as made:
+        seconds = [made.advance()[1] for _ in range(made.steps)]
+    return {"independent_adds": median(seconds) * made.steps / base, "step_seconds": seconds}
+
+
+def embedder_search(
+    config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder: Path, rungs: int, base: float
+) -> dict[str, Any]:
+    """Nine copies of the embedder on a cache that starts empty."""
+    assembler = make_assembler(config, RETRIEVER, pipeline, dataset, folder)
+    found = train_stacked(config, RATES, pipeline, assembler, rungs)
+    evaluation = found.cost.part("evaluation")
+    return {
+        "adds": median(found.step_seconds) * len(found.step_seconds) / base,
+        "adds_by_sum": sum(found.step_seconds) / base,
+        "pairs_scored_per_question": found.pairs / len(dataset.train),
+        "dev_measurements": {
+            "seconds": evaluation.seconds,
+            "tokens": evaluation.tokens,
+            "share": evaluation.seconds / base,
+        },
+        "step_seconds": found.step_seconds,
+        **copies_table(found, pipeline, dataset),
+    }
+
+
+def ranking_direction(config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """Multiple negatives ranking on every labelled training question."""
+    assembler = make_assembler(config, RANKING, pipeline, dataset, folder)
+    found = train_stacked(config, [*RATES, 3e-4], pipeline, assembler)
+    return {"training_questions": len(assembler.questions), **copies_table(found, pipeline, dataset)}
+
+
+def copies_table(found: StackedResult, pipeline: Pipeline, dataset: Dataset) -> dict[str, Any]:
+    """Each rate's change of the dev loss with its standard error, and Recall@5 on the whole dev split."""
+    rows = []
+    for copy in found.copies:
+        change = copy.dev_losses - found.start_losses
+        params = None if copy.params is None else jax.tree.map(jnp.asarray, copy.params)
+        rows.append(
+            {
+                "embedder_lr": copy.rate,
+                "steps": copy.steps,
+                "dev_loss": float(copy.dev_losses.mean()),
+                "change": float(change.mean()),
+                "standard_error": float(change.std(ddof=1) / math.sqrt(len(change))),
+                "recall_at_5": None if params is None else recall(pipeline, params, dataset),
+            }
+        )
+    best = min((row for row in rows if row["recall_at_5"] is not None), key=lambda row: row["dev_loss"])
+    return {
+        "dev_loss_before": float(found.start_losses.mean()),
+        "recall_at_5_before": recall(pipeline, pipeline.embedder.params, dataset),
+        "winner": best["embedder_lr"],
+        "rates": rows,
+    }
+
+
+def recall(pipeline: Pipeline, params: Any, dataset: Dataset) -> float | None:
+    trained = pipeline.with_trained({"embedder": {"params": params}})
+    rows: Sequence[np.ndarray] = trained.retrieve([question.question for question in dataset.dev], 5).rows
+    return metrics.mean_of_defined(
+        metrics.recall_at_k(pipeline.store.ids_of(found), question.positive_ids, 5)
+        for found, question in zip(rows, dataset.dev, strict=True)
+    )
+
+
+def print_table(result: dict[str, Any]) -> None:
+    for objective in OBJECTIVES:
+        print(f"joint, {objective}: {result[objective]['joint_ratio']:.3f} of the generator's")
+    print(f"forward share: {result[OBJECTIVES[0]]['forward_share']:.3f}")
+    two_phase, independent = result["two_phase"], result["independent"]
+    print(f"two_phase: {two_phase['two_phase_ratio']:.3f}, second epoch +{two_phase['second_epoch_adds']:.3f}")
+    print(f"independent: +{independent['independent_adds']:.3f}")
+    for name in ("search", "search_halving"):
+        found = result[name]
+        print(
+            f"{name}: +{found['adds_by_sum']:.3f}, {found['pairs_scored_per_question']:.2f} pairs a question, winner "
+            f"{found['winner']:g}"
+        )
+    for name in ("search", "ranking_on_all"):
+        print(f"{name}: Recall@5 {result[name]['recall_at_5_before']:.3f} before")
+        for row in result[name]["rates"]:
+            print("  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()

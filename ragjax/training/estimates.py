@@ -1,0 +1,102 @@
+"""What each strategy costs on a run's data, side by side: phases that ran as measured, the others from their parts."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from ragjax.costs import Ledger, ModelSize, forward_flops, train_flops
+from ragjax.training.strategies import STRATEGIES, Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredPhase:
+    """What a phase has cost over so many questions, repetitions counted."""
+
+    cost: Ledger
+    questions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyCost:
+    """Seconds of training one epoch of each phase; None where the run's figures do not tell."""
+
+    strategy: str
+    seconds: float | None
+    is_measured: bool  # every phase of it ran here
+
+
+def strategy_costs(
+    measured: Mapping[str, MeasuredPhase], generator: ModelSize, prompt_length: float, questions: int, labelled: int
+) -> list[StrategyCost]:
+    """Every strategy's cost for one epoch over the training questions, evaluation and encoding the corpus apart.
+
+    Args:
+      measured: phases that ran, by name.
+      generator: its size, for the share of a training step that is forward.
+      prompt_length: mean tokens of a prompt.
+      questions: training questions.
+      labelled: those among them with labelled passages.
+    """
+    parts = _seconds_per_question(measured, generator, prompt_length)
+    return [
+        StrategyCost(
+            name,
+            _total([_phase_seconds(phase, measured, parts, questions, labelled) for phase in phases]),
+            all(phase.name in measured for phase in phases),
+        )
+        for name, phases in STRATEGIES.items()
+        if phases
+    ]
+
+
+def _phase_seconds(
+    phase: Phase,
+    measured: Mapping[str, MeasuredPhase],
+    parts: Mapping[str, float | None],
+    questions: int,
+    labelled: int,
+) -> float | None:
+    count = labelled if phase.signal == "positives" else questions
+    if phase.name in measured:
+        found = measured[phase.name]
+        return found.cost.total().seconds / found.questions * count
+    needed = {
+        ("positives", ("embedder",)): ("embedder_train",),
+        ("likelihoods", ("embedder",)): ("generator_forward", "embedder_train", "search"),
+        ("answers", ("generator",)): ("generator_train", "embedder_forward", "search"),
+        ("answers", ("embedder", "generator")): ("generator_train", "embedder_train", "search"),
+    }[phase.signal, phase.trains]
+    per_question = _total([parts[name] for name in needed])
+    return None if per_question is None else per_question * count
+
+
+def _seconds_per_question(
+    measured: Mapping[str, MeasuredPhase], generator: ModelSize, prompt_length: float
+) -> dict[str, float | None]:
+    """Seconds per question of each part of a step; where none was measured, by the ratio of FLOPs to one that was."""
+
+    def seconds(part: str, *names: str) -> float | None:
+        found = [measured[name] for name in names if name in measured]
+        total = sum(phase.questions for phase in found)
+        return sum(phase.cost.part(part).seconds for phase in found) / total if total else None
+
+    share = forward_flops(generator, [prompt_length], 0) / train_flops(generator, [prompt_length], 0)
+    generator_train = seconds("generator", "generator", "joint")
+    generator_forward = seconds("generator", "retriever")
+    embedder_train = seconds("embedder", "joint", "retriever", "embedder")
+    embedder_forward = seconds("embedder", "generator")
+    return {
+        "generator_train": generator_train or _times(generator_forward, 1 / share),
+        "generator_forward": generator_forward or _times(generator_train, share),
+        # An embedder is trained by all its weights: twice as much backward as forward, on a question read twice.
+        "embedder_train": embedder_train or _times(embedder_forward, 2.0),
+        "embedder_forward": embedder_forward or _times(embedder_train, 0.5),
+        "search": seconds("search", "generator", "joint", "retriever") or 0.0,
+    }
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    return None if any(value is None for value in values) else sum(values)

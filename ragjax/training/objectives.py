@@ -1,0 +1,135 @@
+"""What a phase minimises: the networks of a batch and the loss between them, one value per question.
+
+Each objective is called as `objective(trainable, frozen, batch, key)` and returns `Losses`. Which parameters are
+trained is the caller's choice: `trainable` and `frozen` together hold every model's collections.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ragjax import losses
+from ragjax.data.batches import Batch, RankingBatch, ScoredBatch
+from ragjax.models.decoder import Decoder
+from ragjax.models.encoders import sentence_vectors
+from ragjax.scoring import score_answers
+
+Array = jax.Array
+Tree = Mapping[str, Any]
+
+_NLL = {"rag_token": losses.rag_token_nll, "rag_sequence": losses.rag_sequence_nll}
+_RETRIEVER_NLL = {
+    "emdr2": losses.emdr2_nll,
+    "pdist": losses.perplexity_distillation_nll,
+    "replug_lsr": losses.replug_lsr_nll,
+}
+
+
+class Losses(NamedTuple):
+    """Of the B questions of a batch; fillers are not valid and have loss 0."""
+
+    loss: Array  # [B], what is differentiated
+    valid: Array  # [B] bool
+    figures: dict[str, Array]  # [B] each, to be averaged over the valid questions
+    nll: Array | None = None  # [B], the answers' negative log-likelihood, where answers are scored
+    answer_tokens: Array | None = None  # [B]
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerMixture:
+    """-log p(answer) under the mixture of passages, and what moves the embedder by it."""
+
+    name: str  # rag_token or rag_sequence
+    score_scale: float
+    retriever: str = "marginal"  # or emdr2, pdist, replug_lsr: the generator then keeps `name` as its own loss
+    temperature: float = 1.0
+
+    def __call__(self, vectors: Array, passage_vectors: Array, answer_log_probs: Array, mask: Array) -> Losses:
+        """Question vectors [B, E], passage vectors [B, K, E], answer log-probs [B, K, T], mask [B, T]."""
+        docs = losses.doc_log_probs(vectors, passage_vectors, self.score_scale)
+        joint = docs + jnp.sum(jnp.where(mask[:, None], answer_log_probs, 0.0), axis=-1)
+        figures = {"retrieval_entropy": _entropy(docs), "posterior_entropy": _entropy(jax.nn.log_softmax(joint))}
+        if self.retriever == "marginal":
+            loss = nll = _NLL[self.name](docs, answer_log_probs, mask)
+        else:
+            nll = _NLL[self.name](jax.lax.stop_gradient(docs), answer_log_probs, mask)
+            figures["retriever_loss"] = _RETRIEVER_NLL[self.retriever](docs, answer_log_probs, mask, self.temperature)
+            loss = nll + figures["retriever_loss"]
+        return Losses(loss, jnp.any(mask, axis=-1), figures, nll, jnp.sum(mask, axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerObjective:
+    """Both networks in the graph: joint training, or the generator's over a frozen embedder."""
+
+    embedder: nn.Module
+    generator: Decoder
+    mixture: AnswerMixture | None  # None: K = 1 prompt with all passages, plain negative log-likelihood
+    dropout: bool = False
+
+    def __call__(self, trainable: Tree, frozen: Tree, batch: Batch, key: Array | None) -> Losses:
+        variables = merge(frozen, trainable)
+        answer_log_probs = score_answers(self.generator, variables["generator"], batch.rows, dropout_key=key)
+        mask = batch.rows.answer_mask
+        if self.mixture is None:
+            certain = jnp.zeros(answer_log_probs.shape[:2])
+            nll = losses.rag_sequence_nll(certain, answer_log_probs, mask)
+            return Losses(nll, jnp.any(mask, axis=-1), {}, nll, jnp.sum(mask, axis=-1))
+        vectors = _question_vectors(self.embedder, variables, batch)
+        return self.mixture(vectors, batch.passage_vectors, answer_log_probs, mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodObjective:
+    """The embedder alone in the graph: the frozen generator's answer log-probs are numbers in the batch.
+
+    By the posterior identity (the gradient of -log sum_k p_k q_k with respect to p needs q only as a constant) the
+    embedder's gradient is that of the whole graph.
+    """
+
+    embedder: nn.Module
+    mixture: AnswerMixture
+    dropout = False
+
+    def __call__(self, trainable: Tree, frozen: Tree, batch: ScoredBatch, key: Array | None) -> Losses:
+        vectors = _question_vectors(self.embedder, merge(frozen, trainable), batch)
+        return self.mixture(vectors, batch.passage_vectors, batch.answer_log_probs, batch.answer_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingObjective:
+    """Multiple negatives ranking of the question's positive among the whole step's frozen passage vectors."""
+
+    embedder: nn.Module
+    scale: float
+    dropout = False
+
+    def __call__(self, trainable: Tree, frozen: Tree, batch: RankingBatch, key: Array | None) -> Losses:
+        vectors = _question_vectors(self.embedder, merge(frozen, trainable), batch)
+        nll = losses.multiple_negatives_ranking_nll(
+            vectors, batch.candidate_vectors, self.scale, batch.labels, batch.candidate_mask
+        )
+        valid = batch.question_lengths > 0
+        return Losses(jnp.where(valid, nll, 0.0), valid, {})
+
+
+Objective = AnswerObjective | LikelihoodObjective | RankingObjective
+
+
+def merge(frozen: Mapping[str, Tree], trainable: Mapping[str, Tree]) -> dict[str, dict[str, Tree]]:
+    """Each model's variables, whichever of its collections are trained."""
+    models = {*frozen, *trainable}
+    return {model: {**frozen.get(model, {}), **trainable.get(model, {})} for model in models}
+
+
+def _question_vectors(embedder: nn.Module, variables: Tree, batch: Batch | ScoredBatch | RankingBatch) -> Array:
+    return sentence_vectors(embedder, variables["embedder"], batch.question_tokens, batch.question_lengths)
+
+
+def _entropy(log_probs: Array) -> Array:
+    """Entropy in nats over the last axis."""
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)

@@ -1,0 +1,346 @@
+"""Learning-rate search: the generator's rates one after the other, the embedder's all at once.
+
+Each model's rates are searched by themselves, as in Lawton et al. 2025: the generator's over the untrained embedder,
+then the embedder's over the best of those generators; joint training takes both winners. `--grid=2d` trains joint pairs
+instead. What is done is kept in the run folder, so the same command goes on where it stopped:
+
+    search.json          what is searched, every trial's figures, the winner
+    trials/              a folder for each of the generator's and joint trials: checkpoints, metrics, dev predictions
+    likelihoods.jsonl    of the frozen generator, for the embedder's copies
+    generations.jsonl    its answers, by prompt
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ragjax import metrics
+from ragjax.config import RunConfig, SearchConfig
+from ragjax.costs import Ledger
+from ragjax.data.questions import Question
+from ragjax.data.sources import Dataset, load_dataset
+from ragjax.errors import DivergedError, UserError
+from ragjax.evaluation import CachedGenerations, evaluate, plot_search, search_table, summarise
+from ragjax.files import read_json_object, write_json
+from ragjax.pipeline import Pipeline, build_pipeline, describe_inputs, load_models
+from ragjax.training.loop import PhaseResult, make_assembler, total_steps, train_phase
+from ragjax.training.records import FILE as METRICS_FILE
+from ragjax.training.run import on_device, only_process
+from ragjax.training.stacked import train_stacked
+from ragjax.training.strategies import Phase, choose_strategy, phases_of
+
+# Halving cuts a training into so many parts.
+_RUNGS = 3
+SEARCH_FILE = "search.json"
+MODELS = ("embedder", "generator")
+
+Trial = dict[str, Any]
+
+
+def search(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
+    """Runs a search to its end, or prints the result of one that has ended.
+
+    Args:
+      config: flags of the runs. A learning rate that it sets is used, not searched. `run_dir` may be empty for
+        runs/search-STRATEGY; `eval_limit` is the number of dev questions that are answered.
+      options: what is searched, and how the winner is chosen.
+
+    Returns:
+      What search.json holds: {"flags", "options", "inputs", "strategy", "trials": [...], "winner": {model: rate},
+      "cost"}. A trial is {"phase", "rates", "steps", "diverged", "dev_loss", "start_loss", "em", "f1", "recall_at_5",
+      "cost"}, None for what was not measured; what the embedder's copies cost together stands in the first of them.
+
+    Raises:
+      UserError: bad input, or a folder that belongs to another search.
+    """
+    config = dataclasses.replace(config, run_dir=config.run_dir or f"runs/search-{config.strategy}")
+    rates = {model: _parse_rates(model, getattr(options, f"{model}_rates")) for model in MODELS}
+    dataset = load_dataset(config.data)
+    strategy = config.strategy
+    if strategy == "auto":
+        strategy, reason = choose_strategy(config, dataset.train)
+        print(f"--strategy=auto picks {strategy}: {reason}.", flush=True)
+    phases = _phases(dataclasses.replace(config, strategy=strategy), options)
+    for split in ("train", "dev"):
+        if not getattr(dataset, split):
+            raise UserError(f"{dataset.folder} has no {split} questions, which the search needs: add {split}.jsonl.")
+    folder = Path(config.run_dir)
+    with only_process(folder):
+        record = _open_record(folder, config, options)
+        if "winner" not in record:
+            embedder, generator = load_models(config)
+            for role, model in (("embedder", embedder), ("generator", generator)):
+                print(f"{role}: {model.describe()}", flush=True)
+            pipeline = build_pipeline(config, dataset, embedder, generator)
+            inputs = describe_inputs(dataset, embedder, generator)
+            if record.setdefault("inputs", inputs) != inputs:
+                raise UserError(f"{folder} was begun with other models or data: bring those back or choose another.")
+            record["strategy"] = strategy
+            _Search(config, options, folder, dataset, pipeline, record).run(phases, rates)
+        _print(folder, record, options)
+        return record
+
+
+def _parse_rates(model: str, text: str) -> list[float]:
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or min(rates) <= 0 or not all(map(math.isfinite, rates)):
+        raise UserError(f"--{model}_rates={text} is no list of positive numbers: write them as 1e-6,3e-6,1e-5.")
+    return sorted(set(rates))
+
+
+def _phases(config: RunConfig, options: SearchConfig) -> Sequence[Phase]:
+    """What is searched, in order."""
+    phases = phases_of(config)
+    if not phases:
+        raise UserError(f"--strategy={config.strategy} trains nothing, so there is no rate to search: choose another.")
+    if options.grid == "2d" and config.strategy != "joint":
+        raise UserError(
+            f"--grid=2d searches pairs of rates, which --strategy={config.strategy} does not train together."
+        )
+    if config.strategy == "joint" and options.grid == "1d":
+        # The rates of the two phases serve joint training, as in the paper.
+        return phases_of(dataclasses.replace(config, strategy="two_phase"))
+    return phases
+
+
+def _open_record(folder: Path, config: RunConfig, options: SearchConfig) -> dict[str, Any]:
+    """search.json, or its beginning for a new search."""
+    asked = {"flags": dataclasses.asdict(config) | {"run_dir": ""}, "options": dataclasses.asdict(options)}
+    if not (folder / SEARCH_FILE).is_file():
+        return {**asked, "trials": []}
+    record = read_json_object(folder / SEARCH_FILE)
+    for part, values in asked.items():
+        differ = [name for name, value in values.items() if record[part].get(name) != value]
+        if differ:
+            was, now = record[part].get(differ[0]), values[differ[0]]
+            raise UserError(
+                f"{folder} holds a search with --{differ[0]}={was} (now {now}): repeat that flag or choose another "
+                "--run_dir."
+            )
+    return record
+
+
+class _Search:
+    """A search that is going on; `record` grows with it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        options: SearchConfig,
+        folder: Path,
+        dataset: Dataset,
+        pipeline: Pipeline,
+        record: dict[str, Any],
+    ):
+        self._options, self._folder, self._dataset, self._pipeline = options, folder, dataset, pipeline
+        self._record, self._rungs = record, _RUNGS if options.halving else 1
+        self._asked: Sequence[Question] = dataset.dev[: config.eval_limit or None]
+        self._config = config
+
+    def run(self, phases: Sequence[Phase], rates: Mapping[str, Sequence[float]]) -> None:
+        """Every phase's rates, then the winner."""
+        given = {"embedder": self._config.embedder_lr, "generator": self._config.generator_lr}
+        winner, pipeline = {}, self._pipeline
+        for phase in phases:
+            tried = [
+                dict(zip(phase.trains, values, strict=True))
+                for values in itertools.product(
+                    *([given[m]] if given[m] is not None else rates[m] for m in phase.trains)
+                )
+            ]
+            if phase.trains == ("embedder",):
+                trials = self._stacked(phase, [trial["embedder"] for trial in tried], pipeline)
+                winner |= self._best(trials)["rates"]
+                continue
+            trials = self._one_by_one(phase, tried, pipeline)
+            best = self._best(trials)["rates"]
+            winner |= best
+            if phase is not phases[-1] and "likelihoods" in {later.signal for later in phases}:
+                result = self._train(phase, best, pipeline)
+                pipeline = pipeline.with_trained(on_device({phase.name: result}))
+        cost = Ledger(_sum(*(trial["cost"] for trial in self._record["trials"])))
+        self._record |= {"winner": winner, "cost": cost.summary()}
+        write_json(self._folder / SEARCH_FILE, self._record)
+
+    # --- trials that need a run each
+
+    def _one_by_one(self, phase: Phase, tried: Sequence[dict[str, float]], pipeline: Pipeline) -> list[Trial]:
+        known = {_name(phase.name, trial["rates"]): trial for trial in self._trials_of(phase)}
+        trials = [known.get(_name(phase.name, rates)) or _new_trial(phase, rates) for rates in tried]
+        if any(trial["steps"] == 0 for trial in trials) and self._options.grid == "2d":
+            self._announce(phase, tried, pipeline)
+        steps, alive = self._steps(phase), list(trials)
+        for rung in range(self._rungs):
+            end = self._end_of(rung, steps)
+            for trial in alive:
+                if trial["steps"] < end and not trial["diverged"]:
+                    self._advance(phase, trial, pipeline, end)
+            if end < steps:
+                alive = sorted(alive, key=_loss)[: -(-len(alive) // 2)]
+        for trial in alive:
+            if self._options.selection != "dev_loss" and trial["f1"] is None and not trial["diverged"]:
+                result = self._train(phase, trial["rates"], pipeline)
+                self._answer(trial, pipeline.with_trained(on_device({phase.name: result})), None)
+                self._keep(trial)
+        return trials
+
+    def _advance(self, phase: Phase, trial: Trial, pipeline: Pipeline, end: int) -> None:
+        try:
+            result = self._train(phase, trial["rates"], pipeline, end)
+        except DivergedError as error:
+            print(f"{_name(phase.name, trial['rates'])} diverged: {error}")
+            trial["diverged"] = True
+        else:
+            lines = (self._trial_folder(phase, trial["rates"]) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+            losses = [line["dev_loss"] for line in map(json.loads, lines) if "dev_loss" in line]
+            trial |= {"steps": end, "start_loss": losses[0], "dev_loss": losses[-1], "cost": result.cost.as_dict()}
+        self._keep(trial)
+
+    def _train(
+        self, phase: Phase, rates: Mapping[str, float], pipeline: Pipeline, end: int | None = None
+    ) -> PhaseResult:
+        """A trial's training up to a step, or what it has trained."""
+        flags = {f"{model}_lr": rate for model, rate in rates.items()}
+        # Dev losses at the start and where trials are compared.
+        config = dataclasses.replace(self._config, dev_every=self._end_of(0, self._steps(phase)), **flags)
+        return train_phase(config, phase, pipeline, self._dataset, self._trial_folder(phase, rates), end)
+
+    def _announce(self, phase: Phase, tried: Sequence[dict[str, float]], pipeline: Pipeline) -> None:
+        """What all pairs will cost, from the second step of the first one."""
+        one, two = (self._train(phase, tried[0], pipeline, end).cost.total() for end in (1, 2))
+        steps = len(tried) * self._steps(phase)
+        seconds, flops = (two.seconds - one.seconds) * steps, (two.flops - one.flops) * steps
+        print(
+            f"{len(tried)} pairs of {self._steps(phase)} steps: about {seconds / 3600:,.2f} hours and "
+            f"{flops / 1e15:,.2f} PFLOPs of training; Ctrl-C stops, the same command goes on.",
+            flush=True,
+        )
+
+    # --- rates that share one run
+
+    def _stacked(self, phase: Phase, rates: Sequence[float], pipeline: Pipeline) -> list[Trial]:
+        if found := self._trials_of(phase):
+            return found
+        config = dataclasses.replace(self._config, dev_every=1)
+        assembler = make_assembler(config, phase, pipeline, self._dataset, self._folder)
+        result = train_stacked(config, rates, pipeline, assembler, self._rungs)
+        generations = CachedGenerations(pipeline.generator, self._folder / "generations.jsonl")
+        trials = []
+        for copy in result.copies:
+            change = copy.dev_losses - result.start_losses
+            trial = _new_trial(phase, {"embedder": copy.rate}) | {
+                "steps": copy.steps,
+                "start_loss": float(result.start_losses.mean()),
+                "dev_loss": float(copy.dev_losses.mean()),
+                "dev_loss_change_se": float(change.std(ddof=1) / math.sqrt(len(change))) if len(change) > 1 else None,
+            }
+            trial["diverged"] = not math.isfinite(trial["dev_loss"])
+            if copy.params is not None and not trial["diverged"]:
+                trained = pipeline.with_trained({"embedder": {"params": jax.tree.map(jnp.asarray, copy.params)}})
+                if self._options.selection == "dev_loss":
+                    trial["recall_at_5"] = self._recall(trained)
+                else:
+                    self._answer(trial, trained, generations)
+            trials.append(trial)
+        trials[0]["cost"] = _sum(trials[0]["cost"], result.cost.as_dict())
+        # All at once: a search that was cut off before repeats the copies, whose likelihoods and answers are there.
+        self._record["trials"] += trials
+        self._record["pairs_scored"] = result.pairs
+        write_json(self._folder / SEARCH_FILE, self._record)
+        return trials
+
+    # --- what they share
+
+    def _answer(self, trial: Trial, pipeline: Pipeline, generations: CachedGenerations | None) -> None:
+        """Answers the dev questions end to end."""
+        config = self._config
+        records, spent = evaluate(
+            pipeline,
+            self._asked,
+            self._folder / "predictions" / f"{_name(trial['phase'], trial['rates'])}.jsonl",
+            top_k=config.top_k,
+            score_scale=config.score_scale,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.eval_batch_size,
+            generations=generations,
+        )
+        ledger = Ledger(trial["cost"])
+        ledger.add("evaluation", spent)
+        means = summarise(records)
+        trial |= {"cost": ledger.as_dict()} | {key: means[key] for key in ("em", "f1", "recall_at_5")}
+
+    def _recall(self, pipeline: Pipeline) -> float | None:
+        rows = pipeline.retrieve([question.question for question in self._asked], min(5, len(pipeline.store))).rows
+        found = [
+            metrics.recall_at_k(pipeline.store.ids_of(row), question.positive_ids, 5)
+            for row, question in zip(rows, self._asked, strict=True)
+        ]
+        return metrics.mean_of_defined(found)
+
+    def _best(self, trials: Sequence[Trial]) -> Trial:
+        """The winner among the trials that went to the end; of equal scores the one with the lower dev loss."""
+        steps = max(trial["steps"] for trial in trials)
+        finished = [trial for trial in trials if trial["steps"] == steps and not trial["diverged"]]
+        if not finished:
+            raise UserError(f"every rate of --strategy={self._config.strategy} diverged: give lower rates.")
+        select = self._options.selection
+        score = _loss if select == "dev_loss" else lambda trial: (-trial[select], _loss(trial))
+        return min(finished, key=score)
+
+    def _trials_of(self, phase: Phase) -> list[Trial]:
+        return [trial for trial in self._record["trials"] if trial["phase"] == phase.name]
+
+    def _keep(self, trial: Trial) -> None:
+        """Writes search.json with this trial's figures in it."""
+        if not any(trial is known for known in self._record["trials"]):
+            self._record["trials"].append(trial)
+        write_json(self._folder / SEARCH_FILE, self._record)
+
+    def _trial_folder(self, phase: Phase, rates: Mapping[str, float]) -> Path:
+        return self._folder / "trials" / _name(phase.name, rates)
+
+    def _steps(self, phase: Phase) -> int:
+        return total_steps(self._config, len(self._dataset.train), phase.batch_size(self._config))
+
+    def _end_of(self, rung: int, steps: int) -> int:
+        return min(-(-steps // self._rungs) * (rung + 1), steps)
+
+
+def _new_trial(phase: Phase, rates: Mapping[str, float]) -> Trial:
+    figures = dict.fromkeys(("start_loss", "dev_loss", "em", "f1", "recall_at_5"))
+    return {"phase": phase.name, "rates": dict(rates), "steps": 0, "diverged": False, **figures, "cost": {}}
+
+
+def _sum(*costs: Mapping[str, Any]) -> dict[str, Any]:
+    total = Ledger()
+    for cost in costs:
+        total.merge(Ledger(cost))
+    return total.as_dict()
+
+
+def _name(phase: str, rates: Mapping[str, float]) -> str:
+    return "-".join([phase, *(f"{rate:g}" for rate in rates.values())])
+
+
+def _loss(trial: Trial) -> float:
+    return math.inf if trial["diverged"] or trial["dev_loss"] is None else trial["dev_loss"]
+
+
+def _print(folder: Path, record: Mapping[str, Any], options: SearchConfig) -> None:
+    print(f"\n{record['strategy']}, chosen by {options.selection} on the dev questions\n")
+    print(search_table(record["trials"]))
+    plot_search(record["trials"], options.selection, folder / "search.png")
+    cost = record["cost"]
+    print(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
+    rates = " ".join(f"--{model}_lr={rate:g}" for model, rate in record["winner"].items())
+    print(f"plot: {folder / 'search.png'}\nNext:\n  python -m ragjax.train --strategy={record['strategy']} {rates}")

@@ -1,0 +1,185 @@
+"""One embedder phase at several learning rates at once: stacked copies of the embedder, trained by one `vmap`ped step.
+
+Only the question side of the embedder moves, and what it learns from (labels, or the likelihoods of a frozen generator)
+does not depend on the rate: so copies that find the same passages share their likelihoods, and a whole grid costs
+little more than one run of the phase.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from ragjax.config import RunConfig
+from ragjax.costs import Cost, Ledger
+from ragjax.data.questions import Question
+from ragjax.parallel import pmap_map, pmap_step, replicate
+from ragjax.pipeline import Pipeline
+from ragjax.training.assembly import LikelihoodAssembler
+from ragjax.training.loop import question_order, total_steps
+from ragjax.training.ranking import RankingAssembler
+from ragjax.training.state import TrainState, init_state, make_optimizer
+from ragjax.training.step import make_train_step
+
+Tree = Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class Copy:
+    """One rate's outcome."""
+
+    rate: float
+    dev_losses: np.ndarray  # [n] of the dev questions, when it was last measured
+    steps: int  # that it was trained
+    params: Tree | None  # the embedder's; None where it was stopped early
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedResult:
+    """What a stacked phase gave."""
+
+    start_losses: np.ndarray  # [n] of the dev questions before training
+    copies: list[Copy]  # in the order of the rates
+    cost: Ledger  # dev measurements stand under "evaluation"
+    step_seconds: list[float]
+    pairs: int  # (question, passage) pairs scored, dev questions apart
+
+
+def train_stacked(
+    config: RunConfig,
+    rates: Sequence[float],
+    pipeline: Pipeline,
+    assembler: LikelihoodAssembler | RankingAssembler,
+    rungs: int = 1,
+) -> StackedResult:
+    """Trains one copy of the embedder at each rate.
+
+    Args:
+      config: flags of the phase; its own embedder_lr is not used.
+      rates: peak learning rates.
+      pipeline: the models to start from.
+      assembler: of the phase. Likelihoods that it keeps are found again by a later call.
+      rungs: 1: all copies are trained to the end. Otherwise the training is cut into so many equal parts, and after
+        each but the last the half with the higher dev loss is stopped (successive halving, Jamieson and Talwalkar
+        2016, arXiv 1502.07943).
+    """
+    return _Stack(config, rates, pipeline, assembler).train(rungs)
+
+
+class _Stack:
+    """The copies' moving parts."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        rates: Sequence[float],
+        pipeline: Pipeline,
+        assembler: LikelihoodAssembler | RankingAssembler,
+    ):
+        self._config, self._pipeline, self._assembler = config, pipeline, assembler
+        self._steps = total_steps(config, len(assembler.questions), assembler.batch_size)
+        self._rates = list(rates)
+        optimizer = make_optimizer(config.max_grad_norm, config.weight_decay)
+        make = make_train_step(
+            assembler.objective, optimizer, self._steps, config.warmup_fraction, config.loss_reduction, config.seed
+        )
+        self._train_step = pmap_step(lambda reducer: jax.vmap(make(reducer), in_axes=(0, None, 0)))
+        self._losses = pmap_map(_question_losses(assembler.objective))
+        variables = {"embedder": pipeline.embedder.variables}
+        states = [init_state(variables, {"embedder": rate}, optimizer) for rate in self._rates]
+        self._state: TrainState = replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+        self._ledger = Ledger()
+
+    def train(self, rungs: int) -> StackedResult:
+        every = {rate: Copy(rate, np.empty(0), 0, None) for rate in self._rates}
+        start_losses, seconds = self._dev_losses()[0], []
+        pairs_before = self._pairs()
+        pairs = 0
+        ends = [round(self._steps * (rung + 1) / rungs) for rung in range(rungs)]
+        with tqdm(total=self._steps, desc=f"{len(self._rates)} rates", unit="step", dynamic_ncols=True) as bar:
+            for step in range(self._steps):
+                seconds.append(self._advance(step))
+                bar.update()
+                if step + 1 not in ends:
+                    continue
+                pairs += self._pairs() - pairs_before
+                for rate, losses in zip(self._rates, self._dev_losses(), strict=True):
+                    every[rate].dev_losses, every[rate].steps = losses, step + 1
+                pairs_before = self._pairs()
+                if step + 1 < self._steps:
+                    self._keep_best_half({rate: float(every[rate].dev_losses.mean()) for rate in self._rates})
+        for place, rate in enumerate(self._rates):
+            every[rate].params = jax.tree.map(
+                lambda leaf, place=place: np.asarray(leaf[place]), self._state.trainable["embedder"]["params"]
+            )
+        return StackedResult(start_losses, list(every.values()), self._ledger, seconds, pairs)
+
+    def _pairs(self) -> int:
+        return len(self._assembler.likelihoods) if isinstance(self._assembler, LikelihoodAssembler) else 0
+
+    def _advance(self, step: int) -> float:
+        """One step of all copies; its seconds."""
+        began = time.perf_counter()
+        questions = self._assembler.questions
+        indices = question_order(len(questions), self._assembler.batch_size, step, self._config.seed)
+        batch, work = self._assemble([questions[i] for i in indices], indices, step, self._ledger, training=True)
+        started = time.perf_counter()
+        self._state, metrics = self._train_step(self._state, {}, batch)
+        jax.block_until_ready(metrics)
+        self._ledger.split(time.perf_counter() - started, work)
+        return time.perf_counter() - began
+
+    def _assemble(
+        self, questions: Sequence[Question], indices: Sequence[int], step: int, ledger: Ledger, training: bool
+    ) -> tuple[Any, dict[str, Cost]]:
+        """A batch [devices, copies, micro-batches, ...] and the work in it."""
+        variables, count = self._state.trainable["embedder"], len(self._rates)
+        batches, work = self._assembler.assemble_stacked(questions, indices, step, variables, count, ledger, training)
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *batches)
+        total = Cost(0.0, work.flops * count, work.tokens * count, work.backward_tokens * count)
+        return batch, {"embedder": total}
+
+    def _dev_losses(self) -> np.ndarray:
+        """[copies, n] of the dev questions."""
+        size, dev, found = self._assembler.batch_size, self._assembler.dev, []
+        began, spent, work_done = time.perf_counter(), Ledger(), Cost()
+        for start in range(0, len(dev), size):
+            questions = dev[start : start + size]
+            indices = range(start, start + len(questions))
+            batch, work = self._assemble(questions, indices, 0, spent, training=False)
+            losses, valid = jax.device_get(self._losses(self._state.trainable, batch))
+            # [devices, copies, micro-batches, questions] -> [copies, questions]; fillers are the same for all copies.
+            losses, valid = (np.moveaxis(values, 1, 0).reshape(len(self._rates), -1) for values in (losses, valid))
+            found.append(losses[:, valid[0]])
+            work_done += work["embedder"]
+        cost = dataclasses.replace(spent.total() + work_done, seconds=time.perf_counter() - began)
+        self._ledger.add("evaluation", cost)
+        return np.concatenate(found, axis=1)
+
+    def _keep_best_half(self, means: Mapping[float, float]) -> None:
+        best = sorted(self._rates, key=lambda rate: means[rate])[: -(-len(self._rates) // 2)]
+        places = [place for place, rate in enumerate(self._rates) if rate in best]
+        self._rates = [self._rates[place] for place in places]
+        chosen = jnp.asarray(places)
+        self._state = jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0), self._state)
+
+
+def _question_losses(objective: Callable) -> Callable:
+    """(stacked trainable, [copies, micro-batches, ...]) -> (losses, valid), [copies, micro-batches, B] each."""
+
+    def losses(trainable: Tree, batch: Any):
+        def of_one(trainable, batch):
+            def of_micro(micro_batch):
+                found = objective(trainable, {}, micro_batch, None)
+                return found.loss, found.valid
+
+            return jax.lax.map(of_micro, batch)
+
+        return jax.vmap(of_one)(trainable, batch)
+
+    return losses
