@@ -12,7 +12,7 @@ import pytest
 from ragjax.checkpoints import Checkpoints
 from ragjax.errors import UserError
 from ragjax.training import run
-from ragjax.training.loop import _Trainer
+from ragjax.training.loop import Trainer
 from ragjax.weights import resolve
 from tests.tiny import require_package, write_tiny_gguf
 from tests.tiny_runs import flat, passages, questions, read_lines, run_flags, tiny_world, write_data
@@ -185,12 +185,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(w
 
 def test_a_dev_loss_that_is_not_finite_stops_the_run_before_its_checkpoint(world, tmp_path, monkeypatch):
     """Weights that an update has spoilt show in the dev loss first, and must not become the last good checkpoint."""
-    figures = _Trainer._dev_figures
+    figures = Trainer._dev_figures
 
     def spoilt(self):
         return figures(self) | ({"dev_nll_per_token": math.nan} if self.step == 2 else {})
 
-    monkeypatch.setattr(_Trainer, "_dev_figures", spoilt)
+    monkeypatch.setattr(Trainer, "_dev_figures", spoilt)
     message = refusal(world.config(tmp_path / "run", checkpoint_every=1, dev_every=1, eval_limit=2))
     assert message.startswith("Step 2 has a non-finite dev_nll_per_token")
     assert "the checkpoint of step 1 is kept" in message

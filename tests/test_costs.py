@@ -38,48 +38,51 @@ def test_decoding_by_hand():
 
 
 def test_costs_add_up():
-    assert Cost(1.5, 10, 2) + Cost(0.5, 5, 1) == Cost(2.0, 15, 3)
+    assert Cost(1.5, 10, 2, 1) + Cost(0.5, 5, 1, 1) == Cost(2.0, 15, 3, 2)
 
 
 def test_split_shares_seconds_by_flops():
     ledger = Ledger()
     ledger.add("generator", Cost(1.0, 100, 5))
-    ledger.split(8.0, {"generator": 300.0, "embedder": 100.0}, {"generator": 30, "embedder": 10})
+    ledger.split(8.0, {"generator": Cost(0.0, 300.0, 30, 20), "embedder": Cost(0.0, 100.0, 10)})
     parts = ledger.as_dict()
-    assert parts["generator"] == {"seconds": 7.0, "flops": 400.0, "tokens": 35}
-    assert parts["embedder"] == {"seconds": 2.0, "flops": 100.0, "tokens": 10}
-    ledger.split(1.0, {"embedder": 0.0}, {"embedder": 0})  # nothing to share by
+    assert parts["generator"] == {"seconds": 7.0, "flops": 400.0, "tokens": 35, "backward_tokens": 20}
+    assert parts["embedder"] == {"seconds": 2.0, "flops": 100.0, "tokens": 10, "backward_tokens": 0}
+    ledger.split(1.0, {"embedder": Cost()})  # nothing to share by
     assert ledger.as_dict() == parts
 
 
 def test_merge_adds_part_by_part():
     one, other = Ledger(), Ledger()
-    one.add("search", Cost(1, 2, 3))
-    other.add("search", Cost(10, 20, 30))
+    one.add("search", Cost(1, 2, 3, 0))
+    other.add("search", Cost(10, 20, 30, 40))
     other.add("encode", Cost(4, 5, 6))
     one.merge(other)
-    assert one.as_dict()["search"] == {"seconds": 11, "flops": 22, "tokens": 33}
-    assert one.as_dict()["encode"] == {"seconds": 4, "flops": 5, "tokens": 6}
-    assert other.as_dict()["search"] == {"seconds": 10, "flops": 20, "tokens": 30}
+    assert one.as_dict()["search"] == {"seconds": 11, "flops": 22, "tokens": 33, "backward_tokens": 40}
+    assert one.as_dict()["encode"] == {"seconds": 4, "flops": 5, "tokens": 6, "backward_tokens": 0}
+    assert other.as_dict()["search"] == {"seconds": 10, "flops": 20, "tokens": 30, "backward_tokens": 40}
 
 
 def test_summary_keeps_evaluation_out_of_the_total():
     ledger = Ledger()
     for power, part in enumerate(PARTS):
-        ledger.add(part, Cost(10.0**power, 2 * 10.0**power, 3 * 10**power))
+        ledger.add(part, Cost(10.0**power, 2 * 10.0**power, 3 * 10**power, 10**power))
     summary = ledger.summary()
-    assert (summary["seconds"], summary["flops"], summary["tokens"]) == (1111.0, 2222.0, 3333)
-    assert summary["evaluation"] == {"seconds": 10000.0, "flops": 20000.0, "tokens": 30000}
-    assert set(summary) == {"seconds", "flops", "tokens", "embedder", "generator", "search", "encode", "evaluation"}
+    units = ("seconds", "flops", "tokens", "backward_tokens")
+    assert tuple(summary[unit] for unit in units) == (1111.0, 2222.0, 3333, 1111)
+    assert ledger.total() == Cost(1111.0, 2222.0, 3333, 1111)
+    assert summary["evaluation"] == dict(zip(units, (10000.0, 20000.0, 30000, 10000), strict=True))
+    assert ledger.part("evaluation") == Cost(10000.0, 20000.0, 30000, 10000)
+    assert set(summary) == {*units, "embedder", "generator", "search", "encode", "evaluation"}
 
 
 def test_a_saved_ledger_goes_on_counting():
     ledger = Ledger()
-    ledger.add("embedder", Cost(1, 2, 3))
+    ledger.add("embedder", Cost(1, 2, 3, 4))
     again = Ledger(ledger.as_dict())
-    again.add("embedder", Cost(1, 2, 3))
-    assert again.as_dict()["embedder"] == {"seconds": 2, "flops": 4, "tokens": 6}
-    assert again.as_dict()["search"] == {"seconds": 0.0, "flops": 0.0, "tokens": 0}
+    again.add("embedder", Cost(1, 2, 3, 4))
+    assert again.as_dict()["embedder"] == {"seconds": 2, "flops": 4, "tokens": 6, "backward_tokens": 8}
+    assert again.as_dict()["search"] == {"seconds": 0.0, "flops": 0.0, "tokens": 0, "backward_tokens": 0}
 
 
 def test_an_unknown_part_is_an_error():

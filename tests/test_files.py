@@ -1,4 +1,4 @@
-"""ragjax.files: atomic writes of files and folders, JSON, hashes."""
+"""ragjax.files: atomic writes of files and folders, JSON, hashes, records by key."""
 
 import errno
 import hashlib
@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ragjax.errors import UserError
 from ragjax.files import (
+    KeyedRecords,
     PlannedFile,
     default_cache_dir,
     plan_copy,
@@ -211,3 +213,82 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
     write_folder(tmp_path / "folder", [PlannedFile("a", 5, pieces)])
     assert (tmp_path / "folder" / "a").read_bytes() == b"yours"
     assert not (tmp_path / "folder" / "b").exists()
+
+
+# ---- records by key ----------------------------------------------------------------------------------------
+
+
+def three_lines(path: Path) -> KeyedRecords:
+    records = KeyedRecords(path)
+    records.add({"a": [1.0], "b": [2.0, 3.0]})
+    records.add({"c": []})
+    records.add({"d": [4.0]})
+    return records
+
+
+def test_records_come_back_as_they_were(tmp_path):
+    """Float32 values bit for bit, in this process and in the next."""
+    values = np.random.default_rng(0).standard_normal(50).astype(np.float32) * np.float32(10.0) ** np.arange(-25, 25)
+    path = tmp_path / "new" / "records.jsonl"
+    records = KeyedRecords(path)
+    assert "a" not in records and (len(records), records.lines) == (0, 0)
+    records.add({"a": values.astype(np.float32).tolist()})
+    for found in (records, KeyedRecords(path)):
+        assert "a" in found and "b" not in found
+        np.testing.assert_array_equal(np.asarray(found["a"], np.float32), values.astype(np.float32))
+
+
+def test_rewinding_keeps_the_first_lines(tmp_path):
+    path = tmp_path / "records.jsonl"
+    records = three_lines(path)
+    content = path.read_text()
+    assert (records.lines, len(records)) == (3, 4)
+    for lines in (5, 3):
+        records.rewind(lines)
+        assert (records.lines, path.read_text()) == (3, content)
+    records.rewind(1)
+    for found in (records, KeyedRecords(path)):
+        assert ["a" in found, "b" in found, "c" in found, "d" in found] == [True, True, False, False]
+        assert found.lines == 1
+    records.add({"c": []})
+    records.add({"d": [4.0]})
+    assert path.read_text() == content
+    records.rewind(0)
+    assert (records.lines, len(records), path.read_text()) == (0, 0, "")
+
+
+@pytest.mark.parametrize("missing", [1, 2, 9])
+def test_a_record_that_was_cut_off_is_dropped_with_its_line(tmp_path, missing):
+    path = tmp_path / "records.jsonl"
+    three_lines(path)
+    path.write_text(path.read_text()[:-missing])
+    records = KeyedRecords(path)
+    assert ("c" in records, "d" in records, records.lines) == (True, False, 2)
+    records.add({"e": [5.0]})
+    assert ("c" in (found := KeyedRecords(path)), found["e"], found.lines) == (True, [5.0], 3)
+
+
+@pytest.mark.parametrize("damaged", [b"{", b"", b"[1]", b"7", b"\xff\xfe", b'{"c" []}'])
+def test_damaged_records_name_the_file(tmp_path, damaged):
+    path = tmp_path / "records.jsonl"
+    three_lines(path)
+    first, _, last = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([first, damaged, last, b""]))
+    content = path.read_bytes()
+    with pytest.raises(UserError, match=r"records\.jsonl is damaged \(.*delete it, it is then made anew"):
+        KeyedRecords(path)
+    assert path.read_bytes() == content
+
+
+def test_records_on_a_full_disk_are_not_kept(tmp_path):
+    path = tmp_path / "records.jsonl"
+    records = three_lines(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+    try:
+        with pytest.raises(UserError, match="records.jsonl could not be written"):
+            records.add({"e": [0.5] * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for found in (records, KeyedRecords(path)):
+        assert ("e" in found, "d" in found, found.lines) == (False, True, 3)

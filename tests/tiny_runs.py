@@ -106,8 +106,8 @@ def _configure(options: Mapping[str, Any]) -> None:
 
 
 def run_flags(config: RunConfig) -> list[str]:
-    """The configuration as flags of ragjax.train."""
-    return [f"--{name}={value}" for name, value in dataclasses.asdict(config).items()]
+    """The configuration as flags of ragjax.train; what is None has no flag that says so."""
+    return [f"--{name}={value}" for name, value in dataclasses.asdict(config).items() if value is not None]
 
 
 def passages() -> list[dict[str, str]]:
@@ -149,6 +149,13 @@ def write_data(folder: Path, corpus: Iterable[Mapping], splits: Mapping[str, Ite
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a .jsonl file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def changed(before: Any, after: Any) -> set[str]:
+    """Names of the leaves that differ in any bit."""
+    before, after = flat(before), flat(after)
+    assert before.keys() == after.keys()
+    return {name for name in before if not np.array_equal(before[name], after[name])}
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:

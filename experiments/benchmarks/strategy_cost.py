@@ -48,11 +48,14 @@ FORWARD_STEPS = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="sample")
+    parser.add_argument("--embedder", default=RunConfig.embedder)
+    parser.add_argument("--generator", default=RunConfig.generator)
     parser.add_argument("--questions", type=int, default=64, help="training questions")
     parser.add_argument("--dev", type=int, default=100, help="dev questions of the embedder's search")
     parser.add_argument("--out", type=Path, required=True, help="JSON file, written after each part")
     flags = parser.parse_args()
-    base = RunConfig(data=flags.data, dev_every=0, checkpoint_every=1_000_000)
+    models = {"embedder": flags.embedder, "generator": flags.generator}
+    base = RunConfig(data=flags.data, dev_every=0, checkpoint_every=1_000_000, **models)
     whole = load_dataset(flags.data)
     dataset = dataclasses.replace(whole, train=whole.train[: flags.questions])
     pipeline = build_pipeline(base, dataset, *load_models(base))

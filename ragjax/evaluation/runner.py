@@ -77,7 +77,8 @@ def evaluate(
         else:
             began = time.perf_counter()
             chosen = [prompts[i] for i in batch]
-            answers = (generations or pipeline.generator).generate_tokens(chosen, max_new_tokens, batch_size)
+            source = pipeline.generator if generations is None else generations
+            answers = source.generate_tokens(chosen, max_new_tokens, batch_size)
             batch_cost = _decoding_cost(pipeline, chosen, answers, time.perf_counter() - began)
             batch_records = []
             for i, tokens in zip(batch, answers, strict=True):

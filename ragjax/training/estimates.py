@@ -36,7 +36,7 @@ def strategy_costs(
       questions: training questions.
       labelled: those among them with labelled passages.
     """
-    parts = _seconds_per_question(measured, generator, prompt_length)
+    parts = _seconds_per_question(measured, generator, prompt_length, questions)
     return [
         StrategyCost(
             name,
@@ -58,7 +58,11 @@ def _phase_seconds(
     count = labelled if phase.signal == "positives" else questions
     if phase.name in measured:
         found = measured[phase.name]
-        return found.cost.total().seconds / found.questions * count
+        whole, scoring = found.cost.total().seconds, 0.0
+        if phase.signal == "likelihoods":
+            # The frozen generator worked in the first epoch only.
+            scoring = found.cost.part("generator").seconds
+        return (whole - scoring) / found.questions * count + scoring / min(found.questions, count) * count
     needed = {
         ("positives", ("embedder",)): ("embedder_train",),
         ("likelihoods", ("embedder",)): ("generator_forward", "embedder_train", "search"),
@@ -70,18 +74,18 @@ def _phase_seconds(
 
 
 def _seconds_per_question(
-    measured: Mapping[str, MeasuredPhase], generator: ModelSize, prompt_length: float
+    measured: Mapping[str, MeasuredPhase], generator: ModelSize, prompt_length: float, questions: int
 ) -> dict[str, float | None]:
     """Seconds per question of each part of a step; where none was measured, by the ratio of FLOPs to one that was."""
 
-    def seconds(part: str, *names: str) -> float | None:
+    def seconds(part: str, *names: str, most: int | None = None) -> float | None:
         found = [measured[name] for name in names if name in measured]
-        total = sum(phase.questions for phase in found)
+        total = sum(min(phase.questions, most or phase.questions) for phase in found)
         return sum(phase.cost.part(part).seconds for phase in found) / total if total else None
 
     share = forward_flops(generator, [prompt_length], 0) / train_flops(generator, [prompt_length], 0)
     generator_train = seconds("generator", "generator", "joint")
-    generator_forward = seconds("generator", "retriever")
+    generator_forward = seconds("generator", "retriever", most=questions)
     embedder_train = seconds("embedder", "joint", "retriever", "embedder")
     embedder_forward = seconds("embedder", "generator")
     return {

@@ -98,3 +98,18 @@ def test_cost_table():
         "total                  63.0  1,234,567  350.000",
         "evaluation (apart)    100.0         99        -",
     ]
+
+
+def test_the_table_of_strategies():
+    costs = [
+        {"strategy": "generator", "seconds": 1200.0, "is_measured": True},
+        {"strategy": "two_phase", "seconds": 1800.04, "is_measured": False},
+        {"strategy": "joint", "seconds": None, "is_measured": False},
+    ]
+    assert report.strategy_table(costs).splitlines() == [
+        "strategy   seconds  of generator's    figures",
+        "---------  -------  --------------  ---------",
+        "generator  1,200.0            1.00   measured",
+        "two_phase  1,800.0            1.50  estimated",
+        "joint            -               -          -",
+    ]

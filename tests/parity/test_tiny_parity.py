@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, BertModel, MPNetModel
 from ragjax.data.batches import Example, Shape, make_batch
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.pretrained import init_lora, load_embedder, load_generator
-from ragjax.training.step import Objective, summed_loss
+from ragjax.training.objectives import AnswerMixture, AnswerObjective
+from ragjax.training.step import summed_loss
 from tests.tiny import write_tiny_bert, write_tiny_llama, write_tiny_mpnet
 
 pytestmark = pytest.mark.parity
@@ -206,7 +207,7 @@ def test_joint_loss_and_gradients_equal_torch_autograd(tmp_path, name, trained):
 
     frozen = {"generator": {"params": generator.params}} if lora else {}
     trainable = {"embedder": {"params": embedder.params}, "generator": {trained: lora or generator.params}}
-    objective = Objective(embedder.module, generator.module, name, SCALE)
+    objective = AnswerObjective(embedder.module, generator.module, AnswerMixture(name, SCALE))
     gradient_of = jax.jit(jax.value_and_grad(summed_loss, argnums=1, has_aux=True), static_argnums=0)
     (loss, _), gradients = gradient_of(objective, trainable, frozen, batch, None)
 

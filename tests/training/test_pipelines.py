@@ -1,4 +1,5 @@
-"""Both encoders with both decoders, under both losses, with adapters, over a quantised base and with all weights.
+"""Both encoders with both decoders, under both losses and every strategy, with adapters, over a quantised base and with
+all weights.
 
 The loss before the first step is worked out again from the public faces (vectors, answer log-probabilities of whole
 prompts) by plain enumeration in float64; then training has to move what it should and nothing else.
@@ -15,8 +16,9 @@ from ragjax.data.prompts import prompt_text
 from ragjax.data.sources import load_dataset
 from ragjax.pipeline import load_models, open_run
 from ragjax.training import run
+from ragjax.training.strategies import STRATEGIES
 from tests.tiny import write_tiny_llama, write_tiny_mpnet
-from tests.tiny_runs import flat, read_lines, tiny_world
+from tests.tiny_runs import changed, flat, read_lines, tiny_world
 
 WINDOW = 40
 LORA, NF4, INT8, FULL = {}, {"quantize": "nf4"}, {"quantize": "int8"}, {"lora_rank": 0}
@@ -27,6 +29,14 @@ CASES = [
     ("mpnet", "llama", "rag_token", FULL),
     ("mpnet", "mistral", "rag_sequence", LORA),
 ]
+# All pipelines are trained jointly; of the other strategies each has one, because every run compiles for seconds.
+OTHERS = list(zip(CASES, ("generator", "independent", "two_phase", "embedder"), strict=True))
+MOVES = {
+    "embedder": {"embedder"},
+    "generator": {"generator"},
+    "independent": {"embedder", "generator"},
+    "two_phase": {"embedder", "generator"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +56,38 @@ def test_a_pipeline_trains(world, tmp_path, embedder, generator, objective, how)
     assert summary["objective"] == objective
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert lines[0]["dev_nll_per_answer"] == pytest.approx(enumerated_loss(config), rel=1e-5)
-    before, after = load_models(config), open_run(tmp_path / "run").pipeline
+    assert_moved(config, {"embedder", "generator"})
+
+
+@pytest.mark.parametrize(("case", "strategy"), OTHERS, ids=str)
+def test_every_other_strategy_trains_a_pipeline(world, tmp_path, case, strategy):
+    embedder, generator, objective, how = case
+    models = {"embedder": str(world.folder / embedder), "generator": str(world.folder / generator)}
+    changes = {"objective": objective, "max_steps": 1, "eval_limit": 1, "dev_every": 0, **models, **how}
+    config = world.config(tmp_path / "run", strategy=strategy, **changes)
+    assert run(config)["strategy"] == strategy
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["phase"] for line in lines] == [phase.name for phase in STRATEGIES[strategy]]
+    assert all(math.isfinite(line["loss"]) and line["loss"] > 0 for line in lines)
+    assert_moved(config, MOVES[strategy])
+
+
+def assert_moved(config, trained: set[str]):
+    """The trained models moved as a whole, the others not at all."""
+    before, after = load_models(config), open_run(config.run_dir).pipeline
     moved = changed(before[0].params, after.embedder.params)
-    assert {path for path in flat(before[0].params) if path.endswith("kernel")} <= moved
-    if config.lora_rank:
-        assert changed(before[1].lora, after.generator.lora) >= {p for p in flat(before[1].lora) if p.endswith("b")}
-        assert changed(before[1].params, after.generator.params) == set()
+    if "embedder" in trained:
+        assert {path for path in flat(before[0].params) if path.endswith("kernel")} <= moved
     else:
-        assert changed(before[1].params, after.generator.params) == set(flat(before[1].params))
+        assert moved == set()
+    moved = changed(before[1].variables, after.generator.variables)
+    if "generator" not in trained:
+        assert moved == set()
+    elif config.lora_rank:
+        assert moved >= {path for path in flat(before[1].variables) if path.endswith("lora_b")}
+        assert not any(path.startswith("params/") for path in moved)
+    else:
+        assert moved == set(flat(before[1].variables))
 
 
 def enumerated_loss(config) -> float:
@@ -80,14 +114,9 @@ def enumerated_loss(config) -> float:
     return float(np.mean(losses))
 
 
-def changed(before, after) -> set[str]:
-    one, other = flat(before), flat(after)
-    assert one.keys() == other.keys()
-    return {path for path in one if not np.array_equal(one[path], other[path])}
-
-
 def test_the_cases_cover_every_pair():
-    """Encoder with decoder, encoder with loss, decoder with loss."""
+    """Encoder with decoder, encoder with loss, decoder with loss; and every strategy that trains."""
+    assert {strategy for _, strategy in OTHERS} == set(MOVES) == set(STRATEGIES) - {"joint", "none"}
     for one, other in ((0, 1), (0, 2), (1, 2)):
         pairs = {(case[one], case[other]) for case in CASES}
         assert pairs == set(itertools.product({p[0] for p in pairs}, {p[1] for p in pairs}))

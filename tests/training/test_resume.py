@@ -42,8 +42,8 @@ def after(module, name, wanted, end):
         return result
     setattr(module, name, patched)
 
-import ragjax.checkpoints, ragjax.evaluation.runner, ragjax.training.records
-name, number = moment.split()
+import ragjax.checkpoints, ragjax.evaluation.runner, ragjax.files, ragjax.training.records
+name, number, *phase = moment.split()  # of the only phase, where none is named
 number = int(number)
 if name in ("before", "after"):
     def is_batch(path, *_):
@@ -53,7 +53,11 @@ if name in ("before", "after"):
           lambda path, *_: die_in_the_middle_of_the_last_line_of(path.parent / (path.name + ".partial")))
 elif name == "step":
     log = ragjax.training.records.MetricsLog
-    after(log, "write", lambda self, line, *_: line["step"] == number,
+    after(log, "write", lambda self, line, *_: line["step"] == number and line["phase"] in (phase or [line["phase"]]),
+          lambda self, *_: die_in_the_middle_of_the_last_line_of(self._path))
+elif name == "scored":
+    records = ragjax.files.KeyedRecords
+    after(records, "add", lambda self, *_: self.lines == number,
           lambda self, *_: die_in_the_middle_of_the_last_line_of(self._path))
 elif name == "saved":
     after(ragjax.checkpoints.Checkpoints, "save", lambda self, step, *_: step == number, lambda *_: die())
@@ -74,9 +78,10 @@ def world(tmp_path_factory):
         yield world
 
 
-def configuration(world, folder: Path):
+def configuration(world, folder: Path, **changes):
     """Rank 0 is left to test_run; dropout makes the steps depend on random keys too, and some passages are cut."""
-    return world.config(folder, max_steps=STEPS, lora_dropout=0.1, max_passage_tokens=24, eval_limit=4)
+    values = {"max_steps": STEPS, "lora_dropout": 0.1, "max_passage_tokens": 24, "eval_limit": 4}
+    return world.config(folder, **values | changes)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +92,8 @@ def whole(world) -> Path:
     return folder
 
 
-def final_trees(folder: Path):
-    checkpoints = Checkpoints(folder / "checkpoints" / "joint")
+def final_trees(folder: Path, phase: str):
+    checkpoints = Checkpoints(folder / "checkpoints" / phase)
     trainable = checkpoints.restore({"trainable": None})[1]["trainable"]
     optimizer = {model: make_optimizer(1.0, 0.0).init(tree) for model, tree in trainable.items()}
     step, trees, _ = checkpoints.restore({"trainable": trainable, "optimizer": optimizer})
@@ -98,23 +103,33 @@ def final_trees(folder: Path):
 
 def assert_same_run(folder: Path, whole: Path):
     """Parameters, optimizer, metrics and predictions are the same bits; so is what does not depend on the clock."""
-    left, right = final_trees(folder), final_trees(whole)
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_array_equal(one, other, strict=True)
-    for name in ("metrics.jsonl", "predictions/test.before.jsonl", "predictions/test.after.jsonl"):
+    phases = read_json(whole / "config.json")["phases"]
+    for phase in phases:
+        left, right = final_trees(folder, phase), final_trees(whole, phase)
+        assert jax.tree.structure(left) == jax.tree.structure(right)
+        for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+            np.testing.assert_array_equal(one, other, strict=True)
+    names = ["metrics.jsonl", "predictions/test.before.jsonl", "predictions/test.after.jsonl"]
+    if "retriever" in phases:
+        names.append("likelihoods.jsonl")
+    for name in names:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     one, other = read_json(folder / "summary.json"), read_json(whole / "summary.json")
     assert one["retrieval"]["passages_cut"] == other["retrieval"]["passages_cut"] > 0
     for part in ("embedder", "generator", "search", "encode"):
-        assert [one["cost"][part][unit] for unit in ("flops", "tokens")] == [
-            other["cost"][part][unit] for unit in ("flops", "tokens")
-        ], part
+        assert without_seconds(one["cost"][part]) == without_seconds(other["cost"][part]), part
+        for phase in phases:
+            costs = [summary["cost"]["phases"][phase][part] for summary in (one, other)]
+            assert without_seconds(costs[0]) == without_seconds(costs[1]), (phase, part)
     assert not list((folder / "predictions").glob("*.partial"))
 
 
-def killed(world, folder: Path, moment: str):
-    done = world.command("-c", KILLED, moment, *run_flags(configuration(world, folder)))
+def without_seconds(cost: dict) -> dict:
+    return {unit: value for unit, value in cost.items() if unit != "seconds"}
+
+
+def killed(world, folder: Path, moment: str, **changes):
+    done = world.command("-c", KILLED, moment, *run_flags(configuration(world, folder, **changes)))
     assert done.returncode == -signal.SIGKILL, f"{moment}: {done.returncode}\n{done.stderr[-2000:]}"
 
 
@@ -144,6 +159,34 @@ def test_a_run_killed_at_moments_of_every_kind_ends_like_one_that_was_not(world,
     assert [line["step"] for line in read_lines(metrics)] == list(range(STEPS + 1))
     assert not (folder / "summary.json").exists()
     run(configuration(world, folder))
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_phases_killed_in_each_ends_like_one_that_was_not(world):
+    """In the middle of the generator's phase, of the retriever's, and of a line of the likelihoods."""
+    flags = {"strategy": "two_phase", "eval_limit": 1}
+    whole, folder = world.folder / "whole-two-phase", world.folder / "killed-two-phase"
+    run(configuration(world, whole, **flags))
+    checkpoints, likelihoods = folder / "checkpoints", folder / "likelihoods.jsonl"
+    lines = (whole / "likelihoods.jsonl").read_bytes().splitlines(keepends=True)
+
+    def steps_kept(phase):
+        return sorted(int(path.name) for path in (checkpoints / phase).iterdir() if path.name.isdigit())
+
+    killed(world, folder, "step 3 generator", **flags)
+    assert steps_kept("generator") == [2]
+    assert not (checkpoints / "retriever").exists()
+    killed(world, folder, "step 3 retriever", **flags)
+    assert steps_kept("generator") == [4, 5]
+    assert steps_kept("retriever") == [2]
+    # More was scored than the checkpoint knows of: what comes behind it is forgotten and scored again.
+    kept = likelihoods.read_bytes().splitlines(keepends=True)
+    assert kept == lines[: len(kept)]
+    killed(world, folder, f"scored {len(kept)}", **flags)
+    assert steps_kept("retriever") == [2]
+    assert not likelihoods.read_bytes().endswith(b"\n")
+    run(configuration(world, folder, **flags))
     assert_same_run(folder, whole)
 
 

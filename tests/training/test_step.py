@@ -198,7 +198,11 @@ def test_eval_step_adds_up_what_the_train_step_averages():
     batch = jax.tree.map(lambda leaf: leaf[0], stacked_batch(examples, 1, 3, SHAPE))
     sums = jax.jit(make_eval_step(objective)(ONE_DEVICE))(trainable, frozen, batch)
     _, _, metrics = one_step(case, examples)
-    for name, value in means(jax.device_get(sums)).items():
+    figures = means(jax.device_get(sums))
+    # A step's own loss is reduced as the flag says, here over the answer tokens; what is compared is per question.
+    np.testing.assert_allclose(metrics["loss"], metrics["nll_per_token"], rtol=1e-6)
+    np.testing.assert_allclose(figures.pop("loss"), metrics["nll_per_answer"], rtol=1e-4)
+    for name, value in figures.items():
         np.testing.assert_allclose(value, metrics[name], rtol=1e-4, err_msg=name)
 
 

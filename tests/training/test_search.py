@@ -1,0 +1,208 @@
+"""Learning-rate search: stacked copies against single runs, what is shared, who wins, and going on after a stop."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from ragjax.config import RunConfig, SearchConfig
+from ragjax.data.sources import load_dataset
+from ragjax.errors import DivergedError, UserError
+from ragjax.pipeline import build_pipeline, load_models
+from ragjax.training import search as search_module
+from ragjax.training.loop import make_assembler, train_phase
+from ragjax.training.search import search
+from ragjax.training.stacked import train_stacked
+from ragjax.training.strategies import STRATEGIES
+from tests.tiny_runs import World, flat, read_lines, tiny_world
+
+RATES = [1e-4, 1e-2]
+OPTIONS = SearchConfig(embedder_rates="1e-2,1e-4", generator_rates="1e-2,1e-3")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with tiny_world(tmp_path_factory) as world:
+        yield world
+
+
+def searching(world: World, folder, **changes) -> RunConfig:
+    open_rates = {"embedder_lr": None, "generator_lr": None}
+    return world.config(folder, **open_rates | {"strategy": "two_phase", "max_steps": 2, "eval_limit": 3} | changes)
+
+
+@pytest.fixture(scope="module")
+def pipeline(world):
+    config = world.config("unused")
+    return build_pipeline(config, load_dataset(config.data), *load_models(config), show_progress=False)
+
+
+@pytest.mark.parametrize("phase", [STRATEGIES["two_phase"][1], STRATEGIES["embedder"][0]], ids=lambda phase: phase.name)
+def test_a_stacked_copy_is_the_single_run_at_its_rate(world, pipeline, tmp_path, phase):
+    config = world.config(tmp_path, max_steps=3, dev_every=3, ranking_batch_size=3)
+    dataset = load_dataset(config.data)
+    assembler = make_assembler(config, phase, pipeline, dataset, tmp_path / "stacked")
+    found = train_stacked(config, RATES, pipeline, assembler)
+    for copy in found.copies:
+        single = tmp_path / f"{copy.rate}"
+        at_rate = dataclasses.replace(config, embedder_lr=copy.rate)
+        trained = train_phase(at_rate, phase, pipeline, dataset, single).trained["embedder"]["params"]
+        start = flat(pipeline.embedder.params)
+        for name, leaf in flat(trained).items():
+            if "key/bias" not in name:  # their gradient is rounding noise, which Adam makes large
+                moved = leaf - start[name]
+                difference = np.linalg.norm(flat(copy.params)[name] - leaf)
+                assert difference <= 1e-3 * np.linalg.norm(moved) + 1e-7, name
+        losses = [line["dev_loss"] for line in read_lines(single / "metrics.jsonl") if "dev_loss" in line]
+        assert found.start_losses.mean() == pytest.approx(losses[0], rel=1e-5)
+        assert copy.dev_losses.mean() == pytest.approx(losses[-1], rel=1e-4)
+        assert copy.steps == 3
+
+
+def test_copies_share_what_they_score(world, pipeline, tmp_path):
+    """Two copies that hardly move find the same passages: as many pairs as one copy; a second search scores none."""
+    config = world.config(tmp_path, max_steps=2, dev_every=1)
+    dataset, phase = load_dataset(config.data), STRATEGIES["two_phase"][1]
+
+    def pairs(rates, folder):
+        return train_stacked(config, rates, pipeline, make_assembler(config, phase, pipeline, dataset, folder)).pairs
+
+    one = pairs([1e-12], tmp_path / "one")
+    assert one == 2 * config.batch_size * config.top_k
+    assert pairs([1e-12, 2e-12], tmp_path / "two") == one
+    assert pairs([1e-12, 2e-12], tmp_path / "two") == 0
+
+
+def test_halving_stops_the_half_with_the_higher_dev_loss(world, pipeline, tmp_path):
+    config = world.config(tmp_path, max_steps=3, dev_every=1)
+    dataset, phase = load_dataset(config.data), STRATEGIES["two_phase"][1]
+    rates = [1e-9, 1e-4, 1e-3, 3.0]
+    assembler = make_assembler(config, phase, pipeline, dataset, tmp_path)
+    whole = train_stacked(dataclasses.replace(config, max_steps=3), rates, pipeline, assembler)
+    halved = train_stacked(config, rates, pipeline, assembler, rungs=3)
+    assert sorted(copy.steps for copy in halved.copies) == [1, 1, 2, 3]
+    assert [copy.params is None for copy in halved.copies] == [copy.steps < 3 for copy in halved.copies]
+    (last,) = (copy for copy in halved.copies if copy.steps == 3)
+    same = next(copy for copy in whole.copies if copy.rate == last.rate)
+    np.testing.assert_allclose(last.dev_losses, same.dev_losses, rtol=1e-4)
+    worst = max(halved.copies, key=lambda copy: copy.dev_losses.mean() if copy.steps == 1 else -np.inf)
+    assert all(worst.dev_losses.mean() >= copy.dev_losses.mean() - 1e-6 for copy in halved.copies if copy.steps > 1)
+
+
+@pytest.fixture(scope="module")
+def two_phase(world):
+    config = searching(world, world.folder / "search")
+    return config, search(config, OPTIONS)
+
+
+def test_a_search_has_a_line_for_every_rate_and_names_the_best(two_phase, capsys):
+    config, record = two_phase
+    trials = {(trial["phase"], *trial["rates"].values()): trial for trial in record["trials"]}
+    assert set(trials) == {("generator", 1e-3), ("generator", 1e-2), ("retriever", 1e-4), ("retriever", 1e-2)}
+    for model, phase in (("generator", "generator"), ("embedder", "retriever")):
+        of_phase = [trial for trial in record["trials"] if trial["phase"] == phase]
+        best = min(of_phase, key=lambda trial: (-trial["f1"], trial["dev_loss"]))
+        assert record["winner"][model] == best["rates"][model]
+    tuned = trials["generator", record["winner"]["generator"]]["dev_loss"]
+    starts = [trial["start_loss"] for trial in record["trials"] if trial["phase"] == "retriever"]
+    assert starts == pytest.approx([tuned, tuned], rel=1e-4)
+    assert record["cost"]["generator"]["seconds"] > 0
+    assert record["cost"]["evaluation"]["seconds"] > 0
+    search(config, OPTIONS)  # the table again, and nothing else
+    printed = capsys.readouterr().out
+    assert f"--generator_lr={record['winner']['generator']:g}" in printed
+    assert "dev_loss" in printed
+
+
+def test_a_search_leaves_a_table_and_a_plot(two_phase, world):
+    folder = world.folder / "search"
+    assert json.loads((folder / "search.json").read_text()) == json.loads(json.dumps(two_phase[1]))
+    assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_answers_are_generated_once_for_a_prompt(two_phase, world):
+    """As many as there are different prompts, whichever copies asked them."""
+    lines = read_lines(world.folder / "search" / "generations.jsonl")
+    answers = [key for line in lines for key in line]
+    assert len(answers) == len(set(answers)) <= 2 * 3
+    files = (world.folder / "search" / "predictions").glob("retriever-*.jsonl")
+    asked = {(line["id"], *(p["id"] for p in line["passages"])) for path in files for line in read_lines(path)}
+    assert len(answers) == len(asked)
+
+
+def test_a_search_that_was_stopped_goes_on(two_phase, world, tmp_path, monkeypatch):
+    config = searching(world, tmp_path / "stopped")
+    calls = []
+
+    def stopping(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train_phase(*arguments, **options)
+
+    monkeypatch.setattr(search_module, "train_phase", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        search(config, OPTIONS)
+    monkeypatch.setattr(search_module, "train_phase", train_phase)
+    record = search(config, OPTIONS)
+    assert record["winner"] == two_phase[1]["winner"]
+    for one, other in zip(record["trials"], two_phase[1]["trials"], strict=True):
+        assert one["rates"] == other["rates"]
+        assert one["dev_loss"] == pytest.approx(other["dev_loss"], rel=1e-6)
+
+
+def test_a_rate_that_diverges_loses(world, tmp_path, monkeypatch):
+    def diverging(config, *arguments, **options):
+        if config.generator_lr == 1e-2:
+            raise DivergedError("Step 1 has a non-finite loss.")
+        return train_phase(config, *arguments, **options)
+
+    monkeypatch.setattr(search_module, "train_phase", diverging)
+    options = dataclasses.replace(OPTIONS, select="dev_loss")
+    record = search(searching(world, tmp_path / "diverged", strategy="generator"), options)
+    assert record["winner"] == {"generator": 1e-3}
+    assert [trial["diverged"] for trial in record["trials"]] == [False, True]
+
+
+def test_pairs_are_announced_before_they_are_trained(world, tmp_path, capsys):
+    options = dataclasses.replace(OPTIONS, grid="2d", select="dev_loss", embedder_rates="1e-3")
+    record = search(searching(world, tmp_path / "pairs", strategy="joint"), options)
+    assert [trial["rates"] for trial in record["trials"]] == [
+        {"embedder": 1e-3, "generator": 1e-3},
+        {"embedder": 1e-3, "generator": 1e-2},
+    ]
+    assert record["winner"] == min(record["trials"], key=lambda trial: trial["dev_loss"])["rates"]
+    assert "2 pairs of 2 steps: about" in capsys.readouterr().out
+
+
+def test_joint_reuses_the_rates_of_the_two_phases(world, tmp_path):
+    """A rate that is given is used: no generator trial but its own, no other embedder."""
+    options = dataclasses.replace(OPTIONS, select="dev_loss", embedder_rates="1e-3")
+    record = search(searching(world, tmp_path / "joint", strategy="joint", generator_lr=1e-2), options)
+    assert record["strategy"] == "joint"
+    assert record["winner"] == {"generator": 1e-2, "embedder": 1e-3}
+    assert [trial["phase"] for trial in record["trials"]] == ["generator", "retriever"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "sentence"),
+    [
+        ({}, {"embedder_rates": "1e-3,x"}, "--embedder_rates=1e-3,x is no list of positive numbers"),
+        ({}, {"generator_rates": "-1"}, "--generator_rates=-1 is no list of positive numbers"),
+        ({}, {"grid": "2d"}, "--grid=2d searches pairs of rates"),
+        ({"strategy": "none"}, {}, "--strategy=none trains nothing"),
+    ],
+)
+def test_bad_input(world, tmp_path, changes, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        search(searching(world, tmp_path / "bad", **changes), dataclasses.replace(OPTIONS, **options))
+    assert not (tmp_path / "bad").exists()
+
+
+def test_another_search_on_the_folder_is_refused(two_phase, world):
+    config, _ = two_phase
+    with pytest.raises(UserError, match=r"--select= \(now em\)"):
+        search(config, dataclasses.replace(OPTIONS, select="em"))
+    with pytest.raises(UserError, match=r"--top_k=3 \(now 2\)"):
+        search(dataclasses.replace(config, top_k=2), OPTIONS)
