@@ -9,7 +9,7 @@ LOWEST_VENV ?= .venv-lowest
 # A file of versions for pip's -c; empty: the newest that setup.py allows.
 CONSTRAINTS ?=
 PYTEST_ARGS ?=
-DEMO_FLAGS ?= --strategy=joint --data=sample --run_dir=runs/demo --max_steps=20 --generator_lr=5e-4 \
+DEMO_FLAGS ?= --strategy=joint --data=sample --run_dir=runs/demo --max_steps=20 --embedder_lr=1e-5 --generator_lr=5e-4 \
 	--eval_limit=60 --dev_every=20 --dev_limit=16
 
 # --no-compile: Python compiles a module when it is first imported; compiling every one takes as long as the download.

@@ -31,7 +31,7 @@ from ragjax.data.sources import Dataset, load_dataset
 from ragjax.files import write_json
 from ragjax.parallel import pmap_sums
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
-from ragjax.training.loop import Trainer, make_assembler, question_order
+from ragjax.training.loop import Trainer, asked_in_step, make_assembler
 from ragjax.training.records import MetricsLog
 from ragjax.training.stacked import StackedResult, train_stacked
 from ragjax.training.step import make_eval_step
@@ -128,10 +128,9 @@ def forward_seconds(config: RunConfig, trained: Trainer, pipeline: Pipeline, dat
     step = pmap_sums(make_eval_step(assembler.objective))
     seconds = []
     for number in range(FORWARD_STEPS + 1):
-        indices = question_order(len(dataset.train), config.batch_size, number, config.seed)
-        questions, variables = [dataset.train[i] for i in indices], pipeline.embedder.variables
+        asked = asked_in_step(assembler, number, config.seed)
         began = time.perf_counter()
-        assembled = assembler.assemble(questions, indices, number, variables, Ledger(), training=False)
+        assembled = assembler.assemble(asked, pipeline.embedder.variables, Ledger())
         jax.block_until_ready(step(trained.state.trainable, trained.frozen, assembled.batch))
         seconds.append(time.perf_counter() - began)
     return median(seconds)

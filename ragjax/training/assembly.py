@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -48,6 +48,15 @@ _LENGTH_SAMPLE = 20_000
 _TRIED_PROMPTS = 2_000
 
 
+class Asked(NamedTuple):
+    """The questions of a batch."""
+
+    questions: Sequence[Question]
+    indices: Sequence[int]  # their places in their split
+    step: int  # optimizer steps done
+    training: bool  # or measured only: decides how the step's own work is counted
+
+
 @dataclasses.dataclass(frozen=True)
 class Assembled:
     """A step's batch [devices, micro-batches, ...] and what is in it."""
@@ -61,24 +70,14 @@ class Assembled:
 class Assembler(Protocol):
     """What the training loop asks of an assembler. It holds no state that a step changes, but for caches."""
 
-    questions: Sequence[Question]
+    questions: Sequence[Question]  # that it trains on
     dev: Sequence[Question]
     objective: Objective
     batch_size: int
 
-    def assemble(
-        self,
-        questions: Sequence[Question],
-        indices: Sequence[int],
-        step: int,
-        embedder_variables: Tree,
-        ledger: Ledger,
-        training: bool,
-    ) -> Assembled:
-        """Batch of at most `batch_size` questions, whose places in their split are `indices`.
-
-        What is computed on the way (retrieval, likelihoods) is charged to the ledger; `training` decides how the
-        compiled step's own work is counted.
+    def assemble(self, asked: Asked, embedder_variables: Tree, ledger: Ledger) -> Assembled:
+        """The batch of at most `batch_size` questions; what is computed on the way (retrieval, likelihoods) is charged
+        to the ledger.
         """
 
     @property
@@ -190,22 +189,12 @@ class AnswerAssembler(NoCache):
         prompts_per_batch = self._side.group_size * config.top_k // per_prompt
         self._shapes = choose_shapes(lengths, answers, prompts_per_batch, longest)
 
-    def assemble(
-        self,
-        questions: Sequence[Question],
-        indices: Sequence[int],
-        step: int,
-        embedder_variables: Tree,
-        ledger: Ledger,
-        training: bool,
-    ) -> Assembled:
-        rows = self._side.retrieve(questions, embedder_variables, ledger)
-        return self.with_passages(questions, indices, rows, training)
+    def assemble(self, asked: Asked, embedder_variables: Tree, ledger: Ledger) -> Assembled:
+        return self.with_passages(asked, self._side.retrieve(asked.questions, embedder_variables, ledger))
 
-    def with_passages(
-        self, questions: Sequence[Question], indices: Sequence[int], rows: np.ndarray, training: bool = True
-    ) -> Assembled:
+    def with_passages(self, asked: Asked, rows: np.ndarray) -> Assembled:
         """The batch of questions under the given passages [b, K] (row numbers, best first)."""
+        questions, indices, _, training = asked
         tokens, vectors = self._side.tokens(questions), self._pipeline.index.vectors_of(rows)
         examples = [self._example(*parts) for parts in zip(indices, questions, tokens, vectors, rows, strict=True)]
         shape = fit_shape(self._shapes, self._side.split(examples))
@@ -256,35 +245,22 @@ class LikelihoodAssembler:
     def rewind(self, position: int) -> None:
         self.likelihoods.rewind(position)
 
-    def assemble(
-        self,
-        questions: Sequence[Question],
-        indices: Sequence[int],
-        step: int,
-        embedder_variables: Tree,
-        ledger: Ledger,
-        training: bool,
-    ) -> Assembled:
+    def assemble(self, asked: Asked, embedder_variables: Tree, ledger: Ledger) -> Assembled:
+        questions = asked.questions
         rows = self.side.retrieve(questions, embedder_variables, ledger)
         figures = {"generator_tokens": self.score(questions, [rows], ledger)}
         batch = self.batch(questions, rows, ledger)
         figures["distinct_passages"] = len(np.unique(rows))
-        return Assembled(batch, {"embedder": self.side.work(questions, training)}, figures, rows)
+        return Assembled(batch, {"embedder": self.side.work(questions, asked.training)}, figures, rows)
 
     def assemble_stacked(
-        self,
-        questions: Sequence[Question],
-        indices: Sequence[int],
-        step: int,
-        stacked_variables: Tree,
-        copies: int,
-        ledger: Ledger,
-        training: bool,
+        self, asked: Asked, stacked_variables: Tree, copies: int, ledger: Ledger
     ) -> tuple[list[ScoredBatch], Cost]:
         """A batch for each copy of the embedder, and the work that one of them is in a step."""
+        questions = asked.questions
         rows = self.side.retrieve(questions, stacked_variables, ledger, copies)
         self.score(questions, rows, ledger)
-        return [self.batch(questions, found, ledger) for found in rows], self.side.work(questions, training)
+        return [self.batch(questions, found, ledger) for found in rows], self.side.work(questions, asked.training)
 
     def score(self, questions: Sequence[Question], alternatives: Sequence[np.ndarray], ledger: Ledger) -> int:
         """Scores what is new among the questions' passages, alternatives [b, K] each; tokens the generator read."""

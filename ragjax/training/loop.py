@@ -10,7 +10,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from tqdm import tqdm
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, Ledger
-from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset
 from ragjax.errors import DivergedError
 from ragjax.parallel import pmap_step, pmap_sums, replicate
 from ragjax.pipeline import CHECKPOINT_FOLDER, Pipeline, trained_collection
-from ragjax.training.assembly import AnswerAssembler, Assembled, Assembler, LikelihoodAssembler
+from ragjax.training.assembly import AnswerAssembler, Asked, Assembled, Assembler, LikelihoodAssembler
 from ragjax.training.health import RetrievalHealth
 from ragjax.training.ranking import RankingAssembler
 from ragjax.training.records import MetricsLog
@@ -54,6 +53,19 @@ def question_order(count: int, batch_size: int, step: int, seed: int) -> np.ndar
     epoch, place = divmod(step, math.ceil(count / batch_size))
     permutation = np.random.default_rng((seed, epoch)).permutation(count)
     return permutation[place * batch_size : (place + 1) * batch_size]
+
+
+def asked_in_step(assembler: Assembler, step: int, seed: int) -> Asked:
+    """The training questions of step `step` (from 0)."""
+    indices = question_order(len(assembler.questions), assembler.batch_size, step, seed)
+    return Asked([assembler.questions[i] for i in indices], indices, step, training=True)
+
+
+def asked_of_dev(assembler: Assembler, step: int) -> list[Asked]:
+    """The dev questions, batch by batch."""
+    size, dev = assembler.batch_size, assembler.dev
+    batches = [range(start, min(start + size, len(dev))) for start in range(0, len(dev), size)]
+    return [Asked([dev[i] for i in indices], indices, step, training=False) for indices in batches]
 
 
 def total_steps(config: RunConfig, questions: int, batch_size: int) -> int:
@@ -161,9 +173,7 @@ class Trainer:
     def advance(self) -> tuple[dict[str, Any], float, int]:
         """One step: (its line of metrics, seconds, tokens that went through a model)."""
         began = time.perf_counter()
-        questions = self._assembler.questions
-        indices = question_order(len(questions), self._assembler.batch_size, self.step, self._config.seed)
-        assembled = self._assemble([questions[i] for i in indices], indices, self.ledger, training=True)
+        assembled = self._assemble(asked_in_step(self._assembler, self.step, self._config.seed), self.ledger)
         started = time.perf_counter()
         self.state, metrics = self._train_step(self.state, self.frozen, assembled.batch)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -187,10 +197,8 @@ class Trainer:
         if figures := self._dev_figures() if self._config.dev_every else {}:
             self._log.write({"phase": self._phase.name, "step": 0, **figures})
 
-    def _assemble(
-        self, questions: Sequence[Question], indices: Sequence[int], ledger: Ledger, training: bool
-    ) -> Assembled:
-        return self._assembler.assemble(questions, indices, self.step, self._embedder_variables(), ledger, training)
+    def _assemble(self, asked: Asked, ledger: Ledger) -> Assembled:
+        return self._assembler.assemble(asked, self._embedder_variables(), ledger)
 
     def _embedder_variables(self) -> Tree:
         """The embedder as it is now."""
@@ -219,12 +227,10 @@ class Trainer:
 
     def _dev_figures(self) -> dict[str, float]:
         """Mean loss over the dev questions with the models as they are now, and the health of a moving embedder."""
-        size, dev, total = self._assembler.batch_size, self._assembler.dev, None
-        for start in range(0, len(dev), size):
-            questions = dev[start : start + size]
+        total = None
+        for asked in asked_of_dev(self._assembler, self.step):
             began, spent = time.perf_counter(), Ledger()
-            indices = range(start, start + len(questions))
-            assembled = self._assemble(questions, indices, spent, training=False)
+            assembled = self._assemble(asked, spent)
             sums = jax.device_get(self._eval_step(self.state.trainable, self.frozen, assembled.batch))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
             work = spent.total() + sum(assembled.work.values(), Cost())

@@ -17,7 +17,7 @@ from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.pipeline import Pipeline
-from ragjax.training.assembly import Assembled, NoCache, QuestionSide, dev_questions
+from ragjax.training.assembly import Asked, Assembled, NoCache, QuestionSide, dev_questions
 from ragjax.training.objectives import RankingObjective
 
 Tree = Mapping[str, Any]
@@ -64,15 +64,8 @@ class RankingAssembler(NoCache):
             for question, found in zip(questions, rows, strict=True)
         }
 
-    def assemble(
-        self,
-        questions: Sequence[Question],
-        indices: Sequence[int],
-        step: int,
-        embedder_variables: Tree,
-        ledger: Ledger,
-        training: bool,
-    ) -> Assembled:
+    def assemble(self, asked: Asked, embedder_variables: Tree, ledger: Ledger) -> Assembled:
+        questions, _, step, training = asked
         epoch = step // -(-len(self.questions) // self.batch_size) if training else 0
         positives = [self._positive(question, epoch) for question in questions]
         negatives = [row for question in questions for row in self._hard.get(question.id, [])]
@@ -101,17 +94,10 @@ class RankingAssembler(NoCache):
         return Assembled(batch, {"embedder": self.side.work(questions, training)}, figures)
 
     def assemble_stacked(
-        self,
-        questions: Sequence[Question],
-        indices: Sequence[int],
-        step: int,
-        stacked_variables: Tree,
-        copies: int,
-        ledger: Ledger,
-        training: bool,
+        self, asked: Asked, stacked_variables: Tree, copies: int, ledger: Ledger
     ) -> tuple[list[RankingBatch], Cost]:
         """The same batch for each copy of the embedder, and the work that one of them is in a step."""
-        assembled = self.assemble(questions, indices, step, stacked_variables, ledger, training)
+        assembled = self.assemble(asked, stacked_variables, ledger)
         return [assembled.batch] * copies, assembled.work["embedder"]
 
     def _positive(self, question: Question, epoch: int) -> int:

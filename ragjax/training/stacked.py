@@ -17,11 +17,10 @@ from tqdm import tqdm
 
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, Ledger
-from ragjax.data.questions import Question
 from ragjax.parallel import pmap_map, pmap_step, replicate
 from ragjax.pipeline import Pipeline
-from ragjax.training.assembly import LikelihoodAssembler
-from ragjax.training.loop import question_order, total_steps
+from ragjax.training.assembly import Asked, LikelihoodAssembler
+from ragjax.training.loop import asked_in_step, asked_of_dev, total_steps
 from ragjax.training.ranking import RankingAssembler
 from ragjax.training.state import TrainState, init_state, make_optimizer
 from ragjax.training.step import make_train_step
@@ -125,33 +124,27 @@ class _Stack:
     def _advance(self, step: int) -> float:
         """One step of all copies; its seconds."""
         began = time.perf_counter()
-        questions = self._assembler.questions
-        indices = question_order(len(questions), self._assembler.batch_size, step, self._config.seed)
-        batch, work = self._assemble([questions[i] for i in indices], indices, step, self._ledger, training=True)
+        batch, work = self._assemble(asked_in_step(self._assembler, step, self._config.seed), self._ledger)
         started = time.perf_counter()
         self._state, metrics = self._train_step(self._state, {}, batch)
         jax.block_until_ready(metrics)
         self._ledger.split(time.perf_counter() - started, work)
         return time.perf_counter() - began
 
-    def _assemble(
-        self, questions: Sequence[Question], indices: Sequence[int], step: int, ledger: Ledger, training: bool
-    ) -> tuple[Any, dict[str, Cost]]:
+    def _assemble(self, asked: Asked, ledger: Ledger) -> tuple[Any, dict[str, Cost]]:
         """A batch [devices, copies, micro-batches, ...] and the work in it."""
         variables, count = self._state.trainable["embedder"], len(self._rates)
-        batches, work = self._assembler.assemble_stacked(questions, indices, step, variables, count, ledger, training)
+        batches, work = self._assembler.assemble_stacked(asked, variables, count, ledger)
         batch = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *batches)
         total = Cost(0.0, work.flops * count, work.tokens * count, work.backward_tokens * count)
         return batch, {"embedder": total}
 
     def _dev_losses(self) -> np.ndarray:
         """[copies, n] of the dev questions."""
-        size, dev, found = self._assembler.batch_size, self._assembler.dev, []
+        found = []
         began, spent, work_done = time.perf_counter(), Ledger(), Cost()
-        for start in range(0, len(dev), size):
-            questions = dev[start : start + size]
-            indices = range(start, start + len(questions))
-            batch, work = self._assemble(questions, indices, 0, spent, training=False)
+        for asked in asked_of_dev(self._assembler, 0):
+            batch, work = self._assemble(asked, spent)
             losses, valid = jax.device_get(self._losses(self._state.trainable, batch))
             # [devices, copies, micro-batches, questions] -> [copies, questions]; fillers are the same for all copies.
             losses, valid = (np.moveaxis(values, 1, 0).reshape(len(self._rates), -1) for values in (losses, valid))

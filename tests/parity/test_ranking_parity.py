@@ -17,6 +17,7 @@ from ragjax.data.sources import Dataset
 from ragjax.parallel import ONE_DEVICE
 from ragjax.pretrained import load_embedder
 from ragjax.retrieval import ExactIndex, PassageStore
+from ragjax.training.assembly import Asked
 from ragjax.training.ranking import RankingAssembler
 from ragjax.training.step import make_eval_step, means
 from tests.tiny import TEXT, write_tiny_bert
@@ -68,7 +69,7 @@ def test_loss_equals_sentence_transformers(models, hard):
             strategy="embedder", ranking_batch_size=BATCH, hard_negatives=hard, gradient_accumulation=accumulation
         )
         assembler = RankingAssembler(config, pipeline, dataset)
-        batch = assembler.assemble(questions, range(BATCH), 0, {}, Ledger(), training=False).batch
+        batch = assembler.assemble(Asked(questions, range(BATCH), 0, False), {}, Ledger()).batch
         batch = jax.tree.map(lambda leaf: leaf[0], batch)  # of the one device
         step = jax.jit(make_eval_step(assembler.objective)(ONE_DEVICE))
         sums = step({"embedder": pipeline.embedder.variables}, {"generator": {}}, batch)

@@ -20,6 +20,7 @@ from ragjax.models.lora import LoraConfig
 from ragjax.parallel import pmap_step, replicate
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
 from ragjax.pretrained import Generator, init_lora, load_generator
+from ragjax.training.assembly import Asked
 from ragjax.training.likelihoods import Likelihoods, RowLimits
 from ragjax.training.ranking import RankingAssembler
 from ragjax.training.state import init_state
@@ -65,7 +66,8 @@ def ranking_step(world: World, dataset: Dataset, pipeline: Pipeline, accumulatio
     """Metrics and gradients of the first five labelled questions, on all devices."""
     config = world.config("unused", **RANKING, gradient_accumulation=accumulation)
     assembler = RankingAssembler(config, pipeline, dataset)
-    batch = assembler.assemble(assembler.questions[:5], range(5), 0, pipeline.embedder.variables, Ledger(), True).batch
+    asked = Asked(assembler.questions[:5], range(5), 0, True)
+    batch = assembler.assemble(asked, pipeline.embedder.variables, Ledger()).batch
     step = pmap_step(make_train_step(assembler.objective, recording_sgd(), 4, 0.0, "sum", seed=3))
     state = init_state({"embedder": pipeline.embedder.variables}, {"embedder": 0.0}, recording_sgd())
     frozen = replicate({"generator": {}})

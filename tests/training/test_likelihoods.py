@@ -20,7 +20,7 @@ from ragjax.pretrained import init_lora, load_generator
 from ragjax.retrieval import ExactIndex
 from ragjax.scoring import score_answers
 from ragjax.training import likelihoods
-from ragjax.training.assembly import AnswerAssembler, LikelihoodAssembler
+from ragjax.training.assembly import AnswerAssembler, Asked, LikelihoodAssembler
 from ragjax.training.likelihoods import Likelihoods, RowLimits, row_limits
 from ragjax.training.step import summed_loss
 from ragjax.training.strategies import STRATEGIES, Phase
@@ -91,7 +91,7 @@ def test_kept_scores_give_the_gradient_of_the_whole_graph(world, dataset, pipeli
     rows = np.stack([rng.choice(len(dataset.passages), config.top_k, replace=False) for _ in questions])
 
     graph = AnswerAssembler(config, WHOLE_GRAPH, pipeline, dataset)
-    batch = first(graph.with_passages(questions, range(4), rows).batch)
+    batch = first(graph.with_passages(Asked(questions, range(4), 0, True), rows).batch)
     frozen = {"generator": pipeline.generator.variables}
     expected, sums = embedder_gradient(graph.objective, pipeline, frozen, batch)
     scores = np.asarray(compiled_scores(pipeline.generator.module, frozen["generator"], batch.rows))
@@ -141,7 +141,7 @@ def test_an_assembler_scores_what_is_new_and_nothing_else(world, dataset, pipeli
     assembler = LikelihoodAssembler(config, RETRIEVER, pipeline, dataset, tmp_path)
     questions, ledger = dataset.train[:2], Ledger()
     embedder = pipeline.embedder.variables
-    scored = assembler.assemble(questions, range(2), 0, embedder, ledger, training=True)
+    scored = assembler.assemble(Asked(questions, range(2), 0, True), embedder, ledger)
     lengths = []
     for question, rows in zip(questions, scored.passage_rows, strict=True):
         answer = pipeline.prompts.answer(question.answers[0])
@@ -151,7 +151,7 @@ def test_an_assembler_scores_what_is_new_and_nothing_else(world, dataset, pipeli
     assert ledger.part("generator").backward_tokens == 0
     assert set(scored.work) == {"embedder"} and scored.work["embedder"].backward_tokens > 0
     assert (assembler.position, len(assembler.likelihoods)) == (1, 6)
-    again = assembler.assemble(questions, range(2), 1, embedder, ledger, training=True)
+    again = assembler.assemble(Asked(questions, range(2), 1, True), embedder, ledger)
     assert again.figures["generator_tokens"] == 0 and ledger.part("generator").tokens == sum(lengths)
     jax.tree.map(np.testing.assert_array_equal, again.batch, scored.batch)
     assembler.rewind(0)

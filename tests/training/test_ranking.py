@@ -14,6 +14,7 @@ from ragjax.data.questions import Passage, Question
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.retrieval import ExactIndex, PassageStore
+from ragjax.training.assembly import Asked
 from ragjax.training.ranking import RankingAssembler
 from tests.tiny_runs import tiny_world
 from tests.training.signals_worker import RANKING, on_eight_devices, ranking_pipeline, ranking_step
@@ -54,7 +55,7 @@ class Made:
 
     def assemble(self, questions=None, step=0, training=True):
         questions = self.assembler.questions if questions is None else questions
-        return self.assembler.assemble(questions, range(len(questions)), step, {}, Ledger(), training)
+        return self.assembler.assemble(Asked(questions, range(len(questions)), step, training), {}, Ledger())
 
     def batch(self, *arguments, **options):
         """The one device's one micro-batch."""
@@ -214,7 +215,7 @@ def test_only_the_questions_are_work():
     """Passages are frozen: nothing is embedded for them."""
     made = Made([question("a", 0, 3), question("bb", 0, 6)])
     ledger = Ledger()
-    assembled = made.assembler.assemble(made.assembler.questions, range(2), 0, {}, ledger, True)
+    assembled = made.assembler.assemble(Asked(made.assembler.questions, range(2), 0, True), {}, ledger)
     lengths = list(map(len, made.embedder.tokenize(["question a", "question bb"])))
     work = assembled.work["embedder"]
     assert set(assembled.work) == {"embedder"} and ledger.total().flops == 0
@@ -290,7 +291,7 @@ def test_the_loss_of_each_question_equals_enumeration(world, made_world, negativ
         )
         assembler = RankingAssembler(config, pipeline, dataset)
         chosen = assembler.questions[:4]
-        batch = assembler.assemble(chosen, range(4), 0, {}, Ledger(), True).batch
+        batch = assembler.assemble(Asked(chosen, range(4), 0, True), {}, Ledger()).batch
         batch = jax.tree.map(lambda leaf: leaf[0, 0], batch)
         found = compiled(assembler.objective, {"embedder": pipeline.embedder.variables}, {"generator": {}}, batch, None)
         assert found.valid.tolist() == [True] * 4 + [False] * 2

@@ -61,9 +61,9 @@ def finish(config: RunConfig) -> Finished:
         finished.embedders.append(jax.device_get(variables))
         return vectors(self, questions, variables)
 
-    def watched_with_passages(self, questions, indices, rows, training):
-        finished.found.append((tuple(question.id for question in questions), np.array(rows)))
-        return with_passages(self, questions, indices, rows, training)
+    def watched_with_passages(self, asked, rows):
+        finished.found.append((tuple(question.id for question in asked.questions), np.array(rows)))
+        return with_passages(self, asked, rows)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "evaluate", watched_evaluate)

@@ -95,7 +95,7 @@ def without_seconds(cost: Any) -> Any:
 
 
 @dataclasses.dataclass
-class Asked:
+class Seen:
     """The questions of each batch that an assembler made, training apart from dev."""
 
     training: list[list[str]]
@@ -103,16 +103,16 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def embedder_and_asked(world) -> tuple[Finished, Asked]:
-    asked, assemble = Asked([], []), RankingAssembler.assemble
+def embedder_and_asked(world) -> tuple[Finished, Seen]:
+    seen, assemble = Seen([], []), RankingAssembler.assemble
 
-    def watched(self, questions, indices, step, variables, ledger, training):
-        (asked.training if training else asked.dev).append([question.id for question in questions])
-        return assemble(self, questions, indices, step, variables, ledger, training)
+    def watched(self, asked, variables, ledger):
+        (seen.training if asked.training else seen.dev).append([question.id for question in asked.questions])
+        return assemble(self, asked, variables, ledger)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RankingAssembler, "assemble", watched)
-        return finish(config_of(world, "embedder", strategy="embedder")), asked
+        return finish(config_of(world, "embedder", strategy="embedder")), seen
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +144,15 @@ class Scored:
 def two_phase_and_scored(world) -> tuple[Finished, list[Scored]]:
     scored, assemble = [], LikelihoodAssembler.assemble
 
-    def watched(self, questions, indices, step, variables, ledger, training):
-        made = assemble(self, questions, indices, step, variables, ledger, training)
+    def watched(self, asked, variables, ledger):
+        made = assemble(self, asked, variables, ledger)
         prompts, store, lengths = self._pipeline.prompts, self._pipeline.store, {}
-        for question, rows in zip(questions, made.passage_rows, strict=True):
+        for question, rows in zip(asked.questions, made.passage_rows, strict=True):
             answer = prompts.answer(question.answers[0])
             for row in rows.tolist():
                 prompt = prompts.prompt([store[row]], question.question, reserve=len(answer))
                 lengths[question.id, row] = len(prompt) + len(answer) - 1
-        scored.append(Scored(set(lengths), made.figures["generator_tokens"], lengths, training))
+        scored.append(Scored(set(lengths), made.figures["generator_tokens"], lengths, asked.training))
         return made
 
     with pytest.MonkeyPatch.context() as patch:
@@ -492,6 +492,9 @@ def test_every_strategy_has_a_cost_beside_the_others(request, strategy, capsys):
     counts = {"embedder": (10, 18), "generator": (12, 20), "retriever": (12, 20)}
     phases = finished.summary["cost"]["phases"]
     epoch = {name: cost["seconds"] * counts[name][0] / counts[name][1] for name, cost in phases.items()}
+    if "retriever" in phases:  # its generator has scored the pairs in the first epoch
+        scoring = phases["retriever"]["generator"]["seconds"]
+        epoch["retriever"] = (phases["retriever"]["seconds"] - scoring) * 12 / 20 + scoring
     for name in MEASURED[strategy]:
         seconds = sum(epoch[phase.name] for phase in STRATEGIES[name])
         assert costs[name]["seconds"] == pytest.approx(seconds, rel=1e-9), name
