@@ -10,28 +10,17 @@ import numpy as np
 import pytest
 
 from ragjax.checkpoints import Checkpoints
-from ragjax.errors import UserError
 from ragjax.training import run
 from ragjax.training.loop import Trainer
 from ragjax.weights import resolve
 from tests.tiny import require_package, write_tiny_gguf
-from tests.tiny_runs import flat, passages, questions, read_lines, run_flags, tiny_world, write_data
+from tests.tiny_runs import flat, passages, questions, read_lines, refusal, run_flags, tiny_world, write_data
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     with tiny_world(tmp_path_factory) as world:
         yield world
-
-
-def refusal(config) -> str:
-    """The sentence that the run ends with."""
-    with pytest.raises(UserError) as caught:
-        run(config)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 500
-    return message
 
 
 def refused_by_command(done) -> str:

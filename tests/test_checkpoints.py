@@ -120,8 +120,8 @@ def test_the_stored_hash_is_compared(tmp_path, monkeypatch):
     import ragjax.checkpoints as module
 
     Checkpoints(tmp_path).save(7, trees(), {})
-    hash_of = module._tree_sha256
-    monkeypatch.setattr(module, "_tree_sha256", lambda tree: hash_of(jax.tree.map(lambda leaf: leaf + 1, tree)))
+    hash_of = module.tree_sha256
+    monkeypatch.setattr(module, "tree_sha256", lambda tree: hash_of(jax.tree.map(lambda leaf: leaf + 1, tree)))
     with pytest.raises(UserError, match="does not have the hash that was stored with it"):
         Checkpoints(tmp_path).restore({"trainable": None})
 

@@ -17,6 +17,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from ragjax.config import RunConfig
+from ragjax.errors import UserError
+from ragjax.training import run
 from tests.tiny import write_tiny_bert, write_tiny_llama
 
 PLACES = [
@@ -156,6 +158,16 @@ def changed(before: Any, after: Any) -> set[str]:
     before, after = flat(before), flat(after)
     assert before.keys() == after.keys()
     return {name for name in before if not np.array_equal(before[name], after[name])}
+
+
+def refusal(config: RunConfig) -> str:
+    """The sentence that the run ends with."""
+    with pytest.raises(UserError) as caught:
+        run(config)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    return message
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:

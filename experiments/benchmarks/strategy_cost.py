@@ -15,19 +15,18 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ragjax import metrics
 from ragjax.config import PAPER_RATES, RunConfig
 from ragjax.costs import Ledger
 from ragjax.data.sources import Dataset, load_dataset
+from ragjax.evaluation import mean_recall
 from ragjax.files import write_json
 from ragjax.parallel import pmap_sums
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
@@ -216,11 +215,8 @@ def copies_table(found: StackedResult, pipeline: Pipeline, dataset: Dataset) -> 
 
 def recall(pipeline: Pipeline, params: Any, dataset: Dataset) -> float | None:
     trained = pipeline.with_trained({"embedder": {"params": params}})
-    rows: Sequence[np.ndarray] = trained.retrieve([question.question for question in dataset.dev], 5).rows
-    return metrics.mean_of_defined(
-        metrics.recall_at_k(pipeline.store.ids_of(found), question.positive_ids, 5)
-        for found, question in zip(rows, dataset.dev, strict=True)
-    )
+    rows = trained.retrieve([question.question for question in dataset.dev], 5).rows
+    return mean_recall(pipeline.store, dataset.dev, rows)
 
 
 def print_table(result: dict[str, Any]) -> None:

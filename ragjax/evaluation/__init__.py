@@ -1,6 +1,6 @@
 """Evaluation.
 
-evaluate, evaluate_run, summarise                               predictions and their means    runner.py
+evaluate, evaluate_run, summarise, mean_recall                  predictions and their means    runner.py
 paired_interval, mean_interval, before_after_table, cost_table,
 strategy_table, search_table                                    what is printed                report.py
 plot_search                                                     metric against rate            plots.py
@@ -18,7 +18,7 @@ from ragjax.evaluation.report import (
     search_table,
     strategy_table,
 )
-from ragjax.evaluation.runner import evaluate, evaluate_run, summarise
+from ragjax.evaluation.runner import evaluate, evaluate_run, mean_recall, summarise
 
 __all__ = [
     "CachedGenerations",
@@ -28,6 +28,7 @@ __all__ = [
     "evaluate",
     "evaluate_run",
     "mean_interval",
+    "mean_recall",
     "paired_interval",
     "plot_search",
     "search_table",

@@ -18,6 +18,7 @@ from ragjax.evaluation.generations import CachedGenerations
 from ragjax.evaluation.report import METRICS, mean_interval, scores_table
 from ragjax.files import append_line, read_json, write_atomic, write_json
 from ragjax.pipeline import SUMMARY_FILE, Pipeline, open_run, probabilities
+from ragjax.retrieval import PassageStore
 
 # Recall and hit are reported at 5 whatever --top_k is.
 _RECALL_K = 5
@@ -99,6 +100,14 @@ def evaluate(
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Mean of each metric over the questions that have it; None where none has."""
     return {name: metrics.mean_of_defined(record[name] for record in records) for name in METRICS}
+
+
+def mean_recall(store: PassageStore, questions: Sequence[Question], rows: np.ndarray) -> float | None:
+    """Recall@5 of what was found, rows [n, k >= 5] best first; None where no question has labelled passages."""
+    return metrics.mean_of_defined(
+        metrics.recall_at_k(store.ids_of(found), question.positive_ids, _RECALL_K)
+        for question, found in zip(questions, rows, strict=True)
+    )
 
 
 def _record(question: Question, prediction: str, ids: Sequence[str], shares: np.ndarray) -> dict[str, Any]:

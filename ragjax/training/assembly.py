@@ -248,9 +248,9 @@ class LikelihoodAssembler:
     def assemble(self, asked: Asked, embedder_variables: Tree, ledger: Ledger) -> Assembled:
         questions = asked.questions
         rows = self.side.retrieve(questions, embedder_variables, ledger)
-        figures = {"generator_tokens": self.score(questions, [rows], ledger)}
-        batch = self.batch(questions, rows, ledger)
-        figures["distinct_passages"] = len(np.unique(rows))
+        scores, tokens = self.score(questions, [rows], ledger)
+        batch = self.batch(questions, rows, scores)
+        figures = {"generator_tokens": tokens, "distinct_passages": len(np.unique(rows))}
         return Assembled(batch, {"embedder": self.side.work(questions, asked.training)}, figures, rows)
 
     def assemble_stacked(
@@ -259,34 +259,20 @@ class LikelihoodAssembler:
         """A batch for each copy of the embedder, and the work that one of them is in a step."""
         questions = asked.questions
         rows = self.side.retrieve(questions, stacked_variables, ledger, copies)
-        self.score(questions, rows, ledger)
-        return [self.batch(questions, found, ledger) for found in rows], self.side.work(questions, asked.training)
+        scores, _ = self.score(questions, rows, ledger)
+        return [self.batch(questions, found, scores) for found in rows], self.side.work(questions, asked.training)
 
-    def score(self, questions: Sequence[Question], alternatives: Sequence[np.ndarray], ledger: Ledger) -> int:
-        """Scores what is new among the questions' passages, alternatives [b, K] each; tokens the generator read."""
-        pairs = sorted({(i, int(row)) for rows in alternatives for i, chosen in enumerate(rows) for row in chosen})
-        return self._scores(questions, pairs, ledger)[1].tokens
+    def score(
+        self, questions: Sequence[Question], alternatives: Sequence[np.ndarray], ledger: Ledger
+    ) -> tuple[dict[tuple[int, int], np.ndarray], int]:
+        """The answers' log-probs under each of the questions' passages, alternatives [b, K] each.
 
-    def batch(self, questions: Sequence[Question], rows: np.ndarray, ledger: Ledger) -> ScoredBatch:
-        """[devices, micro-batches, ...] of the questions under the given passages [b, K]."""
-        pairs = [(i, int(row)) for i, chosen in enumerate(rows) for row in chosen]
-        scores = iter(self._scores(questions, pairs, ledger)[0])
-        vectors, tokens = self._pipeline.index.vectors_of(rows), self.side.tokens(questions)
-        items = [
-            (
-                tokens[i],
-                vectors[i],
-                np.stack([self._padded(next(scores)) for _ in chosen]),
-                len(self._answer(questions[i])),
-            )
-            for i, chosen in enumerate(rows)
-        ]
-        return self.side.stack(items, self._make)
-
-    def _scores(
-        self, questions: Sequence[Question], pairs: Sequence[tuple[int, int]], ledger: Ledger
-    ) -> tuple[list[np.ndarray], Cost]:
+        Returns:
+          {(question's place in the batch, passage row): [T_i]}, and the tokens that the generator read for it: only
+          pairs that are new are scored.
+        """
         prompts, store = self._pipeline.prompts, self._pipeline.store
+        pairs = sorted({(i, int(row)) for rows in alternatives for i, chosen in enumerate(rows) for row in chosen})
         answers = [self._answer(questions[i]) for i, _ in pairs]
         built = [
             prompts.prompt([store[row]], questions[i].question, reserve=len(answer))
@@ -294,7 +280,23 @@ class LikelihoodAssembler:
         ]
         scores, cost = self.likelihoods.score(built, answers)
         ledger.add("generator", cost)
-        return scores, cost
+        return dict(zip(pairs, scores, strict=True)), cost.tokens
+
+    def batch(
+        self, questions: Sequence[Question], rows: np.ndarray, scores: Mapping[tuple[int, int], np.ndarray]
+    ) -> ScoredBatch:
+        """[devices, micro-batches, ...] of the questions under the given passages [b, K], whose `score` is given."""
+        vectors, tokens = self._pipeline.index.vectors_of(rows), self.side.tokens(questions)
+        items = [
+            (
+                tokens[i],
+                vectors[i],
+                np.stack([self._padded(scores[i, int(row)]) for row in chosen]),
+                len(self._answer(questions[i])),
+            )
+            for i, chosen in enumerate(rows)
+        ]
+        return self.side.stack(items, self._make)
 
     def _answer(self, question: Question) -> list[int]:
         return self._pipeline.prompts.answer(question.answers[0])

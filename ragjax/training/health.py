@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ragjax import metrics
 from ragjax.data.questions import Question
+from ragjax.evaluation import mean_recall
 from ragjax.pipeline import Pipeline
 
 SAMPLE = 100  # dev questions
@@ -61,10 +61,7 @@ class RetrievalHealth:
     def _measure(self, rows: np.ndarray) -> dict[str, float]:
         top, start = rows[:, : self._top_k], self._start_rows[:, : self._top_k]
         kept = [len(set(now.tolist()) & set(then.tolist())) / len(then) for now, then in zip(top, start, strict=True)]
-        recall = metrics.mean_of_defined(
-            metrics.recall_at_k(self._pipeline.store.ids_of(found), question.positive_ids, _RECALL_K)
-            for found, question in zip(rows, self._questions, strict=True)
-        )
+        recall = mean_recall(self._pipeline.store, self._questions, rows)
         figures = {
             "distinct_passages_per_100": 100.0 * len(np.unique(top)) / len(top),
             "top_k_agreement": float(np.mean(kept)),

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from ragjax.costs import Cost, forward_flops
 from ragjax.data.batches import Shape, make_rows, pack, round_up, sequence_lengths
@@ -69,9 +68,7 @@ class Likelihoods:
         """Forgets what was kept after `position`, so that a run which goes on from there repeats itself."""
         self._records.rewind(position)
 
-    def score(
-        self, prompts: Sequence[Ids], answers: Sequence[Ids], show_progress: bool = False
-    ) -> tuple[list[np.ndarray], Cost]:
+    def score(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> tuple[list[np.ndarray], Cost]:
         """log p(answer token | prompt, earlier answer tokens) of n pairs: n float32 arrays [T_i], end token last.
 
         Also what the new ones among them have cost.
@@ -82,7 +79,7 @@ class Likelihoods:
         lengths: list[int] = []
         if missing:
             chosen_prompts, chosen_answers = [prompts[i] for i in missing], [answers[i] for i in missing]
-            values = self._score_new(chosen_prompts, chosen_answers, show_progress)
+            values = self._score_new(chosen_prompts, chosen_answers)
             self._records.add({keys[i]: value.tolist() for i, value in zip(missing, values, strict=True)})
             lengths = sequence_lengths([[prompt] for prompt in chosen_prompts], chosen_answers)
         found = [np.asarray(self._records[key], np.float32) for key in keys]
@@ -97,15 +94,13 @@ class Likelihoods:
             digest.update(np.asarray(ids, np.int64).tobytes())
         return digest.hexdigest()[:32]
 
-    def _score_new(self, prompts: Sequence[Ids], answers: Sequence[Ids], show_progress: bool) -> list[np.ndarray]:
+    def _score_new(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[np.ndarray]:
         values: list[np.ndarray] = [np.empty(0, np.float32)] * len(prompts)
         long = [len(answer) > self._limits.usual_answer for answer in answers]
-        with tqdm(total=len(prompts), desc="scoring", unit=" pairs", disable=not show_progress) as bar:
-            for is_long in (False, True):
-                chosen = [i for i in range(len(prompts)) if long[i] == is_long]
-                for pairs, rows in self._calls([prompts[i] for i in chosen], [answers[i] for i in chosen], is_long):
-                    self._run([chosen[i] for i in pairs], rows, is_long, prompts, answers, values)
-                    bar.update(len(pairs))
+        for is_long in (False, True):
+            chosen = [i for i in range(len(prompts)) if long[i] == is_long]
+            for pairs, rows in self._calls([prompts[i] for i in chosen], [answers[i] for i in chosen], is_long):
+                self._run([chosen[i] for i in pairs], rows, is_long, prompts, answers, values)
         return values
 
     def _calls(self, prompts: Sequence[Ids], answers: Sequence[Ids], is_long: bool) -> list[tuple[list[int], int]]:

@@ -10,12 +10,13 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from optax import GradientTransformation
 from tqdm import tqdm
 
 from ragjax.checkpoints import Checkpoints
@@ -27,6 +28,7 @@ from ragjax.parallel import pmap_step, pmap_sums, replicate
 from ragjax.pipeline import CHECKPOINT_FOLDER, Pipeline, trained_collection
 from ragjax.training.assembly import AnswerAssembler, Asked, Assembled, Assembler, LikelihoodAssembler
 from ragjax.training.health import RetrievalHealth
+from ragjax.training.objectives import Objective
 from ragjax.training.ranking import RankingAssembler
 from ragjax.training.records import MetricsLog
 from ragjax.training.state import TrainState, init_state, make_optimizer
@@ -66,6 +68,13 @@ def asked_of_dev(assembler: Assembler, step: int) -> list[Asked]:
     size, dev = assembler.batch_size, assembler.dev
     batches = [range(start, min(start + size, len(dev))) for start in range(0, len(dev), size)]
     return [Asked([dev[i] for i in indices], indices, step, training=False) for indices in batches]
+
+
+def make_step(config: RunConfig, objective: Objective, steps: int) -> tuple[GradientTransformation, Callable]:
+    """(the optimizer, the builder of the training step) of a phase of `steps` steps."""
+    optimizer = make_optimizer(config.max_grad_norm, config.weight_decay)
+    step = make_train_step(objective, optimizer, steps, config.warmup_fraction, config.loss_reduction, config.seed)
+    return optimizer, step
 
 
 def total_steps(config: RunConfig, questions: int, batch_size: int) -> int:
@@ -128,17 +137,8 @@ class Trainer:
         self._checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER / phase.name)
         self._assembler: Assembler = make_assembler(config, phase, pipeline, dataset, folder)
         self.steps = total_steps(config, len(self._assembler.questions), self._assembler.batch_size)
-        optimizer = make_optimizer(config.max_grad_norm, config.weight_decay)
-        self._train_step = pmap_step(
-            make_train_step(
-                self._assembler.objective,
-                optimizer,
-                self.steps,
-                config.warmup_fraction,
-                config.loss_reduction,
-                config.seed,
-            )
-        )
+        optimizer, train_step = make_step(config, self._assembler.objective, self.steps)
+        self._train_step = pmap_step(train_step)
         self._eval_step = pmap_sums(make_eval_step(self._assembler.objective))
         watched = dataset.dev if config.dev_every and "embedder" in phase.trains else []
         self._health = RetrievalHealth(pipeline, watched, config.top_k)
@@ -198,7 +198,9 @@ class Trainer:
             self._log.write({"phase": self._phase.name, "step": 0, **figures})
 
     def _assemble(self, asked: Asked, ledger: Ledger) -> Assembled:
-        return self._assembler.assemble(asked, self._embedder_variables(), ledger)
+        live = self._phase.passages == "live"
+        variables = self._embedder_variables() if live else self._pipeline.embedder.variables
+        return self._assembler.assemble(asked, variables, ledger)
 
     def _embedder_variables(self) -> Tree:
         """The embedder as it is now."""

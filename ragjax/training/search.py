@@ -21,13 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ragjax import metrics
 from ragjax.config import RunConfig, SearchConfig
 from ragjax.costs import Ledger
 from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
-from ragjax.evaluation import CachedGenerations, evaluate, plot_search, search_table, summarise
+from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_search, search_table, summarise
 from ragjax.files import read_json_object, write_json
 from ragjax.pipeline import Pipeline, build_pipeline, describe_inputs, load_models
 from ragjax.training.loop import PhaseResult, make_assembler, total_steps, train_phase
@@ -281,11 +280,7 @@ class _Search:
 
     def _recall(self, pipeline: Pipeline) -> float | None:
         rows = pipeline.retrieve([question.question for question in self._asked], min(5, len(pipeline.store))).rows
-        found = [
-            metrics.recall_at_k(pipeline.store.ids_of(row), question.positive_ids, 5)
-            for row, question in zip(rows, self._asked, strict=True)
-        ]
-        return metrics.mean_of_defined(found)
+        return mean_recall(pipeline.store, self._asked, rows)
 
     def _best(self, trials: Sequence[Trial]) -> Trial:
         """The winner among the trials that went to the end; of equal scores the one with the lower dev loss."""

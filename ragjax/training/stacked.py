@@ -20,10 +20,9 @@ from ragjax.costs import Cost, Ledger
 from ragjax.parallel import pmap_map, pmap_step, replicate
 from ragjax.pipeline import Pipeline
 from ragjax.training.assembly import Asked, LikelihoodAssembler
-from ragjax.training.loop import asked_in_step, asked_of_dev, total_steps
+from ragjax.training.loop import asked_in_step, asked_of_dev, make_step, total_steps
 from ragjax.training.ranking import RankingAssembler
-from ragjax.training.state import TrainState, init_state, make_optimizer
-from ragjax.training.step import make_train_step
+from ragjax.training.state import TrainState, init_state
 
 Tree = Mapping[str, Any]
 
@@ -83,10 +82,7 @@ class _Stack:
         self._config, self._pipeline, self._assembler = config, pipeline, assembler
         self._steps = total_steps(config, len(assembler.questions), assembler.batch_size)
         self._rates = list(rates)
-        optimizer = make_optimizer(config.max_grad_norm, config.weight_decay)
-        make = make_train_step(
-            assembler.objective, optimizer, self._steps, config.warmup_fraction, config.loss_reduction, config.seed
-        )
+        optimizer, make = make_step(config, assembler.objective, self._steps)
         self._train_step = pmap_step(lambda reducer: jax.vmap(make(reducer), in_axes=(0, None, 0)))
         self._losses = pmap_map(_question_losses(assembler.objective))
         variables = {"embedder": pipeline.embedder.variables}

@@ -97,7 +97,7 @@ def test_kept_scores_give_the_gradient_of_the_whole_graph(world, dataset, pipeli
     scores = np.asarray(compiled_scores(pipeline.generator.module, frozen["generator"], batch.rows))
 
     keeper = LikelihoodAssembler(config, RETRIEVER, pipeline, dataset, tmp_path)
-    kept = first(keeper.batch(questions, rows, Ledger()))
+    kept = first(keeper.batch(questions, rows, keeper.score(questions, [rows], Ledger())[0]))
     # Room for longer answers than these.
     padding = kept.answer_mask.shape[1] - scores.shape[2]
     mask, scores = (

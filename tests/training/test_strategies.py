@@ -21,7 +21,7 @@ from ragjax.training.assembly import LikelihoodAssembler
 from ragjax.training.loop import train_phase
 from ragjax.training.ranking import RankingAssembler
 from ragjax.training.strategies import STRATEGIES, choose_strategy
-from tests.tiny_runs import changed, flat, passages, questions, read_lines, tiny_world, write_data
+from tests.tiny_runs import changed, flat, passages, questions, read_lines, refusal, tiny_world, write_data
 
 STEPS, BATCH = 5, 4  # of 12 questions: the second epoch begins behind the third step
 UNLABELLED = ("train-1", "train-7")
@@ -266,15 +266,6 @@ def test_finished_runs_are_taken_over(world, embedder, generator, independent, m
     # The same command on the finished folder, and on one that was killed before its end.
     (taken.folder / "summary.json").unlink()
     assert run(config)["cost"]["phases"] == cost["phases"]
-
-
-def refusal(config: RunConfig) -> str:
-    with pytest.raises(UserError) as caught:
-        run(config)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 500
-    return message
 
 
 @pytest.mark.parametrize("flag", ["embedder_run", "generator_run"])
