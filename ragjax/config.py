@@ -13,6 +13,8 @@ RETRIEVER_OBJECTIVES = ("marginal", "emdr2", "pdist", "replug_lsr")
 NEGATIVE_FILTERS = ("labels", "gist")
 QUANTIZE = ("int8", "nf4")
 REMAT = ("none", "partial", "full")
+DECODERS = ("concat", "rag_token", "rag_sequence")
+DECODE_VARIANTS = ("thorough", "fast")
 
 
 def _field(
@@ -30,7 +32,31 @@ GRIDS = ("1d", "2d")
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class DecodeConfig:
+    """How answers are decoded."""
+
+    decode: str = _field(
+        "concat",
+        "Answers from all passages in one prompt (concat), or from one prompt a passage, mixed token by token "
+        "(rag_token) or answer by answer (rag_sequence).",
+        choices=DECODERS,
+    )
+    decode_variant: str = _field(
+        "thorough",
+        "rag_sequence: score every answer under every passage, or (fast) only under those whose search found it.",
+        choices=DECODE_VARIANTS,
+    )
+    num_beams: int = _field(1, "Beams of the search for an answer; 1: greedy.", minimum=1)
+    temperature: float = _field(
+        0.0, "Above 0: draw answers, from sharper (below 1) or flatter distributions (concat only).", minimum=0
+    )
+    top_p: float = _field(1.0, "Draw from the likeliest tokens that hold this probability.", minimum=1e-6)
+    sample_seed: int = _field(0, "Seed of drawn answers.", minimum=0)
+    max_new_tokens: int = _field(24, "Longest generated answer, in tokens.", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(DecodeConfig):
     """Everything that decides a run's result."""
 
     strategy: str = _field("joint", "What is trained, in which order.", choices=STRATEGIES)
@@ -67,7 +93,7 @@ class RunConfig:
     )
     ranking_scale: float = _field(20.0, "Multiplies the cosine in multiple negatives ranking.", minimum=0)
     hard_negatives: int = _field(
-        0, "Passages that the untrained embedder ranks highest, positives left out, added per question.", minimum=0
+        5, "Passages that the untrained embedder ranks highest, positives left out, added per question.", minimum=0
     )
     negative_filter: str = _field(
         "labels",
@@ -99,7 +125,6 @@ class RunConfig:
         "paper", "The plain prompt, or the same inside the model's chat template.", choices=("paper", "chat")
     )
     max_passage_tokens: int = _field(256, "Longer passages are cut there (generator's tokens).", minimum=1)
-    max_new_tokens: int = _field(24, "Longest generated answer, in tokens.", minimum=1)
     seed: int = _field(0, "Seed of the question order, the adapters' start and dropout.", minimum=0)
     eval_split: str = _field("test", "Split of the before and after table.", choices=("test", "dev"))
     eval_limit: int = _field(0, "Evaluate the first N questions of the split; 0: all.", minimum=0)
@@ -144,3 +169,24 @@ class SearchConfig:
     def selection(self) -> str:
         """What decides between the rates."""
         return self.select or ("dev_loss" if self.halving else "f1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What is evaluated on which questions, besides the overrides of the run's DecodeConfig."""
+
+    run_dir: str = _field("", "Folder of a ragjax.train run; runs/joint where no model is given either.")
+    embedder: str = _field("", "Without a run: an embedder as it is, by short name, hub id or folder.")
+    generator: str = _field("", "Without a run: a generator as it is, by short name, hub id, folder or .gguf file.")
+    data: str = _field("", "Data folder, or `sample`; left out: the run's, or else sample.")
+    split: str = _field("test", "Questions to answer.", choices=("train", "dev", "test"))
+    questions: str = _field("", "A file of questions instead of a split (.jsonl or .jsonl.gz, as in a data folder).")
+    eval_limit: int = _field(0, "The first N questions; 0: all.", minimum=0)
+    eval_batch_size: int = _field(8, "Questions decoded at once.", minimum=1)
+    top_k: str = _field(
+        "", "Passages to read; several numbers, separated by commas, are evaluated one after the other."
+    )
+    decode: str = _field("", f"Decoders, separated by commas: {', '.join(DECODERS)}; left out: the run's.")
+    passage_answers: bool = _field(False, "Also write the greedy answer under each passage by itself.")
+    paired_with: str = _field("", "A second run, evaluated on the same questions and compared with the first.")
+    out: str = _field("", "Folder for predictions and scores; left out: predictions/ in the run's folder.")

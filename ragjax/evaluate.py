@@ -1,30 +1,33 @@
-"""Evaluates a trained run on a split: EM, F1, containment, Recall@5, hit@5 and what the evaluation cost.
+"""Evaluates a trained run, or two models as they are, on questions: answers, retrieval, and what that cost.
 
     python -m ragjax.evaluate --run_dir=runs/joint --split=test
+    python -m ragjax.evaluate --run_dir=runs/joint --top_k=1,5,10 --decode=concat,rag_token
+    python -m ragjax.evaluate --run_dir=runs/joint --paired_with=runs/generator
+    python -m ragjax.evaluate --embedder=minilm --generator=smollm2-135m --data=FOLDER
 
-Predictions go to <run_dir>/predictions/<split>.after.jsonl, or to --predictions.
+Each pair of --top_k and --decode gets a file of predictions, one line a question, and a line in the table; the scores
+with their intervals also stand in SPLIT.evaluation.json beside them. What is there already is not decoded again, and a
+command that was stopped goes on where it was.
 """
 
 from collections.abc import Sequence
 
-from absl import flags as absl_flags
-
 from ragjax import flags
+from ragjax.config import DecodeConfig, EvaluateConfig
 
-_RUN_DIR = absl_flags.DEFINE_string("run_dir", "runs/joint", "Folder of a ragjax.train run.")
-_SPLIT = absl_flags.DEFINE_enum("split", "test", ("train", "dev", "test"), "Questions to answer.")
-_LIMIT = absl_flags.DEFINE_integer("eval_limit", 0, "The first N questions of the split; 0: all.", lower_bound=0)
-_BATCH = absl_flags.DEFINE_integer("eval_batch_size", 8, "Questions decoded at once.", lower_bound=1)
-_FILE = absl_flags.DEFINE_string("predictions", "", "File of the predictions (.jsonl).")
+flags.define_flags(EvaluateConfig)
+flags.define_overrides(DecodeConfig, but=("decode",))
 
 
 def main(arguments: Sequence[str]) -> None:
     from ragjax.errors import UserError
-    from ragjax.evaluation import evaluate_run
+    from ragjax.evaluation import evaluate_runs
 
     if arguments:
         raise UserError(f"ragjax.evaluate takes flags only, not {arguments[0]!r}: see --help.")
-    evaluate_run(_RUN_DIR.value, _SPLIT.value, _LIMIT.value, _BATCH.value, _FILE.value)
+    overrides = flags.given(DecodeConfig)
+    del overrides["decode"]
+    evaluate_runs(flags.parsed(EvaluateConfig), overrides)
 
 
 if __name__ == "__main__":

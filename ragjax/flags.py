@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
@@ -21,12 +21,19 @@ flags.disclaim_key_flags()
 def define_flags(config: type) -> None:
     """Defines --NAME for each field of a configuration, with its help, choices and bounds."""
     for field in dataclasses.fields(config):
-        define_field(field)
+        define_field(field, field.default)
 
 
-def define_field(field: dataclasses.Field) -> None:
+def define_overrides(config: type, but: Sequence[str] = ()) -> None:
+    """Defines --NAME for each field of a run's configuration that is not in `but`, to be left out or to override it."""
+    for field in dataclasses.fields(config):
+        if field.name not in but:
+            define_field(field, default=None)
+
+
+def define_field(field: dataclasses.Field, default: Any) -> None:
     text, choices, minimum, kind = (field.metadata[key] for key in ("help", "choices", "minimum", "kind"))
-    name, default = field.name, field.default
+    name = field.name
     if choices:
         flags.DEFINE_enum(name, default, choices, text)
     elif kind is bool:
@@ -42,6 +49,12 @@ def define_field(field: dataclasses.Field) -> None:
 def parsed(config: type[Config]) -> Config:
     """The parsed flags as a configuration."""
     return config(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(config)})
+
+
+def given(config: type) -> dict[str, Any]:
+    """The overrides that the command line gives: {field: value}."""
+    names = [field.name for field in dataclasses.fields(config) if field.name in FLAGS]
+    return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

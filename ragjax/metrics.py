@@ -9,6 +9,7 @@ answers.
 For every prediction exact_match <= f1 and exact_match <= contains_answer.
 """
 
+import math
 import re
 import string
 from collections import Counter
@@ -64,6 +65,27 @@ def hit_at_k(retrieved_ids: Sequence[Hashable], positive_ids: Iterable[Hashable]
     return float(found > 0) if positives else None
 
 
+def reciprocal_rank(retrieved_ids: Sequence[Hashable], positive_ids: Iterable[Hashable], k: int) -> float | None:
+    """1 / rank of the first positive passage among the first k retrieved, 0.0 if there is none; None without positives.
+
+    Its mean over questions is MRR@k (Voorhees 1999; MS MARCO takes k = 10).
+    """
+    _check_k(k)
+    positives = set(positive_ids)
+    ranks = (rank for rank, passage in enumerate(retrieved_ids[:k], start=1) if passage in positives)
+    return 1 / next(ranks, math.inf) if positives else None
+
+
+def answer_in_context(texts: Sequence[str], answers: Sequence[str], k: int) -> float:
+    """1.0 if one of the first k passages' texts contains an accepted answer, as `contains_answer` has it, else 0.0.
+
+    Needs no labelled passages: the answer recall of open-domain QA (Chen et al. 2017; Karpukhin et al. 2020, "top-k
+    accuracy"). "yes" and "no" are found by chance.
+    """
+    _check_k(k)
+    return max((contains_answer(text, answers) for text in texts[:k]), default=0.0)
+
+
 def mean_of_defined(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are not None; None if there are none (recall over unlabelled questions)."""
     defined = [value for value in values if value is not None]
@@ -99,7 +121,11 @@ def _contains(guess: str, gold: str) -> float:
 
 def _found(retrieved_ids: Sequence[Hashable], positive_ids: Iterable[Hashable], k: int) -> tuple[int, int]:
     """(positives among the first k, positives)."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+    _check_k(k)
     positives = set(positive_ids)
     return len(positives.intersection(retrieved_ids[:k])), len(positives)
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")

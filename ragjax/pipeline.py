@@ -1,7 +1,7 @@
 """The whole pipeline: question -> vector -> passages -> prompt -> answer, and the folder of a run that trained it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ragjax.data.questions import Passage
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError, reason
 from ragjax.files import default_cache_dir, read_json_object
+from ragjax.generation import can_stream, stream_answer
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
 from ragjax.retrieval import EncodedCorpus, ExactIndex, PassageStore, encode_corpus
@@ -54,9 +55,20 @@ class Pipeline:
     def passages(self, rows: Sequence[int]) -> list[Passage]:
         return [self.store[int(row)] for row in rows]
 
-    def concatenated_prompt(self, question: str, rows: Sequence[int], max_new_tokens: int) -> list[int]:
-        """Prompt ids with all passages, in the order given."""
-        return self.prompts.prompt(self.passages(rows), question, reserve=max_new_tokens)
+    def decoding_prompts(
+        self, question: str, rows: Sequence[int], scores: np.ndarray, config: RunConfig
+    ) -> tuple[list[list[int]], np.ndarray]:
+        """What an answer is decoded from: prompt ids [K] and their log p(z|x) [K], K = 1 for concatenated passages.
+
+        rows, scores [k]: the passages read, best first.
+
+        Raises:
+          UserError: the question leaves no room for passages in the generator's window.
+        """
+        groups = [self.passages(rows)] if config.decode == "concat" else [[self.store[int(row)]] for row in rows]
+        prompts = [self.prompts.prompt(group, question, reserve=config.max_new_tokens) for group in groups]
+        weights = np.zeros(1) if config.decode == "concat" else np.log(probabilities(scores, config.score_scale))
+        return prompts, weights
 
     def prediction(self, new_tokens: Sequence[int]) -> str:
         """The answer in generated tokens: the first line of their text."""
@@ -221,21 +233,52 @@ class Answer:
     """One answer and what it rests on."""
 
     text: str
-    probability: float  # of the answer and its end, under the concatenated prompt
+    probability: float  # p(y|x) of the answer and its end, as its decoder defines it
     passages: list[Passage]  # best first
     probabilities: np.ndarray  # [K], p(z|x)
+    posterior: np.ndarray  # [K], p(z|x,y), proportional to p(z|x) p(y|x,z)
 
 
-def ask(run: Run, question: str, top_k: int) -> Answer:
-    """Answers a question from the `top_k` nearest passages, read in one prompt."""
-    pipeline = run.pipeline
-    retrieved = pipeline.retrieve([question], top_k)
-    rows, shares = retrieved.rows[0], probabilities(retrieved.scores[0], run.config.score_scale)
-    prompt = pipeline.concatenated_prompt(question, rows, run.config.max_new_tokens)
-    (new_tokens,) = pipeline.generator.generate_tokens([prompt], run.config.max_new_tokens, batch_size=1)
+def ask(run: Run, question: str, config: RunConfig, show: Callable[[str], None] | None = None) -> Answer:
+    """Answers a question.
+
+    Args:
+      run: what answers.
+      question: its text.
+      config: top_k, score_scale, and how the answer is decoded.
+      show: called with the text so far, each time that it has grown.
+
+    Raises:
+      UserError: top_k is larger than the corpus, or the question too long for the generator's window.
+    """
+    pipeline, generator = run.pipeline, run.pipeline.generator
+    if config.top_k > len(pipeline.store):
+        raise UserError(f"--top_k={config.top_k} is more than the {len(pipeline.store)} passages: lower it.")
+    retrieved = pipeline.retrieve([question], config.top_k)
+    rows, scores = retrieved.rows[0], retrieved.scores[0]
+    prompts, log_weights = pipeline.decoding_prompts(question, rows, scores, config)
+    if show is not None and can_stream(config):
+        new_tokens: list[int] = []
+        for new_tokens in stream_answer(generator, prompts, log_weights, config):
+            show(pipeline.prediction(new_tokens))
+    else:
+        (decoded,) = generator.decode_answers([prompts], log_weights[None], config, 1, [config.sample_seed])
+        new_tokens = decoded.tokens
     text = pipeline.prediction(new_tokens)
-    (log_probs,) = pipeline.generator.score_tokens([prompt], [pipeline.generator.answer_ids(text)])
-    return Answer(text, float(np.exp(log_probs.sum(dtype=np.float64))), pipeline.passages(rows), shares)
+    if show is not None:
+        show(text)
+    shares = probabilities(scores, config.score_scale)
+    answer = generator.answer_ids(text)
+    alone, _ = pipeline.decoding_prompts(question, rows, scores, dataclasses.replace(config, decode="rag_sequence"))
+    under = np.array(generator.score_tokens(alone, [answer] * len(alone)), np.float64)  # [K, T]
+    joint = shares * np.exp(under.sum(axis=1))
+    if config.decode == "concat":
+        probability = np.exp(generator.score_tokens(prompts, [answer])[0].sum(dtype=np.float64))
+    elif config.decode == "rag_token":
+        probability = np.prod(shares @ np.exp(under))
+    else:
+        probability = joint.sum()
+    return Answer(text, float(probability), pipeline.passages(rows), shares, joint / joint.sum())
 
 
 def describe_inputs(dataset: Dataset, embedder: Embedder, generator: Generator) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from flax import linen as nn
 from tqdm import tqdm
 
 from ragjax.checkpoints import tree_sha256
-from ragjax.config import QUANTIZE
+from ragjax.config import QUANTIZE, DecodeConfig
 from ragjax.costs import ModelSize
 from ragjax.data.batches import Shape, make_rows, pad_tokens, round_up
 from ragjax.data.prompts import default_prefix
 from ragjax.errors import UserError
-from ragjax.generation.decode import greedy_decode
+from ragjax.generation import Decoded, decode_answers
 from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.decoder import Decoder, DecoderConfig
 from ragjax.models.encoders import EncoderConfig, sentence_vectors
@@ -221,17 +221,20 @@ class Generator:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int = _ROWS
     ) -> list[list[int]]:
         """Greedy new tokens of prompts given as ids, the end token left out; prompts of like length run together."""
-        results: list[list[int]] = [[]] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            length = round_up(max(len(prompts[i]) for i in chosen), 64)
-            tokens, lengths = pad_tokens([prompts[i] for i in chosen], batch_size, length)
-            output, counts = greedy_decode(self.module, self.variables, tokens, lengths, max_new_tokens, self.end_ids)
-            output, counts = np.asarray(output), np.asarray(counts)
-            for row, i in enumerate(chosen):
-                results[i] = output[row, : counts[row]].tolist()
-        return results
+        greedy = DecodeConfig(max_new_tokens=max_new_tokens)
+        answers = self.decode_answers([[ids] for ids in prompts], np.zeros((len(prompts), 1)), greedy, batch_size)
+        return [answer.tokens for answer in answers]
+
+    def decode_answers(
+        self,
+        prompts: Sequence[Sequence[Sequence[int]]],
+        log_weights: np.ndarray,
+        config: DecodeConfig,
+        batch_size: int = _ROWS,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Decoded]:
+        """`ragjax.generation.decode_answers` of this generator."""
+        return decode_answers(self, prompts, log_weights, config, batch_size, seeds)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokenizer's default prefix and the prompt, whose special-token strings are plain text."""

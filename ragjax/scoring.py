@@ -40,12 +40,12 @@ def score_answers(module: Decoder, variables: Mapping[str, Any], rows: Rows, dro
     )
     states = hidden[rows.answer_index[..., 0], rows.answer_index[..., 1]]
     targets = jnp.broadcast_to(rows.answer_tokens[:, None, :], states.shape[:3])
-    return _target_log_probs(module, variables, states.reshape(-1, states.shape[-1]), targets.reshape(-1)).reshape(
+    return target_log_probs(module, variables, states.reshape(-1, states.shape[-1]), targets.reshape(-1)).reshape(
         targets.shape
     )
 
 
-def _target_log_probs(module: Decoder, variables: Mapping[str, Any], states: Array, targets: Array) -> Array:
+def target_log_probs(module: Decoder, variables: Mapping[str, Any], states: Array, targets: Array) -> Array:
     """log softmax(head(state)) at the target, [n], in chunks whose logits the backward pass computes again."""
 
     def score(chunk):

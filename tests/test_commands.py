@@ -1,6 +1,7 @@
 """The commands as a user meets them: help, version, and what they print on a finished run."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 
 import ragjax
-from ragjax.config import RunConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.errors import UserError
-from ragjax.evaluation import evaluate_run
+from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, runs
 from ragjax.pipeline import ask, open_run
 from ragjax.training import run
 from tests.tiny_runs import PLACES, questions, read_lines, tiny_world
@@ -55,8 +56,8 @@ def test_the_help_of_train_explains_every_field_and_no_other_library(world):
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
-        ("evaluate", {"run_dir", "split", "eval_limit", "eval_batch_size", "predictions"}),
-        ("ask", {"run_dir", "top_k"}),
+        ("evaluate", {field.name for config in (EvaluateConfig, DecodeConfig) for field in dataclasses.fields(config)}),
+        ("ask", {"run_dir", "top_k", "json"} | {field.name for field in dataclasses.fields(DecodeConfig)}),
         ("export", {"run_dir", "out", "merge", "max_shard_gb"}),
     ],
 )
@@ -79,52 +80,153 @@ def test_arguments_that_are_no_flags_are_refused(world):
 
 
 def test_evaluate_prints_scores_and_writes_a_line_for_each_question(world, finished):
-    done = world.command("-m", "ragjax.evaluate", f"--run_dir={finished}", "--split=dev", "--eval_batch_size=2")
+    flags = ("--split=dev", "--eval_batch_size=2", "--top_k=1,3", "--decode=concat,rag_sequence", "--num_beams=2")
+    done = world.command("-m", "ragjax.evaluate", f"--run_dir={finished}", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{finished} at step 2, 4 dev questions" in done.stdout
-    for word in ("metric", "em", "f1", "contains", "recall_at_5", "hit_at_5", "TFLOPs"):
+    assert f"{finished} at step 2, 4 questions (dev)" in done.stdout
+    for word in ("decode", "em", "f1", "contains", "recall@k", "answer in context", "mrr@10", "TFLOPs"):
         assert word in done.stdout
-    records = read_lines(finished / "predictions" / "dev.after.jsonl")
-    assert [record["id"] for record in records] == [question["id"] for question in questions()["dev"]]
+    result = json.loads((finished / "predictions" / "dev.evaluation.json").read_text())
+    decoders = ("concat-beams2", "rag_sequence-thorough-beams2")
+    wanted = [(decoder, k) for decoder in decoders for k in (1, 3)]
+    assert [(each["decode"], each["top_k"]) for each in result["results"]] == wanted
+    for each in result["results"]:
+        records = read_lines(Path(each["predictions"]))
+        assert [record["id"] for record in records] == [question["id"] for question in questions()["dev"]]
+        assert {len(record["passages"]) for record in records} == {each["top_k"]}
+        scores = each["scores"]
+        for name in ("em", "f1", f"recall_at_{each['top_k']}", "answer_in_context", "mrr_at_10"):
+            assert scores[name][0] == pytest.approx(np.mean([record[name] for record in records]))
+        assert scores["recall_at_1"][0] <= scores["recall_at_5"][0] if each["top_k"] == 1 else True
+    # The same passages are found whatever reads them; of one passage concatenated and mixed are the same prompt.
+    by_setting = {(each["decode"], each["top_k"]): read_lines(Path(each["predictions"])) for each in result["results"]}
+    assert [line["prediction"] for line in by_setting[wanted[0]]] == [
+        line["prediction"] for line in by_setting[wanted[2]]
+    ]
 
 
-def test_evaluation_repeats_what_training_found(finished, tmp_path, capsys):
+def evaluated(finished, out, overrides=None, **fields):
+    config = EvaluateConfig(run_dir=str(finished), eval_batch_size=2, out=str(out), **fields)
+    return evaluate_runs(config, overrides or {})
+
+
+def test_what_training_found_is_not_decoded_again(finished, tmp_path):
+    (result,) = evaluated(finished, tmp_path, eval_limit=2)["results"]
+    assert result["predictions"] == str(finished / "predictions" / "test.after.jsonl")
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_evaluation_repeats_what_training_found(finished, tmp_path, monkeypatch):
     """From the checkpoint, into another file: the table after training, line for line."""
-    evaluate_run(str(finished), "test", 2, 2, str(tmp_path / "again.jsonl"))
-    assert (tmp_path / "again.jsonl").read_bytes() == (finished / "predictions" / "test.after.jsonl").read_bytes()
-    assert "2 test questions" in capsys.readouterr().out
+    monkeypatch.setattr(runs, "holds", lambda *_: False)
+    (result,) = evaluated(finished, tmp_path, eval_limit=2)["results"]
+    assert result["predictions"] == str(tmp_path / "test.first2.concat.k3.jsonl")
+    again = (tmp_path / "test.first2.concat.k3.jsonl").read_bytes()
+    assert again == (finished / "predictions" / "test.after.jsonl").read_bytes()
 
 
-def test_a_predictions_file_of_other_questions_is_refused(finished):
-    path = finished / "predictions" / "test.after.jsonl"
-    before = path.read_bytes()
-    with pytest.raises(UserError, match="holds predictions for 2 other questions") as caught:
-        evaluate_run(str(finished), "test", 3, 2, "")
-    assert str(path) in str(caught.value)
-    assert path.read_bytes() == before
+def test_predictions_of_something_else_are_refused(finished, tmp_path):
+    """Under the same name in a folder of one's own: other models, or another longest answer."""
+    evaluated(finished, tmp_path, split="dev")
+    before = (tmp_path / "dev.concat.k3.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"dev\.concat\.k3\.jsonl holds predictions of other models, questions or sett"):
+        evaluated(finished, tmp_path, {"max_new_tokens": 3}, split="dev")
+    assert (tmp_path / "dev.concat.k3.jsonl").read_bytes() == before
 
 
-def test_an_unfinished_run_is_not_evaluated_into_its_own_folder(world, tmp_path):
-    """Else training would later take the file for its own table after the last step."""
-    config = world.config(tmp_path / "run", max_steps=2, eval_limit=1)
-    run(config)
+def test_the_answer_under_each_passage_is_written_on_request(finished, tmp_path):
+    (result,) = evaluated(finished, tmp_path, split="dev", passage_answers=True)["results"]
+    opened = open_run(finished)
+    for record in read_lines(Path(result["predictions"])):
+        for entry in record["passages"]:
+            (row,) = opened.pipeline.store.rows_of([entry["id"]])
+            prompt = opened.pipeline.prompts.prompt(opened.pipeline.passages([row]), record["question"], reserve=24)
+            (tokens,) = opened.pipeline.generator.generate_tokens([prompt], opened.config.max_new_tokens)
+            assert entry["answer"] == opened.pipeline.prediction(tokens)
+
+
+def test_models_are_evaluated_as_they_are(world, finished, tmp_path):
+    """Without a run: what the table before training holds."""
+    models = {"embedder": str(world.embedder), "generator": str(world.generator), "data": str(world.data)}
+    config = EvaluateConfig(**models, eval_limit=2, top_k="3", out=str(tmp_path))
+    (result,) = evaluate_runs(config, {"max_new_tokens": open_run(finished).config.max_new_tokens})["results"]
+    before = read_lines(finished / "predictions" / "test.before.jsonl")
+    found = read_lines(Path(result["predictions"]))
+    assert [record["prediction"] for record in found] == [record["prediction"] for record in before]
+
+
+def test_a_file_of_questions_is_answered(finished, tmp_path):
+    asked = questions()["train"][:3]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(question) + "\n" for question in asked))
+    result = evaluated(finished, tmp_path, questions=str(tmp_path / "mine.jsonl"))
+    assert (result["questions"], result["n"]) == ("mine", 3)
+    records = read_lines(tmp_path / "mine.concat.k3.jsonl")
+    assert [record["id"] for record in records] == [question["id"] for question in asked]
+
+
+def test_two_runs_are_compared_question_by_question(world, finished, tmp_path, capsys):
+    other = world.folder / "commands-other"
+    run(world.config(other, strategy="none", eval_limit=2))
+    result = evaluated(finished, tmp_path, split="dev", paired_with=str(other))
+    assert f"compared with {other} at step 0" in capsys.readouterr().out
+    mine = read_lines(tmp_path / "dev.concat.k3.jsonl")
+    theirs = read_lines(other / "predictions" / "dev.concat.k3.jsonl")
+    for pair in result["pairs"]:
+        values = [[record[pair["metric"]] for record in records] for records in (mine, theirs)]
+        assert pair["difference"] == paired_interval(*values)
+        assert pair["p_value"] == paired_p_value(*values)
+        assert pair["second"] - pair["first"] == pytest.approx(pair["difference"][0])
+    assert {pair["metric"] for pair in result["pairs"]} == {"em", "f1", "contains", "recall_at_5", "hit_at_5"}
+
+
+def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
+    """Into a file that training does not take for its own table after the last step."""
+    run(world.config(tmp_path / "run", max_steps=2, eval_limit=1))
     (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "predictions" / "test.after.jsonl").unlink()
-    with pytest.raises(UserError, match="is not finished"):
-        evaluate_run(str(tmp_path / "run"), "test", 1, 2, "")
-    assert not (tmp_path / "run" / "predictions" / "test.after.jsonl").exists()
-    evaluate_run(str(tmp_path / "run"), "test", 1, 2, str(tmp_path / "today.jsonl"))
-    assert len(read_lines(tmp_path / "today.jsonl")) == 1
+    evaluate_runs(EvaluateConfig(run_dir=str(tmp_path / "run"), eval_limit=1), {})
+    assert (
+        f"{tmp_path / 'run'} is not finished: evaluated as its last checkpoint, step 2, has it"
+        in capsys.readouterr().out
+    )
+    names = {path.name for path in (tmp_path / "run" / "predictions").glob("*.jsonl")}
+    assert names == {"test.before.jsonl", "test.first1.concat.k3.jsonl"}
 
 
-def test_a_split_without_questions_is_refused(finished, monkeypatch):
-    import ragjax.evaluation.runner as runner
+@pytest.mark.parametrize(
+    ("fields", "overrides", "sentence"),
+    [
+        ({"decode": "concat,beam"}, {}, "--decode=beam is not known: choose from concat, rag_token, rag_sequence."),
+        ({"top_k": "5;10"}, {}, "--top_k=5;10 is no list of positive numbers: write it as 1,5,10."),
+        ({"top_k": "0"}, {}, "--top_k=0 is no list of positive numbers: write it as 1,5,10."),
+        ({"top_k": "999"}, {}, "--top_k=999 is more than the "),
+        (
+            {"decode": "rag_token"},
+            {"temperature": 0.5},
+            "--temperature=0.5 draws answers, which goes with --decode=con",
+        ),
+        ({}, {"temperature": 0.5, "num_beams": 2}, "--temperature=0.5 draws answers, which goes with --decode=concat"),
+        ({}, {"top_p": 1.5}, "--top_p=1.5 is no probability: give a number above 0 and at most 1."),
+        ({"questions": "nowhere.jsonl"}, {}, "nowhere.jsonl cannot be read (No such file or directory)"),
+        ({"generator": "smollm2-135m"}, {}, "--run_dir already names the models: leave it out, or --embedder and"),
+        ({"data": "sample"}, {}, "--data goes with --embedder and --generator; a run is evaluated on its own data."),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(finished, tmp_path, fields, overrides, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        evaluated(finished, tmp_path, overrides, **fields)
+    assert not list(tmp_path.iterdir())
 
+
+def test_a_split_without_questions_is_refused(finished, tmp_path, monkeypatch):
     opened = open_run(finished)
     without = dataclasses.replace(opened, dataset=dataclasses.replace(opened.dataset, dev=[]))
-    monkeypatch.setattr(runner, "open_run", lambda _: without)
-    with pytest.raises(UserError, match="has no dev questions"):
-        evaluate_run(str(finished), "dev", 0, 2, "other.jsonl")
+    monkeypatch.setattr(runs, "open_run", lambda _: without)
+    with pytest.raises(UserError, match="dev split has no questions"):
+        evaluated(finished, tmp_path, split="dev")
+
+
+# --- ask
 
 
 def test_ask_shows_the_answer_and_its_passages(world, finished):
@@ -133,33 +235,70 @@ def test_ask_shows_the_answer_and_its_passages(world, finished):
     assert "Unable to initialize backend" not in done.stderr  # nor other lines that libraries log as INFO
     answer, *shown = [line for line in done.stdout.splitlines() if line]
     assert re.search(r"\(probability [01]\.\d{3}\)$", answer)
-    places = [re.fullmatch(r"(\d)\. p\(z\|x\) = (0\.\d{3}|1\.000)  \[p(\d+)\]  (\w+): .*", line) for line in shown]
+    number = r"(0\.\d{3}|1\.000)"
+    pattern = rf"(\d)\. p\(z\|x\) = {number}  p\(z\|x,y\) = {number}  \[p(\d+)\]  (\w+): .*"
+    places = [re.fullmatch(pattern, line) for line in shown]
     assert [int(match[1]) for match in places] == [1, 2, 3]
-    assert all(PLACES[int(match[3])] == match[4] for match in places)
+    assert all(PLACES[int(match[4])] == match[5] for match in places)
     shares = [float(match[2]) for match in places]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1, abs=2e-3)
+    assert sum(float(match[3]) for match in places) == pytest.approx(1, abs=2e-3)
 
 
-def test_an_answer_has_the_probability_of_its_tokens(finished):
+def test_programs_ask_line_by_line(world, finished):
+    asked = ["Which number has the town Arby?", "Where is Corvo?"]
+    command = ("-m", "ragjax.ask", f"--run_dir={finished}", "--json", "--top_k=2", "--decode=rag_sequence")
+    done = world.command(*command, input=f"{asked[0]}\n\n{asked[1]}\n")
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["question"] for line in lines] == asked
+    for line in lines:
+        assert line.keys() == {"question", "answer", "probability", "passages"}
+        assert [entry.keys() for entry in line["passages"]] == [{"id", "title", "text", "probability", "posterior"}] * 2
+
+
+def logits_of(generator, prompt, text) -> float:
+    """log p(answer and its end | prompt), from the plain logits."""
+    ids = [*prompt, *generator.answer_ids(text)]
+    logits = np.asarray(generator.logits(np.array([ids]))[0], np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return np.array([log_probs[place - 1, ids[place]] for place in range(len(prompt), len(ids))])
+
+
+@pytest.mark.parametrize("decoder", ["concat", "rag_token", "rag_sequence"])
+def test_an_answer_has_the_probability_of_its_tokens(finished, decoder):
+    """As the decoder defines it, and the posterior by Bayes' rule, from each prompt's plain logits."""
     opened = open_run(finished)
-    question = questions()["test"][0]["question"]
-    answer = ask(opened, question, 2)
-    assert len(answer.passages) == len(answer.probabilities) == 2
+    pipeline, question = opened.pipeline, questions()["test"][0]["question"]
+    shown = []
+    answer = ask(opened, question, dataclasses.replace(opened.config, top_k=2, decode=decoder), shown.append)
+    assert shown[-1] == answer.text
+    assert len(shown) > 1 or decoder == "rag_sequence"
     assert answer.probabilities.sum() == pytest.approx(1)
-    generator, rows = opened.pipeline.generator, [int(passage.id[1:]) for passage in answer.passages]
-    prompt = opened.pipeline.concatenated_prompt(question, rows, opened.config.max_new_tokens)
-    text = [*prompt, *generator.answer_ids(answer.text)]
-    logits = np.asarray(generator.logits(np.array([text]))[0], np.float64)
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    shares = weights / weights.sum(axis=-1, keepdims=True)
-    wanted = np.prod([shares[place - 1, text[place]] for place in range(len(prompt), len(text))])
+    prompts = [pipeline.prompts.prompt([passage], question, reserve=24) for passage in answer.passages]
+    under = np.exp([logits_of(pipeline.generator, prompt, answer.text) for prompt in prompts])
+    joint = answer.probabilities * under.prod(axis=1)
+    np.testing.assert_allclose(answer.posterior, joint / joint.sum(), rtol=1e-3)
+    together = pipeline.prompts.prompt(answer.passages, question, reserve=24)
+    wanted = {
+        "concat": np.exp(logits_of(pipeline.generator, together, answer.text).sum()),
+        "rag_token": (answer.probabilities @ under).prod(),
+        "rag_sequence": joint.sum(),
+    }[decoder]
     assert answer.probability == pytest.approx(wanted, rel=1e-3)
 
 
+def test_a_question_longer_than_the_window_is_refused(finished):
+    opened = open_run(finished)
+    with pytest.raises(UserError, match=r'the question "Where is Arby\? .*" is \d+ tokens longer than what'):
+        ask(opened, "Where is Arby? " * 400, opened.config)
+
+
 def test_a_question_is_needed(world, finished):
-    done = world.command("-m", "ragjax.ask", f"--run_dir={finished}")
-    assert done.returncode == 1
+    for arguments in ((), ("",), ("  ",)):
+        done = world.command("-m", "ragjax.ask", f"--run_dir={finished}", *arguments, input="\n")
+        assert done.returncode == 1
     assert "error: Ask something" in done.stderr
 
 

@@ -105,3 +105,29 @@ def test_mean_leaves_undefined_values_out():
     assert metrics.mean_of_defined([1.0, None, 0.5]) == 0.75
     assert metrics.mean_of_defined([None]) is None
     assert metrics.mean_of_defined([]) is None
+
+
+# --- ranks and contexts
+
+
+def test_the_reciprocal_rank_is_of_the_first_positive():
+    found = ["a", "b", "c", "d"]
+    assert metrics.reciprocal_rank(found, ["a"], 4) == 1.0
+    assert metrics.reciprocal_rank(found, ["d", "c"], 4) == pytest.approx(1 / 3)
+    assert metrics.reciprocal_rank(found, ["d"], 3) == 0.0
+    assert metrics.reciprocal_rank(found, ["x"], 10) == 0.0
+    assert metrics.reciprocal_rank([], ["x"], 10) == 0.0
+    assert metrics.reciprocal_rank(found, [], 4) is None
+    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
+        metrics.reciprocal_rank(found, ["a"], 0)
+
+
+def test_an_answer_is_looked_for_in_the_first_k_texts():
+    texts = ["The town lies in Poland.", "Łódź is polite.", "He was born in 1987, in the Pol."]
+    assert metrics.answer_in_context(texts, ["poland"], 1) == 1.0
+    assert metrics.answer_in_context(texts, ["1987"], 2) == 0.0
+    assert metrics.answer_in_context(texts, ["Krakow", "1987"], 3) == 1.0
+    assert metrics.answer_in_context(texts[:2], ["pol"], 5) == 0.0  # at word boundaries
+    assert metrics.answer_in_context([], ["pol"], 5) == 0.0
+    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
+        metrics.answer_in_context(texts, ["poland"], 0)

@@ -50,6 +50,7 @@ class World:
             "embedder_lr": 1e-3,
             "generator_lr": 1e-2,
             "lora_rank": 4,
+            "hard_negatives": 0,
             "max_new_tokens": 4,
             "eval_batch_size": 2,
             "dev_every": 2,

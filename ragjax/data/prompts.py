@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ragjax.data.questions import Passage
+from ragjax.errors import UserError
 
 INSTRUCTION = (
     "You are a general-knowledge expert. Use the relevant context to answer the question in as few words as possible."
@@ -93,12 +94,15 @@ class PromptBuilder:
           question: the question's text, never cut.
           reserve: tokens to leave free in the model's window for the answer. Passages that do not fit the rest are
             cut evenly.
+
+        Raises:
+          UserError: the question alone is too long for the window.
         """
         pieces = [self.passage(passage) for passage in passages]
         self.passages_cut.update(self._too_long.intersection(passage.id for passage in passages))
-        room = self.window - reserve - self.frame_length(question, len(pieces))
+        room = self.room(question, len(pieces), reserve)
         if sum(map(len, pieces)) > room:
-            share = max(room, 0) // len(pieces)
+            share = room // len(pieces)
             self.passages_cut.update(p.id for p, piece in zip(passages, pieces, strict=True) if len(piece) > share)
             pieces = [piece[:share] for piece in pieces]
         ids = list(self._head)
@@ -106,6 +110,16 @@ class PromptBuilder:
             ids += self._separator if k else []
             ids += piece
         return [*ids, *self._plain(_question_piece(question)), *self._tail]
+
+    def room(self, question: str, passages: int, reserve: int) -> int:
+        """Tokens that the window leaves for the passages. Raises UserError where even the question has no room."""
+        room = self.window - reserve - self.frame_length(question, passages)
+        if room < 0:
+            raise UserError(
+                f'the question "{question[:60]}..." is {-room} tokens longer than what the generator\'s window of '
+                f"{self.window} tokens leaves for it: shorten it."
+            )
+        return room
 
     def answer(self, answer: str) -> list[int]:
         """The answer's tokens, exactly as given, then the end token."""

@@ -1,10 +1,12 @@
 """Evaluation.
 
-evaluate, evaluate_run, summarise, mean_recall                  predictions and their means    runner.py
-paired_interval, mean_interval, before_after_table, cost_table,
-strategy_table, search_table                                    what is printed                report.py
-plot_search                                                     metric against rate            plots.py
-CachedGenerations                                               answers kept by prompt         generations.py
+evaluate, summarise, mean_recall                 predictions and their means            runner.py
+evaluate_runs                                    several decoders, pairs of runs        runs.py
+mean_interval, paired_interval, paired_p_value   how sure a mean or a difference is     statistics.py
+before_after_table, cost_table, strategy_table,
+search_table                                     what is printed                        report.py
+plot_search                                      metric against rate                    plots.py
+CachedGenerations                                answers kept by prompt                 generations.py
 """
 
 from ragjax.evaluation.generations import CachedGenerations
@@ -13,12 +15,12 @@ from ragjax.evaluation.report import (
     METRICS,
     before_after_table,
     cost_table,
-    mean_interval,
-    paired_interval,
     search_table,
     strategy_table,
 )
-from ragjax.evaluation.runner import evaluate, evaluate_run, mean_recall, summarise
+from ragjax.evaluation.runner import evaluate, mean_recall, summarise
+from ragjax.evaluation.runs import evaluate_runs
+from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
 
 __all__ = [
     "CachedGenerations",
@@ -26,10 +28,11 @@ __all__ = [
     "before_after_table",
     "cost_table",
     "evaluate",
-    "evaluate_run",
+    "evaluate_runs",
     "mean_interval",
     "mean_recall",
     "paired_interval",
+    "paired_p_value",
     "plot_search",
     "search_table",
     "strategy_table",

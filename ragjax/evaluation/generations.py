@@ -1,38 +1,64 @@
-"""Greedy answers of one generator, kept by prompt: pipelines that find the same passages share them."""
+"""Answers of one generator, kept by prompt: pipelines that find the same passages share them."""
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ragjax.config import DecodeConfig
 from ragjax.files import KeyedRecords
+from ragjax.generation import Decoded
 from ragjax.pretrained import Generator
 
 
 class CachedGenerations:
-    """Stands in for `Generator.generate_tokens`."""
+    """Stands in for `Generator.decode_answers`."""
 
     def __init__(self, generator: Generator, path: Path):
         """path: the file that answers are kept in (.jsonl)."""
         self._generator, self._records = generator, KeyedRecords(path)
 
     def __len__(self) -> int:
-        """Answers that were generated so far."""
+        """Answers that were decoded so far."""
         return len(self._records)
 
-    def generate_tokens(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int
-    ) -> list[list[int]]:
-        """New tokens of each prompt, the end token left out; only prompts that are new are decoded."""
-        keys = [self._key(prompt, max_new_tokens) for prompt in prompts]
+    def decode_answers(
+        self,
+        prompts: Sequence[Sequence[Sequence[int]]],
+        log_weights: np.ndarray,
+        config: DecodeConfig,
+        batch_size: int,
+        seeds: Sequence[int],
+    ) -> list[Decoded]:
+        """The answer to each question; only prompts that are new are decoded."""
+        settings = json.dumps({field.name: getattr(config, field.name) for field in dataclasses.fields(DecodeConfig)})
+        keys = [
+            self._key(settings, *question) for question in zip(prompts, np.asarray(log_weights), seeds, strict=True)
+        ]
         missing = list({key: i for i, key in enumerate(keys) if key not in self._records}.values())
         if missing:
-            answers = self._generator.generate_tokens([prompts[i] for i in missing], max_new_tokens, batch_size)
-            self._records.add({keys[i]: answer for i, answer in zip(missing, answers, strict=True)})
-        return [list(self._records[key]) for key in keys]
+            answers = self._generator.decode_answers(
+                [prompts[i] for i in missing],
+                np.asarray(log_weights)[missing],
+                config,
+                batch_size,
+                [seeds[i] for i in missing],
+            )
+            self._records.add(
+                {
+                    keys[i]: [answer.log_prob, answer.tokens_read, *answer.tokens]
+                    for i, answer in zip(missing, answers, strict=True)
+                }
+            )
+        found = [self._records[key] for key in keys]
+        return [Decoded(tokens, log_prob, read) for log_prob, read, *tokens in found]
 
-    def _key(self, prompt: Sequence[int], max_new_tokens: int) -> str:
-        digest = hashlib.sha256(f"{self._generator.key} {max_new_tokens}".encode())
-        digest.update(np.asarray(prompt, np.int64).tobytes())
+    def _key(self, settings: str, prompts: Sequence[Sequence[int]], log_weights: np.ndarray, seed: int) -> str:
+        digest = hashlib.sha256(f"{self._generator.key} {settings} {seed} {list(map(len, prompts))}".encode())
+        for prompt in prompts:
+            digest.update(np.asarray(prompt, np.int64).tobytes())
+        digest.update(np.asarray(log_weights, np.float32).tobytes())
         return digest.hexdigest()[:32]

@@ -1,53 +1,11 @@
-"""What a run prints at its end: paired bootstrap intervals and the tables of scores and cost, as plain
-text.
-"""
+"""What commands print at their end: tables of scores, cost and rates, as plain text."""
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
+from ragjax.evaluation.statistics import Interval
 
 METRICS = ("em", "f1", "contains", "recall_at_5", "hit_at_5")
 COST_PARTS = ("embedder", "generator", "search", "encode")
-
-# At most this many index entries of a bootstrap lie in memory at once (32 MiB as int64).
-_DRAWS_AT_ONCE = 1 << 22
-
-Interval = tuple[float, float, float]
-
-
-def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Interval | None:
-    """(mean, low, high): the mean with its 95 % percentile-bootstrap interval (Efron 1979).
-
-    values: [n], one per question, drawn again with replacement `resamples` times. The same seed gives the
-    same interval. None if there are no values.
-    """
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1:
-        raise ValueError(f"values must be one-dimensional, not of shape {values.shape}")
-    if values.size == 0:
-        return None
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    step = max(1, _DRAWS_AT_ONCE // values.size)
-    for start in range(0, resamples, step):
-        stop = min(start + step, resamples)
-        means[start:stop] = values[rng.integers(values.size, size=(stop - start, values.size))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(values.mean()), float(low), float(high)
-
-
-def paired_interval(
-    before: Sequence[float | None], after: Sequence[float | None], seed: int = 0, resamples: int = 10_000
-) -> Interval | None:
-    """(mean of after - before, low, high): 95 % interval of the paired bootstrap over questions.
-
-    before, after: [n] values of the same questions in the same order. A question with None on either side
-    (recall without positives) is left out; None if no question is left. Raises ValueError if the lengths
-    differ.
-    """
-    pairs = zip(before, after, strict=True)
-    differences = [new - old for old, new in pairs if old is not None and new is not None]
-    return mean_interval(differences, seed, resamples)
 
 
 def before_after_table(
@@ -69,13 +27,35 @@ def before_after_table(
     return _aligned(rows)
 
 
-def scores_table(intervals: Mapping[str, Interval | None]) -> str:
-    """One evaluation's scores with their 95 % intervals, one line per metric of METRICS, as aligned text."""
-    rows = [("metric", "mean", "95 % interval")]
-    for name in METRICS:
-        interval = intervals.get(name)
-        mean, span = (None, "-") if interval is None else (interval[0], f"[{interval[1]:.3f}, {interval[2]:.3f}]")
-        rows.append((name, _number(mean, ".3f"), span))
+def evaluation_table(results: Sequence[Mapping]) -> str:
+    """Scores of several decoders and numbers of passages, one line each, as aligned text.
+
+    results: of an evaluation.json: [{"decode", "top_k", "scores": {metric: (mean, low, high) or None}, ...}]. Answer
+    metrics stand with their 95 % intervals, retrieval metrics at the line's own k.
+    """
+    rows = [("decode", "k", "em", "f1", "contains", "recall@k", "hit@k", "answer in context", "mrr@10")]
+    for result in results:
+        scores, k = result["scores"], result["top_k"]
+        answers = [_with_interval(scores[name]) for name in ("em", "f1", "contains")]
+        found = (f"recall_at_{k}", f"hit_at_{k}", "answer_in_context", "mrr_at_10")
+        means = [_number(scores[name] and scores[name][0], ".3f") for name in found]
+        rows.append((result["decode"], str(k), *answers, *means))
+    return _aligned(rows)
+
+
+def pairs_table(pairs: Sequence[Mapping]) -> str:
+    """Differences between two runs, one line for each decoder, k and metric, as aligned text.
+
+    pairs: of an evaluation.json: [{"decode", "top_k", "metric", "first", "second", "difference": (mean, low, high),
+    "p_value"}], the difference being second - first.
+    """
+    rows = [("decode", "k", "metric", "first", "second", "difference", "95 % interval", "p")]
+    for pair in pairs:
+        mean, low, high = pair["difference"]
+        values = [_number(value, form) for value, form in ((pair["first"], ".3f"), (pair["second"], ".3f"))]
+        span = f"[{low:+.3f}, {high:+.3f}]"
+        label = (pair["decode"], str(pair["top_k"]), pair["metric"])
+        rows.append((*label, *values, f"{mean:+.3f}", span, f"{pair['p_value']:.3f}"))
     return _aligned(rows)
 
 
@@ -134,6 +114,10 @@ def search_table(trials: Sequence[Mapping]) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def _with_interval(interval: Interval | None) -> str:
+    return "-" if interval is None else "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

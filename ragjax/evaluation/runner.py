@@ -1,6 +1,7 @@
-"""Evaluation: retrieve, decode greedily from the concatenated passages, score, and write one line a question."""
+"""Evaluation: retrieve, decode, score, and write one line a question."""
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -11,29 +12,33 @@ import numpy as np
 from tqdm import tqdm
 
 from ragjax import metrics
+from ragjax.checkpoints import tree_sha256
+from ragjax.config import DecodeConfig, RunConfig
 from ragjax.costs import Cost, decode_flops, forward_flops
 from ragjax.data.questions import Question
 from ragjax.errors import UserError
 from ragjax.evaluation.generations import CachedGenerations
-from ragjax.evaluation.report import METRICS, mean_interval, scores_table
+from ragjax.evaluation.report import METRICS
 from ragjax.files import append_line, read_json, write_atomic, write_json
-from ragjax.pipeline import SUMMARY_FILE, Pipeline, open_run, probabilities
+from ragjax.generation import Decoded
+from ragjax.pipeline import Pipeline, probabilities
 from ragjax.retrieval import PassageStore
 
-# Recall and hit are reported at 5 whatever --top_k is.
+# Recall and hit are reported at 5 whatever --top_k is, and the reciprocal rank at 10.
 _RECALL_K = 5
+_RANK_K = 10
+# Between the seeds of two --sample_seed, so that their questions' draws are not the same ones in another order.
+_SEED_STEP = 1_000_003
 
 
 def evaluate(
     pipeline: Pipeline,
     questions: Sequence[Question],
     path: Path,
+    config: RunConfig,
     *,
-    top_k: int,
-    score_scale: float,
-    max_new_tokens: int,
-    batch_size: int,
     generations: CachedGenerations | None = None,
+    passage_answers: bool = False,
 ) -> tuple[list[dict[str, Any]], Cost]:
     """Predictions for `questions`, in their order, and what they cost; both are also written beside `path`.
 
@@ -43,58 +48,97 @@ def evaluate(
     Args:
       pipeline: the models to evaluate.
       questions: what is asked.
-      path: the predictions file (.jsonl); a line is {id, question, prediction, answers, em, f1, contains,
-        recall_at_5, hit_at_5, passages: [{id, probability}]}. The cost goes to <path>.cost.json.
-      top_k: passages in the prompt.
-      score_scale: of the passages' probabilities.
-      max_new_tokens: longest answer.
-      batch_size: questions decoded at once.
+      path: the predictions file (.jsonl); a line is {id, question, prediction, log_prob, answers, em, f1, contains,
+        recall_at_5, hit_at_5, mrr_at_10, answer_in_context, passages: [{id, probability}]}, with recall and hit at
+        top_k too where that is not 5. answer_in_context is at top_k: of what the generator could read.
+      config: top_k, score_scale, eval_batch_size, and how answers are decoded.
       generations: answers of this pipeline's generator that may be there already.
+      passage_answers: also the greedy answer under each passage by itself, as "answer" of its entry in passages.
+
+    Raises:
+      UserError: the file holds other predictions, cannot be written, or a question does not fit the window.
     """
+    identity = _identity(pipeline, questions, config, passage_answers)
     if path.exists():
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         spent = read_json(_cost_file(path))
-        pipeline.prompts.passages_cut.update(spent.pop("passages_cut", []))
+        if spent.pop("made_from", None) != identity:
+            raise UserError(
+                f"{path} holds predictions of other models, questions or settings: move it away or write elsewhere."
+            )
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        pipeline.prompts.passages_cut.update(spent.pop("passages_cut"))
         return records, Cost(**spent)
     began = time.perf_counter()
     texts = [question.question for question in questions]
-    width = min(max(top_k, _RECALL_K), len(pipeline.store))
+    top_k, batch_size = config.top_k, config.eval_batch_size
+    width = min(max(top_k, _RECALL_K, _RANK_K), len(pipeline.store))
     retrieved = pipeline.retrieve(texts, width)
-    prompts = [
-        pipeline.concatenated_prompt(text, rows[:top_k], max_new_tokens)
-        for text, rows in zip(texts, retrieved.rows, strict=True)
+    asked = [
+        pipeline.decoding_prompts(text, rows[:top_k], scores[:top_k], config)
+        for text, rows, scores in zip(texts, retrieved.rows, retrieved.scores, strict=True)
     ]
     lengths = list(map(len, pipeline.embedder.tokenize(texts)))
     retrieval_flops = forward_flops(pipeline.embedder.size, lengths, 0)
     cost = Cost(time.perf_counter() - began, retrieval_flops, sum(lengths))
     # Prompts of like length share a batch, so that little of it is padding.
-    order = sorted(range(len(questions)), key=lambda i: (len(prompts[i]), i))
+    order = sorted(range(len(questions)), key=lambda i: (max(map(len, asked[i][0])), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    finished = _read_partial(path, [[questions[i].id for i in batch] for batch in batches])
+    finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in batches])
     records: dict[int, dict[str, Any]] = {}
     for number, batch in enumerate(tqdm(batches, desc=f"answering ({path.stem})", unit="batch", dynamic_ncols=True)):
         if number < len(finished):
             batch_records, batch_cost = finished[number]
         else:
             began = time.perf_counter()
-            chosen = [prompts[i] for i in batch]
+            prompts = [asked[i][0] for i in batch]
             source = pipeline.generator if generations is None else generations
-            answers = source.generate_tokens(chosen, max_new_tokens, batch_size)
-            batch_cost = _decoding_cost(pipeline, chosen, answers, time.perf_counter() - began)
-            batch_records = []
-            for i, tokens in zip(batch, answers, strict=True):
-                ids = pipeline.store.ids_of(retrieved.rows[i])
-                shares = probabilities(retrieved.scores[i][:top_k], score_scale)
-                batch_records.append(_record(questions[i], pipeline.prediction(tokens), ids, shares))
-            _append_partial(path, batch_records, batch_cost)
+            # A question's draws depend on its place alone, not on its batch.
+            seeds = [(config.sample_seed * _SEED_STEP + i) % 2**32 for i in batch]
+            weights = np.stack([asked[i][1] for i in batch])
+            answers = source.decode_answers(prompts, weights, config, batch_size, seeds)
+            batch_cost = _decoding_cost(pipeline, prompts, answers, time.perf_counter() - began)
+            batch_records = [
+                _record(pipeline, questions[i], answer, retrieved.rows[i], retrieved.scores[i], config)
+                for i, answer in zip(batch, answers, strict=True)
+            ]
+            if passage_answers:
+                batch_cost += _add_passage_answers(
+                    pipeline, [texts[i] for i in batch], retrieved.rows[batch], config, batch_records
+                )
+            append_line(_partial(path), json.dumps([identity, batch_records, dataclasses.asdict(batch_cost)]))
         records.update(zip(batch, batch_records, strict=True))
         cost += batch_cost
     lines = [json.dumps(records[i], ensure_ascii=False) + "\n" for i in range(len(questions))]
     cut = sorted(pipeline.prompts.passages_cut)
-    write_json(_cost_file(path), {**dataclasses.asdict(cost), "passages_cut": cut})
+    write_json(_cost_file(path), {**dataclasses.asdict(cost), "passages_cut": cut, "made_from": identity})
     write_atomic(path, "".join(lines))
     _partial(path).unlink(missing_ok=True)
     return [records[i] for i in range(len(questions))], cost
+
+
+def holds(
+    path: Path, pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, passage_answers: bool
+) -> bool:
+    """Whether `path` has these predictions already."""
+    if not path.exists():
+        return False
+    return read_json(_cost_file(path)).get("made_from") == _identity(pipeline, questions, config, passage_answers)
+
+
+def _identity(
+    pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, passage_answers: bool
+) -> dict[str, Any]:
+    """What predictions depend on."""
+    fields = [field.name for field in dataclasses.fields(DecodeConfig)]
+    asked = json.dumps([dataclasses.astuple(question) for question in questions])
+    return {
+        **{name: getattr(config, name) for name in (*fields, "top_k", "score_scale")},
+        "passage_answers": passage_answers,
+        "questions": hashlib.sha256(asked.encode()).hexdigest(),
+        "corpus": pipeline.store.content_hash,
+        "embedder": f"{pipeline.embedder.key} {tree_sha256(pipeline.embedder.params)}",
+        "generator": pipeline.generator.key,
+    }
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -110,29 +154,65 @@ def mean_recall(store: PassageStore, questions: Sequence[Question], rows: np.nda
     )
 
 
-def _record(question: Question, prediction: str, ids: Sequence[str], shares: np.ndarray) -> dict[str, Any]:
-    """One line of the predictions file; `ids` may hold more passages than the prompt had."""
-    answers, positives = question.answers, question.positive_ids
+def _record(
+    pipeline: Pipeline, question: Question, answer: Decoded, rows: np.ndarray, scores: np.ndarray, config: RunConfig
+) -> dict[str, Any]:
+    """One line of the predictions file; rows and scores may hold more passages than were read."""
+    prediction, answers, positives = pipeline.prediction(answer.tokens), question.answers, question.positive_ids
+    ids, k = pipeline.store.ids_of(rows), config.top_k
+    shares = probabilities(scores[:k], config.score_scale)
+    ranks = sorted({_RECALL_K, k})
     return {
         "id": question.id,
         "question": question.question,
         "prediction": prediction,
+        "log_prob": answer.log_prob,
         "answers": list(answers),
         "em": metrics.exact_match(prediction, answers),
         "f1": metrics.f1(prediction, answers),
         "contains": metrics.contains_answer(prediction, answers),
-        "recall_at_5": metrics.recall_at_k(ids, positives, _RECALL_K),
-        "hit_at_5": metrics.hit_at_k(ids, positives, _RECALL_K),
+        **{f"recall_at_{n}": metrics.recall_at_k(ids, positives, n) for n in ranks},
+        **{f"hit_at_{n}": metrics.hit_at_k(ids, positives, n) for n in ranks},
+        f"mrr_at_{_RANK_K}": metrics.reciprocal_rank(ids, positives, _RANK_K),
+        "answer_in_context": metrics.answer_in_context(
+            [passage.prompt_text for passage in pipeline.passages(rows[:k])], answers, k
+        ),
         "passages": [{"id": passage, "probability": float(share)} for passage, share in zip(ids, shares, strict=False)],
     }
 
 
-def _decoding_cost(
-    pipeline: Pipeline, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], seconds: float
+def _add_passage_answers(
+    pipeline: Pipeline,
+    questions: Sequence[str],
+    rows: np.ndarray,
+    config: RunConfig,
+    records: Sequence[dict[str, Any]],
 ) -> Cost:
-    prompt_lengths, answer_lengths = list(map(len, prompts)), list(map(len, answers))
-    flops = decode_flops(pipeline.generator.size, prompt_lengths, answer_lengths)
-    return Cost(seconds, flops, sum(prompt_lengths) + sum(answer_lengths))
+    """Puts the greedy answer under each passage into the records of a batch; what that cost."""
+    began = time.perf_counter()
+    prompts = [
+        pipeline.prompts.prompt([passage], question, reserve=config.max_new_tokens)
+        for question, found in zip(questions, rows, strict=True)
+        for passage in pipeline.passages(found[: config.top_k])
+    ]
+    greedy = DecodeConfig(max_new_tokens=config.max_new_tokens)
+    batch_size = config.eval_batch_size * config.top_k
+    answers = pipeline.generator.decode_answers(
+        [[ids] for ids in prompts], np.zeros((len(prompts), 1)), greedy, batch_size
+    )
+    entries = [entry for record in records for entry in record["passages"]]
+    for entry, answer in zip(entries, answers, strict=True):
+        entry["answer"] = pipeline.prediction(answer.tokens)
+    return _decoding_cost(pipeline, [[ids] for ids in prompts], answers, time.perf_counter() - began)
+
+
+def _decoding_cost(
+    pipeline: Pipeline, prompts: Sequence[Sequence[Sequence[int]]], answers: Sequence[Decoded], seconds: float
+) -> Cost:
+    """The new tokens of a question are taken as shared evenly by its prompts (attention is a few percent here)."""
+    lengths = [len(ids) for group in prompts for ids in group]
+    new = [answer.tokens_read // len(group) for group, answer in zip(prompts, answers, strict=True) for _ in group]
+    return Cost(seconds, decode_flops(pipeline.generator.size, lengths, new), sum(lengths) + sum(new))
 
 
 def _cost_file(path: Path) -> Path:
@@ -143,68 +223,24 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def _append_partial(path: Path, records: Sequence[Mapping[str, Any]], cost: Cost) -> None:
-    append_line(_partial(path), json.dumps([records, dataclasses.asdict(cost)]))
-
-
-def _read_partial(path: Path, batches: Sequence[Sequence[str]]) -> list[tuple[list[dict[str, Any]], Cost]]:
+def _read_partial(
+    path: Path, identity: Mapping[str, Any], batches: Sequence[Sequence[str]]
+) -> list[tuple[list[dict[str, Any]], Cost]]:
     """The first of `batches` (question ids) that are done already.
 
-    A last line that a kill has cut off is dropped, and so is what an evaluation with other batches left.
+    A last line that a kill has cut off is dropped, and so is what an evaluation of other things or with other batches
+    left.
     """
     if not _partial(path).exists():
         return []
     lines = _partial(path).read_text(encoding="utf-8").splitlines(keepends=True)
     kept, finished = [], []
     for line, batch in zip(lines, batches, strict=False):
-        records, cost = json.loads(line) if line.endswith("\n") else ([], {})
-        if [record["id"] for record in records] != batch:
+        made_from, records, cost = json.loads(line) if line.endswith("\n") else (None, [], {})
+        if made_from != identity or [record["id"] for record in records] != batch:
             break
         kept.append(line)
         finished.append((records, Cost(**cost)))
     if len(kept) < len(lines):
         write_atomic(_partial(path), "".join(kept))
     return finished
-
-
-def evaluate_run(run_dir: str, split: str, limit: int, batch_size: int, predictions: str) -> None:
-    """Evaluates the trained pipeline of a run folder on a split and prints its scores.
-
-    Args:
-      run_dir: folder of the run.
-      split: train, dev or test.
-      limit: first N questions; 0: all.
-      batch_size: questions decoded at once.
-      predictions: file to write; "" for <run_dir>/predictions/<split>.after.jsonl.
-
-    Raises:
-      UserError: no such run or split, an unfinished run, or the predictions file holds another number of questions.
-    """
-    path = Path(predictions) if predictions else Path(run_dir) / "predictions" / f"{split}.after.jsonl"
-    run = open_run(run_dir)
-    if not predictions and not (Path(run_dir) / SUMMARY_FILE).is_file():
-        # Training would take the figures of today's checkpoint for those of its end.
-        raise UserError(f"{run_dir} is not finished: repeat its ragjax.train command, or give --predictions a file.")
-    questions = getattr(run.dataset, split)[: limit or None]
-    if not questions:
-        raise UserError(f"{run.dataset.folder} has no {split} questions: choose another --split.")
-    records, cost = evaluate(
-        run.pipeline,
-        questions,
-        path,
-        top_k=run.config.top_k,
-        score_scale=run.config.score_scale,
-        max_new_tokens=run.config.max_new_tokens,
-        batch_size=batch_size,
-    )
-    if [record["id"] for record in records] != [question.id for question in questions]:
-        raise UserError(
-            f"{path} holds predictions for {len(records)} other questions: give --predictions another file, or the "
-            f"--eval_limit that it was made with."
-        )
-    print(f"\n{run_dir} at step {run.step}, {len(records)} {split} questions ({path})\n")
-    intervals = {
-        name: mean_interval([record[name] for record in records if record[name] is not None]) for name in METRICS
-    }
-    print(scores_table(intervals))
-    print(f"\n{cost.seconds:,.1f} s, {cost.tokens:,} tokens, {cost.flops / 1e12:,.2f} TFLOPs")

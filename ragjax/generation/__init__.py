@@ -1,8 +1,31 @@
 """Decoding answers.
 
-greedy_decode  the likeliest token each step, with a key-value cache   decode.py
+decode_answers   as a configuration says                                         decode.py
+decode_mixture   one prompt, or one a passage mixed token by token (RAG-Token)   decode.py
+decode_sequence  an answer weighed under every passage (RAG-Sequence)            decode.py
+stream_answer    an answer as it grows, where can_stream                         decode.py
+check_decoding   whether the settings agree                                      decode.py
+Rule             how answers are searched                                        search.py
 """
 
-from ragjax.generation.decode import greedy_decode
+from ragjax.generation.decode import (
+    Decoded,
+    can_stream,
+    check_decoding,
+    decode_answers,
+    decode_mixture,
+    decode_sequence,
+    stream_answer,
+)
+from ragjax.generation.search import Rule
 
-__all__ = ["greedy_decode"]
+__all__ = [
+    "Decoded",
+    "Rule",
+    "can_stream",
+    "check_decoding",
+    "decode_answers",
+    "decode_mixture",
+    "decode_sequence",
+    "stream_answer",
+]

@@ -1,75 +1,241 @@
-"""Greedy decoding with a key-value cache, batched and compiled whole."""
+"""Answers to questions whose passages are read in one prompt, or in one prompt each.
 
-import functools
-from collections.abc import Mapping
-from typing import Any
+concat and rag_token search one mixture of prompts; rag_sequence searches under each passage by itself and then weighs
+the answers found by their probability under all of them (Lewis et al. 2020, arXiv 2005.11401, section 2.5).
+"""
 
-import jax
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
 import jax.numpy as jnp
+import numpy as np
 
-from ragjax.models.decoder import Decoder, init_cache
+from ragjax.config import DecodeConfig
+from ragjax.data.batches import pad_tokens, round_up
+from ragjax.errors import UserError
+from ragjax.generation import search
+from ragjax.generation.search import Rule
+from ragjax.models.decoder import Decoder
 
-Array = jax.Array
+Ids = Sequence[int]
 
 
-@functools.partial(jax.jit, static_argnames=("module", "max_new_tokens", "end_ids"))
-def greedy_decode(
-    module: Decoder,
-    variables: Mapping[str, Any],
-    tokens: Array,
-    lengths: Array,
-    max_new_tokens: int,
-    end_ids: tuple[int, ...],
-) -> tuple[Array, Array]:
-    """The likeliest next token until an end token or `max_new_tokens`; stops when every row has ended.
+class LanguageModel(Protocol):
+    """What decoding needs to know of a generator."""
+
+    module: Decoder
+    eos_token_id: int  # ends a training answer
+    end_ids: tuple[int, ...]  # any of them ends a generated one
+
+    @property
+    def variables(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """An answer in tokens."""
+
+    tokens: list[int]  # without the end token
+    log_prob: float  # log p(y|x) of the tokens and the end token
+    tokens_read: int  # by the model for this question behind its prompts, over all prompts and beams
+
+
+class _Batch(NamedTuple):
+    """Some questions with their prompts read."""
+
+    chosen: list[int]  # their places among all questions
+    log_weights: np.ndarray  # [B, K], fillers included
+    is_asked: np.ndarray  # [B]
+    seeds: np.ndarray  # [B]
+    last: Any  # [B * K, D]
+    prompts: Any
+
+
+def check_decoding(config: DecodeConfig) -> None:
+    """Raises UserError where the settings contradict each other."""
+    if config.temperature > 0 and (config.decode != "concat" or config.num_beams > 1):
+        raise UserError(
+            f"--temperature={config.temperature:g} draws answers, which goes with --decode=concat and --num_beams=1 "
+            "only: leave it out or change those."
+        )
+    if config.top_p > 1:
+        raise UserError(f"--top_p={config.top_p:g} is no probability: give a number above 0 and at most 1.")
+
+
+def decode_answers(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[Ids]],
+    log_weights: np.ndarray,
+    config: DecodeConfig,
+    batch_size: int,
+    seeds: Sequence[int] | None = None,
+) -> list[Decoded]:
+    """The best answer to each question, or a drawn one, as the configuration says.
 
     Args:
-      module: the decoder.
-      variables: its collections.
-      tokens: [R, S] int, prompts, right-padded.
-      lengths: [R] int, tokens of each prompt; a filler row has 0 and ends at once.
-      max_new_tokens: bound on new tokens.
-      end_ids: tokens that end a row.
+      model: the generator.
+      prompts: [n][K] token ids: one concatenated prompt (concat), or one a passage.
+      log_weights: [n, K], log p(z|x); zeros for concat.
+      config: how answers are decoded.
+      batch_size: questions decoded at once.
+      seeds: [n], of each question's draws; from sample_seed and their places by default.
+    """
+    check_decoding(config)
+    rule = _rule(model, config)
+    if config.decode == "rag_sequence":
+        is_thorough = config.decode_variant == "thorough"
+        return decode_sequence(model, prompts, log_weights, rule, batch_size, is_thorough)
+    return decode_mixture(model, prompts, log_weights, rule, batch_size, seeds)
+
+
+def decode_mixture(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[Ids]],
+    log_weights: np.ndarray,
+    rule: Rule,
+    batch_size: int,
+    seeds: Sequence[int] | None = None,
+) -> list[Decoded]:
+    """The likeliest answers, or drawn ones, where each token is predicted by the mixture of a question's prompts.
+
+    Args:
+      model: the generator.
+      prompts: [n][K] token ids; K = 1 for concatenated passages.
+      log_weights: [n, K], log p(z|x); zeros where K = 1.
+      rule: how answers are searched.
+      batch_size: questions decoded at once.
+      seeds: [n], of each question's draws; their places by default.
 
     Returns:
-      (new tokens [R, max_new_tokens] int32, how many of them are text [R] int32, the end token not counted).
+      For each question the best answer. Its log_prob is that of RAG-Token (-rag_token_nll) unless it was drawn
+      or ended with another end token than the training's, eos_token_id.
     """
-    rows, prompt_length = tokens.shape
-    slots = jnp.broadcast_to(jnp.arange(prompt_length), tokens.shape)
-    cache = init_cache(module.config, rows, prompt_length + max_new_tokens)
-    # Every row's new tokens go to the same slots behind the longest prompt; `positions` and `segment_ids`, not
-    # slots, tell the model where a token stands, so a row's padding in between is never seen.
-    hidden, cache = module.apply(variables, tokens, (slots < lengths[:, None]).astype(jnp.int32), slots, cache=cache)
-    last = hidden[jnp.arange(rows), jnp.maximum(lengths - 1, 0)]
-    ends = jnp.asarray(end_ids, jnp.int32)
+    results: list[Decoded] = [None] * len(prompts)
+    for batch in _batches(model, prompts, log_weights, batch_size, seeds):
+        found = _searched(model, batch, batch.log_weights, batch.is_asked, batch.seeds, rule)
+        read = batch.log_weights.shape[1] * rule.num_beams
+        for i, answers in zip(batch.chosen, found, strict=False):
+            tokens, log_prob = answers[0]
+            results[i] = Decoded(tokens, log_prob, read * len(tokens))
+    return results
 
-    def next_token(state):
-        logits = module.apply(variables, state, method="logits")
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    def unfinished(carry):
-        step, _, done, *_ = carry
-        return (step < max_new_tokens) & ~jnp.all(done)
+def decode_sequence(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[Ids]],
+    log_weights: np.ndarray,
+    rule: Rule,
+    batch_size: int,
+    is_thorough: bool,
+) -> list[Decoded]:
+    """The answers of the largest sum_z p(z|x) p(y|x,z) among those that a search under each passage finds.
 
-    def advance(carry):
-        step, token, done, output, counts, cache = carry
-        output = output.at[:, step].set(jnp.where(done, 0, token))
-        counts = counts + ~done
-        hidden, cache = module.apply(
-            variables,
-            token[:, None],
-            jnp.ones((rows, 1), jnp.int32),
-            (lengths + step)[:, None],
-            cache=cache,
+    Args:
+      model, prompts, log_weights, rule, batch_size: as in `decode_mixture`.
+      is_thorough: every answer is scored under every passage; False: an answer's probability is taken as 0 under the
+        passages whose search did not find it.
+    """
+    results: list[Decoded] = [None] * len(prompts)
+    for batch in _batches(model, prompts, log_weights, batch_size, None):
+        size, passages = batch.log_weights.shape
+        rows = size * passages
+        alone = np.zeros((rows, 1), np.float32)
+        found = _searched(model, batch, alone, np.repeat(batch.is_asked, passages), np.zeros(rows, np.uint32), rule)
+        groups = [found[row : row + passages] for row in range(0, rows, passages)]
+        hypotheses = [list(dict.fromkeys(tuple(ids) for beams in group for ids, _ in beams)) for group in groups]
+        if is_thorough:
+            scores = _rescored(model, batch, hypotheses, rows * rule.num_beams // size)
+        else:
+            scores = np.full((size, passages, max(map(len, hypotheses))), -np.inf)
+            for b, group in enumerate(groups):
+                for k, beams in enumerate(group):
+                    for ids, log_prob in beams:
+                        scores[b, k, hypotheses[b].index(tuple(ids))] = log_prob
+        totals = np.logaddexp.reduce(batch.log_weights[:, :, None] + scores.astype(np.float64), axis=1)
+        for b, i in enumerate(batch.chosen):
+            lengths = list(map(len, hypotheses[b]))
+            best = int(np.argmax(totals[b, : len(lengths)]))
+            read = sum(len(ids) for beams in groups[b] for ids, _ in beams) + is_thorough * passages * sum(lengths)
+            results[i] = Decoded(list(hypotheses[b][best]), float(totals[b, best]), read)
+    return results
+
+
+def stream_answer(
+    model: LanguageModel, prompts: Sequence[Ids], log_weights: np.ndarray, config: DecodeConfig
+) -> Iterator[list[int]]:
+    """The tokens so far of the answer that `decode_answers` finds for one question, after each new one.
+
+    For greedy and drawn answers of concat and rag_token: those of others are not known before the end.
+    """
+    rule = _rule(model, config)
+    (batch,) = _batches(model, [prompts], np.asarray(log_weights)[None], 1, [config.sample_seed])
+    fixed = (batch.log_weights, batch.seeds)
+    state = search.begin(model.module, model.variables, batch.last, fixed[0], batch.is_asked, fixed[1], rule)
+    while search.is_unfinished(state):
+        yield np.asarray(state.tokens)[0, 0, : int(state.step)].tolist()
+        until = state.step + 1
+        state = search.run(model.module, model.variables, batch.prompts, *fixed, state, until, rule)
+
+
+def can_stream(config: DecodeConfig) -> bool:
+    """Whether `stream_answer` serves this configuration."""
+    return config.decode != "rag_sequence" and config.num_beams == 1
+
+
+def _rule(model: LanguageModel, config: DecodeConfig) -> Rule:
+    return Rule(config.max_new_tokens, model.end_ids, config.num_beams, config.temperature, config.top_p)
+
+
+def _batches(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[Ids]],
+    log_weights: np.ndarray,
+    batch_size: int,
+    seeds: Sequence[int] | None,
+) -> Iterator[_Batch]:
+    """Questions whose prompts are of like length together, filled up to `batch_size`."""
+    order = sorted(range(len(prompts)), key=lambda i: max(map(len, prompts[i])))
+    seeds = range(len(prompts)) if seeds is None else seeds
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        passages = len(prompts[chosen[0]])
+        ids = [prompt for i in chosen for prompt in prompts[i]]
+        tokens, lengths = pad_tokens(ids, batch_size * passages, round_up(max(map(len, ids)), 64))
+        weights = np.zeros((batch_size, passages), np.float32)
+        weights[: len(chosen)] = [log_weights[i] for i in chosen]
+        drawn_from = np.zeros(batch_size, np.uint32)
+        drawn_from[: len(chosen)] = [seeds[i] for i in chosen]
+        last, slots = search.prefill(model.module, model.variables, tokens, lengths)
+        yield _Batch(chosen, weights, np.arange(batch_size) < len(chosen), drawn_from, last, slots)
+
+
+def _searched(
+    model: LanguageModel, batch: _Batch, log_weights: np.ndarray, is_asked: np.ndarray, seeds: np.ndarray, rule: Rule
+) -> list[list[tuple[list[int], float]]]:
+    """(tokens, log-probability) of each question's answers, best first, none for fillers."""
+    state = search.begin(model.module, model.variables, batch.last, log_weights, is_asked, seeds, rule)
+    until = rule.max_new_tokens + 1
+    state = search.run(model.module, model.variables, batch.prompts, log_weights, seeds, state, until, rule)
+    tokens, lengths, scores = map(np.asarray, (state.ended_tokens, state.ended_lengths, state.ended_scores))
+    return [
+        [
+            (tokens[b, q, : lengths[b, q]].tolist(), float(scores[b, q]))
+            for q in range(rule.num_beams)
+            if np.isfinite(scores[b, q])
+        ]
+        for b in range(len(tokens))
+    ]
+
+
+def _rescored(model: LanguageModel, batch: _Batch, hypotheses: Sequence[Sequence[tuple[int, ...]]], most: int):
+    """log p(y|x,z) [B, K, U] of every question's hypotheses, at most `most` each, under all of its passages."""
+    ended = [[[*ids, model.eos_token_id] for ids in answers] for answers in hypotheses]
+    longest = max(len(ids) for answers in ended for ids in answers)
+    padded = [pad_tokens(answers, most, round_up(longest, 8)) for answers in ended]
+    tokens, lengths = (np.stack(parts) for parts in zip(*padded, strict=True))
+    return np.asarray(
+        search.score_continuations(
+            model.module, model.variables, batch.last, batch.prompts, jnp.asarray(tokens), jnp.asarray(lengths)
         )
-        following = next_token(hidden[:, 0])
-        return step + 1, following, done | jnp.isin(following, ends), output, counts, cache
-
-    first = next_token(last)
-    done = (lengths == 0) | jnp.isin(first, ends)
-    output = jnp.zeros((rows, max_new_tokens), jnp.int32)
-    counts = jnp.zeros(rows, jnp.int32)
-    _, _, _, output, counts, _ = jax.lax.while_loop(
-        unfinished, advance, (jnp.int32(0), first, done, output, counts, cache)
     )
-    return output, counts

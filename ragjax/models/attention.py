@@ -1,5 +1,7 @@
 """Attention as two batched matrix products, with one mask rule for packed rows, padding and key-value caches."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -96,3 +98,34 @@ def causal_attention(queries: Array, keys: Array, values: Array, mask: Array, wi
         seen = slice(0 if window is None else max(start - window + 1, 0), own.stop)
         mixed.append(dot_product_attention(queries[:, own], keys[:, seen], values[:, seen], mask[:, own, seen]))
     return jnp.concatenate(mixed, axis=1)
+
+
+def cached_attention(queries: Array, parts: Sequence[tuple[Array, Array]], mask: Array) -> Array:
+    """`dot_product_attention` to keys and values that lie in several arrays, which are never joined or transposed.
+
+    Args:
+      queries: [R, Q, N, H].
+      parts: (keys, values) pairs, each [R, M, C_i, H], N a multiple of M.
+      mask: [R, Q, sum of C_i] bool.
+
+    Returns:
+      [R, Q, N, H] in the dtype of the values.
+    """
+    rows, length, heads, width = queries.shape
+    groups = parts[0][0].shape[1]
+    # [R, Q, M, G, H] -> [R, M, G * Q, H]
+    queries = (queries * width**-0.5).reshape(rows, length, groups, -1, width).transpose(0, 2, 3, 1, 4)
+    queries = queries.reshape(rows, groups, -1, width)
+    scores = jnp.concatenate(
+        [jnp.einsum("rmqh,rmch->rmqc", queries, keys, preferred_element_type=jnp.float32) for keys, _ in parts], axis=-1
+    )
+    scores = scores.reshape(rows, groups, -1, length, mask.shape[-1])
+    scores += jnp.where(mask, 0.0, _MASKED)[:, None, None]
+    probabilities = jax.nn.softmax(scores, axis=-1).reshape(rows, groups, -1, mask.shape[-1])
+    mixed, start = 0.0, 0
+    for _, values in parts:
+        share = probabilities[..., start : start + values.shape[2]].astype(values.dtype)
+        mixed += jnp.einsum("rmqc,rmch->rmqh", share, values)
+        start += values.shape[2]
+    mixed = mixed.reshape(rows, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(rows, length, heads, width)

@@ -6,6 +6,7 @@ hidden states; whoever needs logits asks `logits` for just the positions it want
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from ragjax.errors import UserError
-from ragjax.models.attention import attention_mask, causal_attention, dot_product_attention
+from ragjax.models.attention import attention_mask, cached_attention, causal_attention
 from ragjax.models.layers import Projection, stack_layers
 from ragjax.models.lora import LoraConfig
 
@@ -121,27 +122,24 @@ def _llama3_rope(scaling: Mapping[str, Any], config: Mapping[str, Any]) -> Llama
     return Llama3Rope(**{field.name: {**original, **scaling}[field.name] for field in dataclasses.fields(Llama3Rope)})
 
 
-class Cache(NamedTuple):
-    """Keys and values of earlier tokens. Slots are filled in order of arrival, the same slot in every row."""
+class Slots(NamedTuple):
+    """Keys and values of earlier tokens, of every layer."""
 
-    keys: Array  # [L, R, C, M, H]
-    values: Array  # [L, R, C, M, H]
-    segment_ids: Array  # [R, C], 0 where the slot is empty or padding
-    positions: Array  # [R, C]
-    filled: Array | None  # [] int32, number of slots in use; None: certainly none, known while tracing
+    keys: Array  # [L, R, M, C, H]
+    values: Array  # [L, R, M, C, H]
 
 
-def init_cache(config: DecoderConfig, rows: int, slots: int) -> Cache:
-    """An empty cache for `rows` rows of at most `slots` tokens (padding included)."""
-    shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
-    dtype = jnp.dtype(config.dtype)
-    return Cache(
-        keys=jnp.zeros(shape, dtype),
-        values=jnp.zeros(shape, dtype),
-        segment_ids=jnp.zeros((rows, slots), jnp.int32),
-        positions=jnp.zeros((rows, slots), jnp.int32),
-        filled=None,
-    )
+class Prompts(NamedTuple):
+    """What R prompts have left in a decoder that goes on from them."""
+
+    slots: Slots
+    lengths: Array  # [R], tokens of each prompt; what lies behind them is padding
+
+
+def empty_slots(config: DecoderConfig, rows: int, slots: int) -> Slots:
+    """Room for `slots` new tokens in each of `rows` rows."""
+    shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
+    return Slots(jnp.zeros(shape, jnp.dtype(config.dtype)), jnp.zeros(shape, jnp.dtype(config.dtype)))
 
 
 def rotary_angles(positions: Array, config: DecoderConfig) -> Array:
@@ -163,7 +161,7 @@ class SelfAttention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, angles, mask, cached, filled, dropout_ids):
+    def __call__(self, x, prompt, slots, angles, mask, filled, dropout_ids):
         config = self.config
         queries, keys, values = (
             _projection(config, name, heads * config.head_dim, config.attention_bias)(x, dropout_ids).reshape(
@@ -176,17 +174,19 @@ class SelfAttention(nn.Module):
             )
         )
         queries, keys = rotate(queries, angles), rotate(keys, angles)
-        if cached is not None:
-            cached = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new, 0 if filled is None else filled, axis=1)
-                for old, new in zip(cached, (keys, values), strict=True)
-            )
-        if filled is None:
+        if slots is not None:
+            new = Slots(keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3))
+            slots = new if prompt is None else jax.tree.map(functools.partial(_put, at=filled), slots, new)
+        if prompt is None:
             mixed = causal_attention(queries, keys, values, mask, config.sliding_window)
         else:
-            mixed = dot_product_attention(queries, *cached, mask)
+            mixed = cached_attention(queries, [prompt, slots], mask)
         mixed = mixed.reshape(*x.shape[:2], -1)
-        return _projection(config, "o_proj", config.hidden_size, config.attention_bias)(mixed, dropout_ids), cached
+        return _projection(config, "o_proj", config.hidden_size, config.attention_bias)(mixed, dropout_ids), slots
+
+
+def _put(slots: Array, new: Array, at: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(slots, new, at, axis=2)
 
 
 class Mlp(nn.Module):
@@ -204,13 +204,14 @@ class DecoderLayer(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, cached, angles, mask, filled, dropout_ids):
+    def __call__(self, x, prompt, slots, angles, mask, filled, dropout_ids):
         config = self.config
         normed = _norm(config, "input_layernorm")(x)
-        attended, cached = SelfAttention(config, name="self_attn")(normed, angles, mask, cached, filled, dropout_ids)
+        attention = SelfAttention(config, name="self_attn")
+        attended, slots = attention(normed, prompt, slots, angles, mask, filled, dropout_ids)
         x = x + attended
         normed = _norm(config, "post_attention_layernorm")(x)
-        return x + Mlp(config, name="mlp")(normed, dropout_ids), cached
+        return x + Mlp(config, name="mlp")(normed, dropout_ids), slots
 
 
 class Decoder(nn.Module):
@@ -226,52 +227,70 @@ class Decoder(nn.Module):
             config.num_hidden_layers,
             config.scan_layers,
             config.remat,
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
         )(config)
         self.norm = _norm(config, None)
         if not config.tie_word_embeddings:
             self.lm_head = Projection(config.vocab_size, dtype=jnp.dtype(config.dtype))
 
-    def __call__(
-        self,
-        tokens: Array,
-        segment_ids: Array,
-        positions: Array,
-        cache: Cache | None = None,
-        dropout_ids: Array | None = None,
-    ) -> Array | tuple[Array, Cache]:
-        """Hidden states after the last norm.
+    def __call__(self, tokens: Array, segment_ids: Array, positions: Array, dropout_ids: Array | None = None) -> Array:
+        """Hidden states [R, S, D] after the last norm.
 
         Args:
           tokens, segment_ids, positions: [R, S] int. Segment 0 is padding; a token sees the earlier positions of
             its own segment, which stand in earlier columns.
-          cache: earlier tokens of the same rows; the new ones are appended to it.
           dropout_ids: [R, S] int, gives each token its own adapter dropout (needs a "dropout" rng); None: no dropout.
-
-        Returns:
-          [R, S, D]; with a cache, the pair of it and the longer cache.
         """
-        filled = None if cache is None else cache.filled
-        if cache is not None:
-            start = 0 if filled is None else filled
-            update = jax.lax.dynamic_update_slice_in_dim
-            slot_segments = update(cache.segment_ids, segment_ids.astype(jnp.int32), start, axis=1)
-            slot_positions = update(cache.positions, positions.astype(jnp.int32), start, axis=1)
-        # Into an empty cache goes what is attended to anyway: the tokens themselves.
-        seen = (segment_ids, positions) if filled is None else (slot_segments, slot_positions)
-        mask = attention_mask(segment_ids, positions, *seen, causal=True, window=self.config.sliding_window)
-        hidden, cached = self.layers(
-            self.embed_tokens(tokens),
-            None if cache is None else (cache.keys, cache.values),
-            rotary_angles(positions, self.config),
-            mask,
-            filled,
-            dropout_ids,
+        return self._attend_within(tokens, segment_ids, positions, None, dropout_ids)[0]
+
+    def prefill(self, tokens: Array, lengths: Array) -> tuple[Array, Prompts]:
+        """Hidden states [R, S, D] of right-padded prompts (tokens [R, S], lengths [R]), and what goes on from them."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+        hidden, slots = self._attend_within(tokens, segment_ids, positions, (), None)
+        return hidden, Prompts(slots, lengths)
+
+    def extend(
+        self,
+        tokens: Array,
+        steps: Array,
+        visible: Array,
+        prompts: Prompts,
+        slots: Slots,
+        slot_steps: Array,
+        filled: Array,
+    ) -> tuple[Array, Slots]:
+        """Hidden states [R, Q, D] of tokens that go on from their row's prompt, in as many branches as there are.
+
+        Args:
+          tokens: [R, Q] int.
+          steps: [Q] int, how many new tokens lie between each and the prompt.
+          visible: [R, Q, C] bool, the slots that a token sees: its own, and those of its branch's earlier tokens.
+          prompts: what `prefill` returned.
+          slots: keys and values of new tokens; those of `tokens` are put in from slot `filled` on.
+          slot_steps: [C] int, `steps` of the tokens in the slots.
+          filled: [] int, slots in use.
+        """
+        prompt_slots = jnp.arange(prompts.slots.keys.shape[3])
+        seen = jnp.broadcast_to((prompt_slots < prompts.lengths[:, None])[:, None], (*tokens.shape, len(prompt_slots)))
+        positions = prompts.lengths[:, None] + steps
+        window = self.config.sliding_window
+        if window is not None:
+            seen &= positions[:, :, None] - prompt_slots < window
+            visible &= steps[:, None] - slot_steps < window
+        return self._through_layers(
+            tokens, positions, prompts.slots, slots, jnp.concatenate([seen, visible], axis=-1), filled, None
         )
-        hidden = self.norm(hidden)
-        if cache is None:
-            return hidden
-        return hidden, Cache(*cached, slot_segments, slot_positions, jnp.int32(start + tokens.shape[1]))
+
+    def _attend_within(self, tokens, segment_ids, positions, slots, dropout_ids):
+        window = self.config.sliding_window
+        mask = attention_mask(segment_ids, positions, segment_ids, positions, causal=True, window=window)
+        return self._through_layers(tokens, positions, None, slots, mask, None, dropout_ids)
+
+    def _through_layers(self, tokens, positions, prompt, slots, mask, filled, dropout_ids):
+        angles = rotary_angles(positions, self.config)
+        hidden, slots = self.layers(self.embed_tokens(tokens), prompt, slots, angles, mask, filled, dropout_ids)
+        return self.norm(hidden), slots
 
     def logits(self, hidden: Array) -> Array:
         """Next-token logits [..., V] in float32 for hidden states [..., D]."""

@@ -338,6 +338,8 @@ def prompt_lengths(
     """
     prompts, store = pipeline.prompts, pipeline.store
     answers = [len(prompts.answer(question.answers[0])) for question in questions]
+    for question, answer in zip(questions, answers, strict=True):
+        prompts.room(question.question, per_prompt, reserve=answer)
     stride = -(-len(store) // _LENGTH_SAMPLE)
     passages = [len(prompts.passage(store[row])) for row in range(0, len(store), stride)]
     longest_passage = max(passages) if stride == 1 else config.max_passage_tokens

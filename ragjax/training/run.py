@@ -29,6 +29,7 @@ from ragjax.evaluation import (
     summarise,
 )
 from ragjax.files import read_json, write_json
+from ragjax.generation import check_decoding
 from ragjax.pipeline import (
     CONFIG_FILE,
     SUMMARY_FILE,
@@ -67,6 +68,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         strategy, reason = choose_strategy(config, dataset.train)
         print(f"--strategy=auto picks {strategy}: {reason}.", flush=True)
     phases = phases_of(dataclasses.replace(config, strategy=strategy))
+    check_decoding(config)
     with only_process(folder):
         record = _check_flags(config, folder)
         if (folder / SUMMARY_FILE).is_file():
@@ -116,15 +118,7 @@ def _run_stages(
 
     def measure(moment: str, pipeline: Pipeline) -> list[dict[str, Any]]:
         path = folder / "predictions" / f"{config.eval_split}.{moment}.jsonl"
-        records, spent = evaluate(
-            pipeline,
-            questions,
-            path,
-            top_k=config.top_k,
-            score_scale=config.score_scale,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.eval_batch_size,
-        )
+        records, spent = evaluate(pipeline, questions, path, config)
         cost.add("evaluation", spent)
         return records
 

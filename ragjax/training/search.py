@@ -267,10 +267,7 @@ class _Search:
             pipeline,
             self._asked,
             self._folder / "predictions" / f"{_name(trial['phase'], trial['rates'])}.jsonl",
-            top_k=config.top_k,
-            score_scale=config.score_scale,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.eval_batch_size,
+            config,
             generations=generations,
         )
         ledger = Ledger(trial["cost"])

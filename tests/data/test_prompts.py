@@ -4,6 +4,7 @@ import pytest
 
 from ragjax.data.prompts import INSTRUCTION, PromptBuilder, default_prefix, prompt_text
 from ragjax.data.questions import Passage
+from ragjax.errors import UserError
 from ragjax.weights import load_tokenizer, read_config, resolve_model
 from tests.tiny import require_package, write_tiny_llama
 
@@ -164,13 +165,17 @@ def test_a_prompt_that_just_fits_is_whole(tiny):
     assert len(narrow.prompt(PASSAGES, QUESTIONS[0], reserve=9)) < len(whole) and narrow.passages_cut
 
 
-def test_a_question_longer_than_the_window_keeps_every_token(tiny):
+def test_a_question_longer_than_the_window_is_refused(tiny):
+    """To the token: what just fits leaves the passages nothing, and is whole."""
     question = "Which country is the town in? " * 20
-    prompts = PromptBuilder(tiny, EOS, WIDE, window=50)
-    ids = prompts.prompt(PASSAGES[:1], question, reserve=8)
-    assert len(ids) == prompts.frame_length(question, 1)
+    frame = PromptBuilder(tiny, EOS, WIDE, window=WIDE).frame_length(question, 1)
+    exact = PromptBuilder(tiny, EOS, WIDE, window=frame + 8)
+    ids = exact.prompt(PASSAGES[:1], question, reserve=8)
     tail = plain(tiny, f"\n\n### Question:\n{question}\n\n### Answer:\n")
-    assert ids[-len(tail) :] == tail and prompts.passages_cut == {"a"}
+    assert len(ids) == frame and ids[-len(tail) :] == tail and exact.passages_cut == {"a"}
+    narrow = PromptBuilder(tiny, EOS, WIDE, window=frame + 7)
+    with pytest.raises(UserError, match=r'the question "Which country .*" is 1 tokens longer than what the generator'):
+        narrow.prompt(PASSAGES[:1], question, reserve=8)
 
 
 # --- what surrounds a prompt

@@ -1,66 +1,6 @@
-"""Bootstrap intervals against enumeration and the normal approximation; the printed tables."""
-
-import itertools
-
-import numpy as np
-import pytest
+"""The printed tables."""
 
 from ragjax.evaluation import report
-
-
-def test_a_constant_difference_has_an_interval_of_no_width():
-    before = [0.0, 0.25, 0.5]
-    assert report.paired_interval(before, [value + 0.25 for value in before]) == (0.25, 0.25, 0.25)
-
-
-def test_interval_equals_the_quantiles_of_all_resamples():
-    values = [0.0, 1.0, 3.0, 10.0]
-    means = sorted(np.mean(draw) for draw in itertools.product(values, repeat=4))
-    mean, low, high = report.mean_interval(values, resamples=100_000)
-    assert mean == 3.5
-    # Of all 256 resamples, 0.025 * 256 = 6.4 and 0.975 * 256 = 249.6: the 7th and the 250th. Both steps are
-    # wide enough (2 % to 4 %, 96 % to 98 %) for 100,000 draws.
-    assert low == means[6] == 0.5
-    assert high == means[249] == 7.75
-
-
-def test_interval_of_many_questions_is_near_the_normal_one():
-    rng = np.random.default_rng(3)
-    difference = rng.normal(0.3, 1.0, 2000)
-    before = rng.uniform(size=2000)
-    mean, low, high = report.paired_interval(before, before + difference, resamples=4000)
-    half = 1.959964 * difference.std() / np.sqrt(2000)
-    assert mean == pytest.approx(difference.mean(), abs=1e-12)
-    assert low == pytest.approx(difference.mean() - half, abs=0.05 * half)
-    assert high == pytest.approx(difference.mean() + half, abs=0.05 * half)
-
-
-def test_interval_is_that_of_the_pairs():
-    before = np.random.default_rng(0).normal(0, 100, 200)
-    after = before + np.tile([0.9, 1.1], 100)
-    _, low, high = report.paired_interval(before, after, resamples=500)
-    assert 0.98 < low < high < 1.02  # unpaired, it would be some 40 wide
-
-
-def test_direction_and_questions_without_a_value():
-    assert report.paired_interval([0.0, None, 0.5, None], [1.0, 1.0, None, None]) == (1.0, 1.0, 1.0)
-    assert report.paired_interval([1.0], [0.0]) == (-1.0, -1.0, -1.0)
-    assert report.paired_interval([None], [1.0]) is None
-    assert report.paired_interval([], []) is None
-
-
-def test_the_seed_decides(monkeypatch):
-    values = list(np.random.default_rng(1).normal(size=50))
-    first = report.mean_interval(values, seed=1)
-    assert first == report.mean_interval(values, seed=1)
-    assert first != report.mean_interval(values, seed=2)
-    monkeypatch.setattr(report, "_DRAWS_AT_ONCE", 333)  # many small blocks, the last one shorter
-    assert report.mean_interval(values, seed=1)[1:] == pytest.approx(first[1:], abs=0.05)
-
-
-def test_lengths_must_agree():
-    with pytest.raises(ValueError, match="shorter|longer"):
-        report.paired_interval([1.0, 2.0], [1.0])
 
 
 def test_before_after_table():
@@ -113,3 +53,24 @@ def test_the_table_of_strategies():
         "two_phase  1,800.0            1.50  estimated",
         "joint            -               -          -",
     ]
+
+
+def test_the_table_of_an_evaluation():
+    scores = {"em": (0.25, 0.1, 0.4), "f1": (0.5, 0.4, 0.6), "contains": None, "answer_in_context": (0.75, 0.5, 1.0)}
+    scores |= {"recall_at_5": None, "hit_at_5": None, "recall_at_1": (0.125, 0.0, 0.5), "hit_at_1": (0.2, 0.0, 0.5)}
+    scores |= {"mrr_at_10": (0.3, 0.1, 0.5)}
+    lines = report.evaluation_table(
+        [{"decode": "concat", "top_k": 1, "scores": scores}, {"decode": "rag_token", "top_k": 5, "scores": scores}]
+    ).splitlines()
+    assert lines[2].split() == (
+        ["concat", "1", "0.250", "[0.100,", "0.400]", "0.500", "[0.400,", "0.600]", "-", "0.125", "0.200", "0.750"]
+        + ["0.300"]
+    )
+    assert lines[3].split()[-4:] == ["-", "-", "0.750", "0.300"]
+
+
+def test_the_table_of_pairs():
+    pair = {"decode": "concat", "top_k": 5, "metric": "em", "first": 0.25, "second": 0.125, "p_value": 0.0314}
+    lines = report.pairs_table([pair | {"difference": (-0.125, -0.25, 0.0)}]).splitlines()
+    wanted = ["concat", "5", "em", "0.250", "0.125", "-0.125", "[-0.250,", "+0.000]", "0.031"]
+    assert lines[2].split() == wanted

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from ragjax import metrics
+from ragjax.config import RunConfig
 from ragjax.data.questions import Passage, Question
+from ragjax.errors import UserError
 from ragjax.evaluation import runner
 from ragjax.evaluation.runner import evaluate, summarise
+from ragjax.generation import Decoded
 from ragjax.pipeline import Retrieval, first_line
 from ragjax.pretrained import load_generator
 from tests.tiny import write_tiny_llama
@@ -31,8 +34,11 @@ class Pipeline:
     class Size:
         layer_weights = head_weights = lora_weights = layers = attention_width = 1
 
+    key, params, content_hash = "tiny", {}, "corpus"
+
     def __init__(self):
         self.batches: list[list[str]] = []  # as they were decoded, by question id
+        self.seeds: dict[str, int] = {}
         self.prompt_passages: dict[str, list[int]] = {}
         self.embedder = self.generator = self.prompts = self.store = self
         self.size, self.passages_cut, self.texts = self.Size(), set(), {}
@@ -47,30 +53,36 @@ class Pipeline:
 
     def retrieve(self, texts, k):
         rows = np.tile(np.arange(k), (len(texts), 1))
-        return Retrieval(rows, np.linspace(0.9, 0.5, k, dtype=np.float32) * np.ones((len(texts), 1), np.float32))
+        return Retrieval(rows, np.tile(np.float32(0.9 - 0.1 * np.arange(k)), (len(texts), 1)))
 
     def ids_of(self, rows):
         return [PASSAGES[row].id for row in rows]
 
-    def concatenated_prompt(self, text, rows, max_new_tokens):
-        self.prompt_passages[self._ids[text]] = list(rows)
-        return [ord(character) for character in text]
+    def passages(self, rows):
+        return [PASSAGES[row] for row in rows]
 
-    def generate_tokens(self, prompts, max_new_tokens, batch_size):
+    def decoding_prompts(self, text, rows, scores, config):
+        assert len(rows) == len(scores) == config.top_k
+        self.prompt_passages[self._ids[text]] = list(rows)
+        return [[ord(character) for character in text]] * len(rows), np.log(np.full(len(rows), 1 / len(rows)))
+
+    def decode_answers(self, prompts, log_weights, config, batch_size, seeds):
         if self.dies_at == len(self.batches):
             raise KeyboardInterrupt
         assert len(prompts) <= batch_size
-        ids = [self._ids["".join(map(chr, prompt))] for prompt in prompts]
+        assert log_weights.shape == (len(prompts), config.top_k)
+        ids = [self._ids["".join(map(chr, group[0]))] for group in prompts]
         self.batches.append(ids)
-        return [[ord(character) for character in f"answer of {id}"] for id in ids]
+        self.seeds |= dict(zip(ids, seeds, strict=True))
+        return [Decoded([ord(character) for character in f"answer of {id}"], -1.5, 30) for id in ids]
 
     def prediction(self, tokens):
         return first_line("".join(map(chr, tokens)))
 
 
 def run_evaluation(pipeline, path, questions=QUESTIONS, **changes):
-    options = {"top_k": 3, "score_scale": 20.0, "max_new_tokens": 4, "batch_size": 2} | changes
-    return evaluate(pipeline, questions, path, **options)
+    options = {"top_k": 3, "score_scale": 20.0, "max_new_tokens": 4, "eval_batch_size": 2} | changes
+    return evaluate(pipeline, questions, path, RunConfig(**options))
 
 
 def test_records_stand_in_the_order_of_the_questions_whatever_the_batches(tmp_path):
@@ -86,7 +98,7 @@ def test_records_stand_in_the_order_of_the_questions_whatever_the_batches(tmp_pa
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_the_batch_size_changes_nothing(tmp_path, batch_size):
-    records, _ = run_evaluation(Pipeline(), tmp_path / "p.jsonl", batch_size=batch_size)
+    records, _ = run_evaluation(Pipeline(), tmp_path / "p.jsonl", eval_batch_size=batch_size)
     assert records == run_evaluation(Pipeline(), tmp_path / "q.jsonl")[0]
 
 
@@ -160,7 +172,15 @@ def test_a_batch_whose_line_was_cut_off_is_done_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "earlier", [{"batch_size": 1}, {"batch_size": 3}, {"questions": QUESTIONS[2:]}, {"questions": QUESTIONS[:4]}]
+    "earlier",
+    [
+        {"eval_batch_size": 1},
+        {"eval_batch_size": 3},
+        {"questions": QUESTIONS[2:]},
+        {"questions": QUESTIONS[:4]},
+        {"max_new_tokens": 5},
+        {"decode": "rag_token"},
+    ],
 )
 def test_batches_of_another_evaluation_are_not_taken_for_ours(tmp_path, earlier):
     """--eval_limit and --eval_batch_size may differ between two commands on one predictions file."""
@@ -201,8 +221,6 @@ def test_special_tokens_are_no_part_of_a_prediction(tmp_path):
 
 def test_nothing_is_asked_twice_when_writing_fails(tmp_path, monkeypatch):
     """What was answered before the disk filled up is kept."""
-    from ragjax.errors import UserError
-
     path, append = tmp_path / "p.jsonl", runner.append_line
 
     def full(target, line):
@@ -222,5 +240,61 @@ def test_nothing_is_asked_twice_when_writing_fails(tmp_path, monkeypatch):
 def test_costs_are_written_beside_the_predictions(tmp_path):
     _, cost = run_evaluation(Pipeline(), tmp_path / "test.after.jsonl")
     written = json.loads((tmp_path / "test.after.cost.json").read_text())
+    assert written.pop("made_from")["top_k"] == 3
     assert written == {**dataclasses.asdict(cost), "passages_cut": []}
-    assert cost.tokens > sum(len(question.question) for question in QUESTIONS)
+    # The embedder's question, three prompts as long, and 30 new tokens a question.
+    assert cost.tokens == 4 * sum(len(question.question) for question in QUESTIONS) + 30 * len(QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    "other", [{"top_k": 4}, {"num_beams": 2}, {"score_scale": 1.0}, {"questions": QUESTIONS[:4]}, {"sample_seed": 1}]
+)
+def test_a_finished_file_of_something_else_is_refused(tmp_path, other):
+    run_evaluation(Pipeline(), tmp_path / "p.jsonl")
+    before = (tmp_path / "p.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds predictions of other models, questions or settings: move it away"):
+        run_evaluation(Pipeline(), tmp_path / "p.jsonl", **other)
+    assert (tmp_path / "p.jsonl").read_bytes() == before
+
+
+def test_a_finished_file_of_other_models_is_refused(tmp_path):
+    run_evaluation(Pipeline(), tmp_path / "p.jsonl")
+    for name, value in (("params", {"bias": np.ones(2)}), ("key", "other"), ("content_hash", "other")):
+        other = Pipeline()
+        setattr(other, name, value)
+        with pytest.raises(UserError, match="holds predictions of other models"):
+            run_evaluation(other, tmp_path / "p.jsonl")
+
+
+def test_the_batch_size_is_no_setting_of_a_finished_file(tmp_path):
+    records, _ = run_evaluation(Pipeline(), tmp_path / "p.jsonl")
+    assert run_evaluation(Pipeline(), tmp_path / "p.jsonl", eval_batch_size=3)[0] == records
+
+
+def test_draws_depend_on_a_question_s_place_and_the_seed(tmp_path):
+    seeds = []
+    for number, (batch_size, seed) in enumerate([(2, 0), (3, 0), (2, 1)]):
+        pipeline = Pipeline()
+        options = {"eval_batch_size": batch_size, "sample_seed": seed}
+        run_evaluation(pipeline, tmp_path / f"{number}.jsonl", **options)
+        seeds.append(pipeline.seeds)
+    assert seeds[0] == seeds[1]
+    assert set(seeds[0].values()).isdisjoint(seeds[2].values())
+    assert len(set(seeds[0].values())) == len(QUESTIONS)
+
+
+def test_retrieval_is_scored_at_the_passages_read_too(tmp_path):
+    """p4 is the fifth passage, p7 the eighth; "passage 4" is accepted where it is read."""
+    asked = [dataclasses.replace(QUESTIONS[1], answers=("passage 4",)), QUESTIONS[3]]
+    wide, _ = run_evaluation(Pipeline(), tmp_path / "wide.jsonl", asked, top_k=8)
+    narrow, _ = run_evaluation(Pipeline(), tmp_path / "narrow.jsonl", asked, top_k=4)
+    for name, (eight, four) in {
+        "recall_at_5": ([0.5, 0], [0.5, 0]),
+        "hit_at_5": ([1, 0], [1, 0]),
+        "mrr_at_10": ([1 / 5, 1 / 8], [1 / 5, 1 / 8]),
+        "answer_in_context": ([1, 0], [0, 0]),
+    }.items():
+        assert [record[name] for record in wide] == pytest.approx(eight)
+        assert [record[name] for record in narrow] == pytest.approx(four)
+    assert [(record["recall_at_8"], record["hit_at_8"]) for record in wide] == [(1, 1), (1, 1)]
+    assert [(record["recall_at_4"], record["hit_at_4"]) for record in narrow] == [(0, 0), (0, 0)]

@@ -1,17 +1,26 @@
-"""ragjax.generation.decode: cached, batched greedy decoding equals a loop that computes everything anew."""
+"""ragjax.generation: cached, batched, compiled decoding equals loops that compute everything anew.
+
+Greedy and drawn answers against the tiny model's plain logits; mixtures and beams against the probabilities of every
+answer of up to four tokens over a vocabulary of five.
+"""
 
 import dataclasses
+import functools
+import itertools
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ragjax.data.batches import pad_tokens
-from ragjax.generation import decode
-from ragjax.generation.decode import greedy_decode
+from ragjax import losses
+from ragjax.config import DecodeConfig
+from ragjax.generation import Rule, decode_answers, decode_mixture, decode_sequence, search, stream_answer
 from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import init_lora, load_generator
 from tests.tiny import write_tiny_llama
+from tests.tiny_modules import tiny_decoder
 
 NEW = 9
 LENGTHS = (11, 1, 17, 5)
@@ -57,13 +66,10 @@ def ends(expected) -> tuple[int, ...]:
     return middle, at_once
 
 
-def decoded(generator, prompts, ends, rows=ROWS, width=24) -> list[list[int]]:
-    """The texts of all rows, fillers too; the default shape is compiled once for each `ends`."""
-    tokens, lengths = pad_tokens(prompts, rows, width)
-    output, counts = greedy_decode(generator.module, generator.variables, tokens, lengths, NEW, ends)
-    output, counts = np.asarray(output), np.asarray(counts)
-    assert output.shape == (rows, NEW)
-    return [row[:count].tolist() for row, count in zip(output, counts, strict=True)]
+def decoded(generator, prompts, ends, rows=ROWS) -> list[list[int]]:
+    """Greedy texts in batches of `rows`."""
+    found = decode_mixture(generator, [[ids] for ids in prompts], np.zeros((len(prompts), 1)), Rule(NEW, ends), rows)
+    return [answer.tokens for answer in found]
 
 
 def cut(text: list[int], ends: tuple[int, ...]) -> list[int]:
@@ -98,30 +104,30 @@ def test_an_end_token_at_once_leaves_no_text(generator, prompts, expected, ends)
 def test_a_row_is_the_same_alone_in_any_company_and_under_any_padding(generator, prompts, ends):
     together = decoded(generator, prompts, ends)
     for prompt, text in zip(prompts, together, strict=True):
-        assert decoded(generator, [prompt], ends) == [text, [], [], []]
+        assert decoded(generator, [prompt], ends) == [text]
     assert decoded(generator, prompts[::-1], ends)[::-1] == together
-    assert decoded(generator, prompts, ends, rows=6, width=48) == [*together, [], []]
+    long = np.random.default_rng(1).integers(3, generator.config.vocab_size, 70).tolist()
+    assert decoded(generator, [*prompts, long], ends, rows=6)[:-1] == together
 
 
 def test_decoding_stops_as_soon_as_every_row_has_ended(generator, prompts, expected, ends, monkeypatch):
-    loop, turns = jax.lax.while_loop, []
-
-    def counted_loop(*arguments):
-        carry = loop(*arguments)
-        turns.append(carry[0])
-        return carry
-
-    monkeypatch.setattr(decode.jax.lax, "while_loop", counted_loop)
-
-    @jax.jit
-    def count_turns(tokens, lengths):
-        greedy_decode.__wrapped__(generator.module, generator.variables, tokens, lengths, NEW, ends)
-        return turns.pop()
-
+    finished = []
+    run = search.run
+    monkeypatch.setattr(search, "run", lambda *arguments: finished.append(run(*arguments)) or finished[-1])
     few = [cut(text, ends) for text in expected[:2]]  # and two fillers, which must not keep the loop going
     assert 0 < max(map(len, few)) < NEW
-    assert count_turns(*pad_tokens(prompts[:2], ROWS, 24)) == max(map(len, few))
-    assert count_turns(*pad_tokens(prompts, ROWS, 24)) == max(len(cut(text, ends)) for text in expected) == NEW
+    for some, texts in ((prompts[:2], few), (prompts, [cut(text, ends) for text in expected])):
+        decoded(generator, some, ends)
+        # One choice more than tokens: the end.
+        assert int(finished.pop().step) == max(map(len, texts)) + 1
+
+
+def test_a_stream_grows_into_the_greedy_answer(generator, prompts, expected, ends):
+    ending = dataclasses.replace(generator, end_ids=ends)
+    for prompt, text in zip(prompts, expected, strict=True):
+        whole = cut(text, ends)
+        parts = list(stream_answer(ending, [prompt], np.zeros(1), DecodeConfig(max_new_tokens=NEW)))
+        assert parts == [whole[: n + 1] for n in range(len(whole))]
 
 
 def test_the_public_method_keeps_the_order_of_its_prompts(generator, prompts, expected):
@@ -129,3 +135,215 @@ def test_the_public_method_keeps_the_order_of_its_prompts(generator, prompts, ex
     unending = dataclasses.replace(generator, end_ids=(-1,))
     assert unending.generate_tokens(prompts, NEW, batch_size=2) == expected
     assert unending.generate_tokens([], NEW) == []
+
+
+# --- mixtures and beams, by enumeration: token 0 ends an answer
+
+VOCABULARY, LONGEST, PASSAGES = 5, 4, 3
+ENOUGH = 4**LONGEST + 1  # beams that hold every unfinished answer
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A generator whose next tokens are far from even, and two questions under three passages each."""
+    module, variables = tiny_decoder(seed=70, vocab_size=VOCABULARY)
+    head = variables["params"]["lm_head"]
+    variables = {"params": variables["params"] | {"lm_head": jax.tree.map(lambda leaf: 4.0 * leaf, head)}}
+    rng = np.random.default_rng(4)
+    prompts = [[rng.integers(1, VOCABULARY, rng.integers(2, 9)).tolist() for _ in range(PASSAGES)] for _ in range(2)]
+    log_weights = np.log(rng.dirichlet(np.ones(PASSAGES), 2)).astype(np.float32)
+    model = SimpleNamespace(module=module, variables=variables, eos_token_id=0, end_ids=(0,))
+    return SimpleNamespace(model=model, prompts=prompts, log_weights=log_weights)
+
+
+ANSWERS = [ids for n in range(LONGEST + 1) for ids in itertools.product(range(1, VOCABULARY), repeat=n)]
+
+
+@pytest.fixture(scope="module")
+def token_log_probs(tiny) -> np.ndarray:
+    """[question, answer, passage, token] of every answer and its end, 0 behind it, from whole texts without a cache."""
+    width = 16
+    call = jax.jit(functools.partial(tiny.model.module.apply, method="full_logits"))
+    result = np.zeros((2, len(ANSWERS), PASSAGES, LONGEST + 1))
+    for b, k in np.ndindex(2, PASSAGES):
+        prompt = tiny.prompts[b][k]
+        tokens, segments = (np.zeros((len(ANSWERS), width), int) for _ in range(2))
+        for row, ids in enumerate(ANSWERS):
+            tokens[row, : len(prompt) + len(ids)] = [*prompt, *ids]
+            segments[row, : len(prompt) + len(ids)] = 1
+        positions = np.broadcast_to(np.arange(width), tokens.shape)
+        logits = np.asarray(call(tiny.model.variables, tokens, segments, positions), np.float64)
+        for row, ids in enumerate(ANSWERS):
+            for t, token in enumerate((*ids, 0)):
+                scores = logits[row, len(prompt) - 1 + t]
+                result[b, row, k, t] = scores[token] - np.log(np.exp(scores).sum())
+    return result
+
+
+def best_first(scores: np.ndarray) -> list[tuple[float, tuple[int, ...]]]:
+    return sorted(zip(scores.tolist(), ANSWERS, strict=True), reverse=True)
+
+
+@pytest.fixture(scope="module")
+def sequence_scores(tiny, token_log_probs) -> np.ndarray:
+    """[question, answer]: log sum_z p(z|x) prod_t p(y_t|x,z,y_<t)."""
+    return np.log(np.exp(tiny.log_weights[:, None] + token_log_probs.sum(axis=-1)).sum(axis=-1))
+
+
+@pytest.fixture(scope="module")
+def token_scores(tiny, token_log_probs) -> np.ndarray:
+    """[question, answer]: sum_t log sum_z p(z|x) p(y_t|x,z,y_<t)."""
+    is_real = token_log_probs.any(axis=2)
+    mixed = np.log(np.exp(tiny.log_weights[:, None, :, None] + token_log_probs).sum(axis=2))
+    return np.where(is_real, mixed, 0.0).sum(axis=-1)
+
+
+def nll(loss, tiny, token_log_probs, b: int, ids) -> float:
+    """A training loss of one answer."""
+    row, mask = ANSWERS.index(tuple(ids)), np.arange(LONGEST + 1) < len(ids) + 1
+    arguments = (tiny.log_weights[b : b + 1], token_log_probs[b, row][None], mask[None])
+    return float(loss(*map(jnp.asarray, arguments))[0])
+
+
+def test_the_two_questions_are_hard(tiny, sequence_scores, token_scores):
+    """The answers differ between the models and from greedy ones, so that a mixed-up search shows."""
+    greedy = decode_mixture(tiny.model, tiny.prompts, tiny.log_weights, Rule(LONGEST, (0,)), 2)
+    best = [[best_first(scores[b])[0][1] for b in range(2)] for scores in (sequence_scores, token_scores)]
+    assert any(tuple(answer.tokens) != ids for answer, ids in zip(greedy, best[1], strict=True))
+    assert best[0] != best[1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_rag_token_with_enough_beams_finds_the_likeliest_answer(tiny, token_log_probs, token_scores, batch_size):
+    found = decode_mixture(tiny.model, tiny.prompts, tiny.log_weights, Rule(LONGEST, (0,), ENOUGH), batch_size)
+    for b, answer in enumerate(found):
+        score, ids = best_first(token_scores[b])[0]
+        assert tuple(answer.tokens) == ids
+        assert answer.log_prob == pytest.approx(score, abs=1e-5)
+        assert answer.log_prob == pytest.approx(-nll(losses.rag_token_nll, tiny, token_log_probs, b, ids), abs=1e-5)
+
+
+def test_a_mixture_streams_too(tiny):
+    config = DecodeConfig(decode="rag_token", max_new_tokens=LONGEST)
+    found = decode_answers(tiny.model, tiny.prompts, tiny.log_weights, config, 2)
+    assert any(answer.tokens for answer in found)
+    for answer, prompts, weights in zip(found, tiny.prompts, tiny.log_weights, strict=True):
+        parts = list(stream_answer(tiny.model, prompts, weights, config))
+        assert parts == [answer.tokens[: n + 1] for n in range(len(answer.tokens))]
+
+
+@pytest.mark.parametrize("beams", [1, 2, 3])
+def test_few_beams_equal_a_plain_search(tiny, token_log_probs, token_scores, beams):
+    """Of all continuations the `beams` likeliest; ended ones are kept, the likeliest others fill the beams up."""
+    found = decode_mixture(tiny.model, tiny.prompts, tiny.log_weights, Rule(LONGEST, (0,), beams), 2)
+    mixed = np.log(np.exp(tiny.log_weights[:, None, :, None] + token_log_probs).sum(axis=2))
+    for b, answer in enumerate(found):
+        prefix = {ids: mixed[b, row, : len(ids)].sum() for row, ids in enumerate(ANSWERS)}
+        whole = dict(zip(ANSWERS, token_scores[b].tolist(), strict=True))
+        alive, ended = [()], {}
+        for _ in range(LONGEST):
+            going = sorted(((*ids, t) for ids in alive for t in range(1, VOCABULARY)), key=prefix.get)[::-1][:beams]
+            scored = [(prefix[ids], 0, ids) for ids in going] + [(whole[ids], 1, ids) for ids in alive]
+            ended |= {ids: score for score, is_end, ids in sorted(scored)[::-1][:beams] if is_end}
+            alive = going
+            if len(ended) >= beams and sorted(ended.values())[-beams] >= prefix[alive[0]]:
+                break
+        else:
+            ended |= {ids: whole[ids] for ids in alive}
+        best = max(ended, key=ended.get)
+        assert tuple(answer.tokens) == best
+        assert answer.log_prob == pytest.approx(ended[best], abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_thorough_rag_sequence_finds_the_likeliest_answer(tiny, token_log_probs, sequence_scores, batch_size):
+    rule = Rule(LONGEST, (0,), ENOUGH)
+    found = decode_sequence(tiny.model, tiny.prompts, tiny.log_weights, rule, batch_size, is_thorough=True)
+    for b, answer in enumerate(found):
+        score, ids = best_first(sequence_scores[b])[0]
+        assert tuple(answer.tokens) == ids
+        assert answer.log_prob == pytest.approx(score, abs=1e-5)
+        assert answer.log_prob == pytest.approx(-nll(losses.rag_sequence_nll, tiny, token_log_probs, b, ids), abs=1e-5)
+
+
+@pytest.mark.parametrize("is_thorough", [True, False])
+def test_rag_sequence_weighs_what_each_passage_finds(tiny, token_log_probs, sequence_scores, is_thorough):
+    """Two beams a passage. Fast counts an answer only under the passages that found it."""
+    found = decode_sequence(tiny.model, tiny.prompts, tiny.log_weights, Rule(LONGEST, (0,), 2), 2, is_thorough)
+    under = token_log_probs.sum(axis=-1)
+    for b, answer in enumerate(found):
+        totals = {}
+        for k in range(PASSAGES):
+            (state,) = state_under(tiny, b, k)
+            for ids, _ in state:
+                row = ANSWERS.index(ids)
+                share = np.exp(tiny.log_weights[b, k] + under[b, row, k])
+                totals[ids] = totals.get(ids, 0.0) + share
+                if is_thorough:
+                    totals[ids] = np.exp(sequence_scores[b, row])
+        best = max(totals, key=totals.get)
+        assert tuple(answer.tokens) == best
+        assert answer.log_prob == pytest.approx(np.log(totals[best]), abs=1e-5)
+
+
+def state_under(tiny, b: int, k: int):
+    """The two best answers under one passage by itself: what `decode_mixture` searches, both of them."""
+    rule, weights, asked, seeds = Rule(LONGEST, (0,), 2), np.zeros((1, 1)), np.array([True]), np.zeros(1, np.uint32)
+    ids = tiny.prompts[b][k]
+    model = tiny.model
+    last, prompts = search.prefill(model.module, model.variables, np.array([ids]), np.array([len(ids)]))
+    state = search.begin(model.module, model.variables, last, weights, asked, seeds, rule)
+    state = search.run(model.module, model.variables, prompts, weights, seeds, state, LONGEST + 1, rule)
+    tokens, lengths, scores = map(np.asarray, (state.ended_tokens, state.ended_lengths, state.ended_scores))
+    yield [(tuple(tokens[0, q, : lengths[0, q]].tolist()), scores[0, q]) for q in range(2)]
+
+
+# --- drawn answers
+
+
+def test_draws_follow_the_model(tiny, token_log_probs):
+    """Shares of 4,000 draws at temperature 1 against the probabilities of whole answers under one prompt."""
+    under = np.exp(token_log_probs[0, :, 0].sum(axis=-1))
+    draws = 4000
+    rule = Rule(LONGEST, (0,), temperature=1.0)
+    prompts = [[tiny.prompts[0][0]]] * draws
+    found = decode_mixture(tiny.model, prompts, np.zeros((draws, 1)), rule, draws)
+    counts = dict.fromkeys(ANSWERS, 0)
+    for answer in found:
+        counts[tuple(answer.tokens)] += 1
+    short = [i for i, ids in enumerate(ANSWERS) if len(ids) < LONGEST]  # the longest ones are cut off, not ended
+    shares = np.array([counts[ANSWERS[i]] for i in short]) / draws
+    np.testing.assert_allclose(shares, under[short], atol=4 * np.sqrt(0.25 / draws))
+    assert shares.sum() == pytest.approx(under[short].sum(), abs=4 * np.sqrt(0.25 / draws))
+
+
+def test_a_small_nucleus_or_a_low_temperature_is_greedy(generator, prompts, expected):
+    weights = np.zeros((ROWS, 1))
+    for rule in (Rule(NEW, (-1,), temperature=1.0, top_p=1e-6), Rule(NEW, (-1,), temperature=1e-4)):
+        found = decode_mixture(generator, [[ids] for ids in prompts], weights, rule, ROWS)
+        assert [answer.tokens for answer in found] == expected
+
+
+def test_draws_depend_on_the_seed_and_not_on_the_batch(generator, prompts):
+    rule, weights = Rule(NEW, (-1,), temperature=1.5), np.zeros((ROWS, 1))
+
+    def draw(order, batch_size, seeds):
+        found = decode_mixture(
+            generator, [[prompts[i]] for i in order], weights, rule, batch_size, [seeds[i] for i in order]
+        )
+        return {i: answer.tokens for i, answer in zip(order, found, strict=True)}
+
+    one = draw([0, 1, 2, 3], 4, (7, 8, 9, 10))
+    assert draw([3, 1, 0, 2], 3, (7, 8, 9, 10)) == one
+    assert all(draw([0, 1, 2, 3], 4, (17, 18, 19, 20))[i] != one[i] for i in range(ROWS))
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.6, 0.9])
+def test_a_nucleus_holds_the_likeliest_tokens(top_p):
+    """Hand-worked: of shares .5 .3 .15 .05, p = .3 leaves one, .6 two and .9 three."""
+    log_probs = np.log(np.array([0.15, 0.5, 0.05, 0.3], np.float32))
+    rule = Rule(1, (0,), temperature=1.0, top_p=top_p)
+    drawn = jax.vmap(lambda seed: search._draw(jnp.asarray(log_probs)[None, None], seed[None], 0, rule))(
+        jnp.arange(400, dtype=jnp.uint32)
+    )
+    assert set(np.asarray(drawn).ravel().tolist()) == {0.3: {1}, 0.6: {1, 3}, 0.9: {1, 3, 0}}[top_p]

@@ -13,7 +13,7 @@ import pytest
 from ragjax.config import QUANTIZE, REMAT
 from ragjax.costs import ModelSize, forward_flops, train_flops
 from ragjax.errors import UserError
-from ragjax.models.decoder import Decoder, DecoderConfig, Llama3Rope, init_cache
+from ragjax.models.decoder import Decoder, DecoderConfig, Llama3Rope, empty_slots
 from ragjax.models.layers import Projection
 from ragjax.models.lora import LoraConfig
 from ragjax.models.quantize import dequantize, quantize
@@ -163,26 +163,36 @@ def test_full_logits_join_the_two():
     close(logits, expected)
 
 
-@pytest.mark.parametrize("window", [None, 3, 6])
-def test_cached_states_equal_uncached(window):
-    """Prefill in two pieces and a single token, the rows' texts not in step: one row has padding in mid-cache."""
+@pytest.mark.parametrize("window", [None, 1, 3, 6])
+def test_branches_that_go_on_from_prompts_equal_uncached(window):
+    """Prompts of two lengths, each with two branches of three tokens, fed one token a time and then two at once; the
+    second branch takes its first token over from the first one."""
     module, variables = tiny_decoder(sliding_window=window)
-    one, two = texts(10, 8)
-    uncached = [reference_hidden(module.config, variables["params"], text) for text in (one, two)]
-    pieces = [(6, (0, 6), (0, 4)), (3, (6, 9), (4, 7)), (1, (9, 10), (7, 8))]
-    cache = init_cache(module.config, rows=2, slots=12)
-    step = jax.jit(module.apply)
-    for width, *spans in pieces:
-        tokens, segments, positions = (np.zeros((2, width), np.int32) for _ in range(3))
-        for row, (text, (start, stop)) in enumerate(zip((one, two), spans, strict=True)):
-            tokens[row, : stop - start] = text[start:stop]
-            segments[row, : stop - start] = 1
-            positions[row, : stop - start] = np.arange(start, stop)
-        hidden, cache = step(variables, tokens, segments, positions, cache)
-        for row, (start, stop) in enumerate(spans):
-            close(hidden[row, : stop - start], uncached[row][start:stop])
-    assert int(cache.filled) == 10
-    np.testing.assert_array_equal(np.asarray(cache.segment_ids)[1], [1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0])
+    prompts, new = texts(6, 4), np.array([texts(3, 3, seed=1), texts(3, 3, seed=2)])  # new: [row, branch, step]
+    new[:, 1, 0] = new[:, 0, 0]
+    uncached = [
+        [reference_hidden(module.config, variables["params"], [*prompt, *branch]) for branch in branches]
+        for prompt, branches in zip(prompts, new, strict=True)
+    ]
+    prefill, extend = (jax.jit(functools.partial(module.apply, method=name)) for name in ("prefill", "extend"))
+    tokens, segments, _ = padded_rows(prompts, 8)
+    hidden, kept = prefill(variables, tokens, segments.sum(axis=1))
+    for row, prompt in enumerate(prompts):
+        close(hidden[row, : len(prompt)], uncached[row][0][: len(prompt)])
+    # Slot by slot: the first token of both, then steps 1 and 2 of each branch.
+    slot_steps, slots = np.array([0, 1, 1, 2, 2]), empty_slots(module.config, 2, 5)
+    seen = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 0, 1, 0, 1]], bool)
+    fed = np.stack([new[:, 0, 0], new[:, 0, 1], new[:, 1, 1], new[:, 0, 2], new[:, 1, 2]], axis=1)
+    owners = [(0, 1), (0,), (1,), (0,), (1,)]
+    for start, stop in ((0, 1), (1, 2), (2, 3), (3, 5)):
+        visible = np.broadcast_to(seen[start:stop], (2, stop - start, 5))
+        call = (fed[:, start:stop], slot_steps[start:stop], visible, kept, slots, slot_steps, start)
+        hidden, slots = extend(variables, *call)
+        for slot in range(start, stop):
+            for row, prompt in enumerate(prompts):
+                for branch in owners[slot]:
+                    expected = uncached[row][branch][len(prompt) + slot_steps[slot]]
+                    close(hidden[row, slot - start], expected)
 
 
 # --- how it is computed

@@ -50,7 +50,9 @@ class Made:
         )
         splits = {"train": [q for q, _ in train], "dev": [q for q, _ in dev], "test": []}
         dataset = Dataset("made", Path("made"), passages, **splits, sha256="")
-        self.config = RunConfig(**{"strategy": "embedder", "ranking_batch_size": len(train)} | changes)
+        self.config = RunConfig(
+            **{"strategy": "embedder", "ranking_batch_size": len(train), "hard_negatives": 0} | changes
+        )
         self.assembler = RankingAssembler(self.config, pipeline, dataset)
 
     def assemble(self, questions=None, step=0, training=True):

@@ -1,0 +1,162 @@
+"""Throughput of greedy decoding against transformers' `generate`: same weights, prompts, dtype and device.
+
+    python experiments/benchmarks/decoding.py --data=$RAGJAX_DATA/hotpotqa --out=decoding.hotpotqa.json
+
+Prompts of questions with their top-5 passages concatenated. For each batch size both sides read the prompts (prefill),
+go on for a fixed number of tokens whatever they are (decoding), and answer until the end token (end to end), turn by
+turn, so that a slow minute meets both; medians of the turns. Tokens are the prompts' own, padding apart. Needs the
+parity extra.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import transformers
+from torch_lora_yardstick import load_torch_model
+
+from ragjax.config import RunConfig
+from ragjax.data.batches import pad_tokens, round_up
+from ragjax.data.sources import load_dataset
+from ragjax.files import write_json
+from ragjax.generation import search
+from ragjax.pipeline import build_pipeline, load_models
+from ragjax.version import __version__
+
+# No adapters: transformers has none either.
+CONFIG = RunConfig(lora_rank=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="sample")
+    parser.add_argument("--batch_sizes", default="1,8")
+    parser.add_argument("--new_tokens", type=int, default=32, help="tokens that decoding goes on for")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path, required=True)
+    flags = parser.parse_args()
+    dataset = load_dataset(flags.data)
+    pipeline = build_pipeline(CONFIG, dataset, *load_models(CONFIG))
+    theirs = load_torch_model(pipeline)
+    questions = [question.question for question in dataset.test]
+    results = {}
+    for batch_size in map(int, flags.batch_sizes.split(",")):
+        rows = pipeline.retrieve(questions[:100], CONFIG.top_k).rows
+        prompts = [
+            pipeline.prompts.prompt(pipeline.passages(found), text, reserve=flags.new_tokens)
+            for text, found in zip(questions, rows, strict=False)
+        ]
+        chosen = prompts[: flags.turns * batch_size]
+        results[batch_size] = measure(pipeline.generator, theirs, chosen, batch_size, flags.new_tokens)
+        print(batch_size, {name: value for name, value in results[batch_size].items() if name != "seconds"})
+        write_json(
+            flags.out,
+            {
+                "command": " ".join(["python", *sys.argv]),
+                "versions": {
+                    "ragjax": __version__,
+                    "jax": jax.__version__,
+                    "torch": torch.__version__,
+                    "transformers": transformers.__version__,
+                },
+                "device": jax.devices()[0].device_kind,
+                "threads": torch.get_num_threads(),
+                "data": {"name": dataset.name, "sha256": dataset.sha256},
+                "generator": pipeline.generator.describe(),
+                "new_tokens": flags.new_tokens,
+                "batch_sizes": results,
+            },
+        )
+
+
+def measure(ours: Any, theirs: Any, prompts: Sequence[list[int]], batch_size: int, new_tokens: int) -> dict[str, Any]:
+    """Seconds of every turn, and the rates and ratios of their medians."""
+    batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    sides = {"ragjax": Ours(ours, new_tokens), "transformers": Theirs(theirs, ours, new_tokens)}
+    seconds: dict[str, dict[str, list[float]]] = {
+        name: {part: [] for part in ("prefill", "decode", "answer")} for name in sides
+    }
+    for side in sides.values():  # compiles, and warms caches
+        for batch in batches:
+            side.prefill(batch)
+            side.go_on(batch)
+            side.answer(batch)
+    for batch in batches:
+        for name, side in sides.items():
+            prefill = timed(side.prefill, batch)
+            seconds[name]["prefill"].append(prefill / sum(map(len, batch)))
+            seconds[name]["decode"].append((timed(side.go_on, batch) - prefill) / (len(batch) * (new_tokens - 1)))
+            seconds[name]["answer"].append(timed(side.answer, batch) / len(batch))
+    rates = {name: {part: 1 / median(values) for part, values in parts.items()} for name, parts in seconds.items()}
+    ratios = {part: rates["ragjax"][part] / rates["transformers"][part] for part in ("prefill", "decode", "answer")}
+    return {
+        "prompt_tokens": [sum(map(len, batch)) for batch in batches],
+        "per_second": rates,
+        "ratios": ratios,
+        "seconds": seconds,
+    }
+
+
+def timed(call: Callable[[Any], Any], batch: Any) -> float:
+    began = time.perf_counter()
+    call(batch)
+    return time.perf_counter() - began
+
+
+class Ours:
+    def __init__(self, generator: Any, new_tokens: int):
+        self._generator, self._new_tokens = generator, new_tokens
+
+    def prefill(self, prompts: Sequence[list[int]]) -> None:
+        tokens, lengths = pad_tokens(prompts, len(prompts), round_up(max(map(len, prompts)), 64))
+        jax.block_until_ready(search.prefill(self._generator.module, self._generator.variables, tokens, lengths))
+
+    def go_on(self, prompts: Sequence[list[int]]) -> None:
+        unending = dataclasses.replace(self._generator, end_ids=(-1,))
+        found = unending.generate_tokens(prompts, self._new_tokens, len(prompts))
+        assert all(len(tokens) == self._new_tokens for tokens in found)
+
+    def answer(self, prompts: Sequence[list[int]]) -> None:
+        self._generator.generate_tokens(prompts, CONFIG.max_new_tokens, len(prompts))
+
+
+class Theirs:
+    def __init__(self, model: Any, ours: Any, new_tokens: int):
+        self._model, self._ends, self._new_tokens = model, list(ours.end_ids), new_tokens
+
+    def _inputs(self, prompts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        """Left-padded, as `generate` wants it."""
+        longest = max(map(len, prompts))
+        tokens = np.zeros((len(prompts), longest), np.int64)
+        mask = np.zeros_like(tokens)
+        for row, ids in enumerate(prompts):
+            tokens[row, longest - len(ids) :] = ids
+            mask[row, longest - len(ids) :] = 1
+        return {"input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(mask)}
+
+    @torch.no_grad()
+    def prefill(self, prompts: Sequence[list[int]]) -> None:
+        self._model(**self._inputs(prompts), use_cache=True, logits_to_keep=1)
+
+    def _generate(self, prompts: Sequence[list[int]], **options: Any) -> None:
+        self._model.generate(**self._inputs(prompts), do_sample=False, pad_token_id=self._ends[0], **options)
+
+    @torch.no_grad()
+    def go_on(self, prompts: Sequence[list[int]]) -> None:
+        self._generate(prompts, min_new_tokens=self._new_tokens, max_new_tokens=self._new_tokens)
+
+    @torch.no_grad()
+    def answer(self, prompts: Sequence[list[int]]) -> None:
+        self._generate(prompts, max_new_tokens=CONFIG.max_new_tokens, eos_token_id=self._ends)
+
+
+if __name__ == "__main__":
+    main()

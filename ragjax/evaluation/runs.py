@@ -1,0 +1,216 @@
+"""Evaluation of finished, unfinished or untrained models on any questions, with several decoders in one go."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ragjax.config import DECODERS, DecodeConfig, EvaluateConfig, RunConfig
+from ragjax.data.questions import Question, read_questions
+from ragjax.data.sources import load_dataset
+from ragjax.errors import UserError
+from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table
+from ragjax.evaluation.runner import evaluate, holds
+from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
+from ragjax.files import write_json
+from ragjax.generation import check_decoding
+from ragjax.pipeline import SUMMARY_FILE, Run, build_pipeline, load_models, open_run
+
+_DEFAULT_RUN = "runs/joint"
+_PLAIN_OUT = "runs/plain/predictions"
+
+
+def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluates what `config` names with each of its decoders and numbers of passages, and prints the scores.
+
+    Args:
+      config: what is evaluated, on which questions.
+      overrides: fields of DecodeConfig that differ from the run's.
+
+    Returns:
+      What is written to <out>/<questions>.evaluation.json: {"run", "step", "questions", "n", "results": [{"decode",
+      "top_k", "predictions", "scores": {metric: [mean, low, high] or None}, "cost", "passages_cut"}], "pairs"}.
+
+    Raises:
+      UserError: no such run, models, split or decoder; settings that contradict each other; a predictions file of
+        something else.
+    """
+    run = _open(config)
+    settings = _settings(config, run.config, overrides)
+    label, questions = _questions(config, run)
+    found = _evaluated(config, run, settings, questions, label, _folder(config, run))
+    result: dict[str, Any] = {"questions": label, "n": len(questions), **found}
+    if config.paired_with:
+        other = open_run(config.paired_with)
+        _say_where_it_stands(other)
+        folder = other.folder / "predictions"
+        second = _evaluated(config, other, _alike(settings, other.config), questions, label, folder)
+        result["pairs"] = _pairs(found["results"], second["results"])
+        result["paired_with"] = {key: second[key] for key in ("run", "step")}
+    for each in result["results"]:
+        del each["records"]
+    path = _folder(config, run) / f"{label}.evaluation.json"
+    write_json(path, result)
+    _print(result, path)
+    return result
+
+
+def _open(config: EvaluateConfig) -> Run:
+    """The run, or untrained models as one."""
+    if not (config.embedder or config.generator):
+        run = open_run(config.run_dir or _DEFAULT_RUN)
+        if config.data and config.data != run.config.data:
+            raise UserError("--data goes with --embedder and --generator; a run is evaluated on its own data.")
+        _say_where_it_stands(run)
+        return run
+    if config.run_dir:
+        raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
+    given = {name: value for name in ("embedder", "generator", "data") if (value := getattr(config, name))}
+    plain = RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_OUT, **given)
+    dataset = load_dataset(plain.data)
+    pipeline = build_pipeline(plain, dataset, *load_models(plain))
+    return Run(plain, Path(_PLAIN_OUT).parent, dataset, pipeline, 0)
+
+
+def _say_where_it_stands(run: Run) -> None:
+    if not (run.folder / SUMMARY_FILE).is_file():
+        print(f"{run.folder} is not finished: evaluated as its last checkpoint, step {run.step}, has it.", flush=True)
+
+
+def _folder(config: EvaluateConfig, run: Run) -> Path:
+    return Path(config.out) if config.out else run.folder / "predictions"
+
+
+def _settings(config: EvaluateConfig, run: RunConfig, overrides: Mapping[str, Any]) -> list[RunConfig]:
+    """The run's configuration under each decoder and number of passages."""
+    decoders = config.decode.split(",") if config.decode else [run.decode]
+    for name in decoders:
+        if name not in DECODERS:
+            raise UserError(f"--decode={name} is not known: choose from {', '.join(DECODERS)}.")
+    try:
+        numbers = [int(part) for part in config.top_k.split(",")] if config.top_k else [run.top_k]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise UserError(f"--top_k={config.top_k} is no list of positive numbers: write it as 1,5,10.")
+    settings = [
+        dataclasses.replace(run, **overrides, decode=name, top_k=k, eval_batch_size=config.eval_batch_size)
+        for name in decoders
+        for k in numbers
+    ]
+    for each in settings:
+        check_decoding(each)
+    return settings
+
+
+def _alike(settings: Sequence[RunConfig], other: RunConfig) -> list[RunConfig]:
+    """The second run's configuration, read and decoded as the first one's."""
+    names = [field.name for field in dataclasses.fields(DecodeConfig)] + ["top_k", "eval_batch_size"]
+    return [dataclasses.replace(other, **{name: getattr(each, name) for name in names}) for each in settings]
+
+
+def _questions(config: EvaluateConfig, run: Run) -> tuple[str, Sequence[Question]]:
+    """(what they are called, the questions)."""
+    if config.questions:
+        source, label = config.questions, Path(config.questions).name.split(".")[0]
+        questions = read_questions(source, set(run.pipeline.store.ids))
+    else:
+        source, label = f"{run.dataset.folder}'s {config.split} split", config.split
+        questions = getattr(run.dataset, config.split)
+    if not questions:
+        raise UserError(f"{source} has no questions: choose another --split, or give --questions a file.")
+    if config.eval_limit and config.eval_limit < len(questions):
+        return f"{label}.first{config.eval_limit}", questions[: config.eval_limit]
+    return label, questions
+
+
+def _evaluated(
+    config: EvaluateConfig,
+    run: Run,
+    settings: Sequence[RunConfig],
+    questions: Sequence[Question],
+    label: str,
+    folder: Path,
+) -> dict[str, Any]:
+    results = []
+    for each in settings:
+        if each.top_k > len(run.pipeline.store):
+            raise UserError(f"--top_k={each.top_k} is more than the {len(run.pipeline.store)} passages: lower it.")
+        # What training has decoded at its end need not be decoded again.
+        path = run.folder / "predictions" / f"{config.split}.after.jsonl"
+        if not holds(path, run.pipeline, questions, each, config.passage_answers):
+            path = folder / f"{_name(label, each, config.passage_answers)}.jsonl"
+        run.pipeline.prompts.passages_cut.clear()
+        records, cost = evaluate(run.pipeline, questions, path, each, passage_answers=config.passage_answers)
+        names = (*METRICS, *(f"{metric}_at_{each.top_k}" for metric in ("recall", "hit")))
+        values = {name: [record[name] for record in records] for name in (*names, "mrr_at_10", "answer_in_context")}
+        results.append(
+            {
+                "decode": _decoder(each),
+                "top_k": each.top_k,
+                "predictions": str(path),
+                "scores": {
+                    name: mean_interval([value for value in column if value is not None])
+                    for name, column in values.items()
+                },
+                "cost": dataclasses.asdict(cost),
+                "passages_cut": len(run.pipeline.prompts.passages_cut),
+                "records": records,
+            }
+        )
+    return {"run": str(run.folder), "step": run.step, "results": results}
+
+
+def _decoder(config: RunConfig) -> str:
+    """What tells one way of decoding from another, as it stands in tables and file names."""
+    parts = [config.decode]
+    if config.decode == "rag_sequence":
+        parts.append(config.decode_variant)
+    if config.num_beams > 1:
+        parts.append(f"beams{config.num_beams}")
+    if config.temperature > 0:
+        parts.append(f"t{config.temperature:g}-p{config.top_p:g}-seed{config.sample_seed}")
+    return "-".join(parts)
+
+
+def _name(label: str, config: RunConfig, passage_answers: bool) -> str:
+    ending = ".each" if passage_answers else ""
+    return f"{label}.{_decoder(config)}.k{config.top_k}{ending}"
+
+
+def _pairs(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each answer metric's difference, second - first, under the same decoder and number of passages."""
+    pairs = []
+    for one, other in zip(first, second, strict=True):
+        for metric in METRICS:
+            values = [[record[metric] for record in side["records"]] for side in (one, other)]
+            if (difference := paired_interval(*values)) is None:
+                continue
+            pairs.append(
+                {
+                    "decode": one["decode"],
+                    "top_k": one["top_k"],
+                    "metric": metric,
+                    "first": one["scores"][metric][0],
+                    "second": other["scores"][metric][0],
+                    "difference": difference,
+                    "p_value": paired_p_value(*values),
+                }
+            )
+    return pairs
+
+
+def _print(result: Mapping[str, Any], path: Path) -> None:
+    print(f"\n{result['run']} at step {result['step']}, {result['n']} questions ({result['questions']})\n")
+    print(evaluation_table(result["results"]))
+    if "pairs" in result:
+        print(f"\ncompared with {result['paired_with']['run']} at step {result['paired_with']['step']}\n")
+        print(pairs_table(result["pairs"]))
+    for each in result["results"]:
+        cost, cut = each["cost"], each["passages_cut"]
+        note = f", {cut} passages cut" if cut else ""
+        print(
+            f"\n{each['predictions']}: {cost['seconds']:,.1f} s, {cost['tokens']:,} tokens, "
+            f"{cost['flops'] / 1e12:,.2f} TFLOPs{note}"
+        )
+    print(f"\n{path}")

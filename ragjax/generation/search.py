@@ -1,0 +1,241 @@
+"""Beam search for the likeliest answers under a mixture of prompts, compiled whole.
+
+A question has K prompts with weights: one prompt of all its passages (K = 1), or one a passage, whose next-token
+distributions are mixed in every step (RAG-Token decoding; Lewis et al. 2020, arXiv 2005.11401, section 2.5). The K
+prompts of B questions are rows of one batch and are read once; beams are branches that share their row's prompt.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ragjax.models.decoder import Decoder, Prompts, Slots, empty_slots
+from ragjax.scoring import target_log_probs
+
+Array = jax.Array
+Variables = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How answers are searched."""
+
+    max_new_tokens: int  # T, the end token not counted
+    end_ids: tuple[int, ...]  # any of them ends an answer
+    num_beams: int = 1  # Q; 1 is greedy
+    temperature: float = 0.0  # above 0: one answer is drawn, Q = 1
+    top_p: float = 1.0  # drawn from the likeliest tokens that hold this probability
+
+
+class Search(NamedTuple):
+    """Where a search stands: Q unfinished answers a question, and the Q best finished ones, best first."""
+
+    step: Array  # [] int32, tokens chosen so far in each unfinished answer
+    tokens: Array  # [B, Q, T] int32
+    scores: Array  # [B, Q] float32, log-probabilities; -inf: no answer
+    visible: Array  # [B, Q, C] bool, the slots that hold the answer's own tokens
+    slots: Slots  # C = Q * T, in order of arrival
+    ended_tokens: Array  # [B, Q, T] int32, without the end token
+    ended_lengths: Array  # [B, Q] int32
+    ended_scores: Array  # [B, Q] float32, log-probabilities, the end token's included
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def prefill(module: Decoder, variables: Variables, tokens: Array, lengths: Array) -> tuple[Array, Prompts]:
+    """Reads right-padded prompts, tokens [R, S] and lengths [R]; (their last hidden states [R, D], their slots)."""
+    hidden, prompts = module.apply(variables, tokens, lengths, method="prefill")
+    return hidden[jnp.arange(len(lengths)), jnp.maximum(lengths - 1, 0)], prompts
+
+
+@functools.partial(jax.jit, static_argnames=("module", "rule"))
+def begin(
+    module: Decoder, variables: Variables, last: Array, log_weights: Array, is_asked: Array, seeds: Array, rule: Rule
+) -> Search:
+    """The search after its first choice.
+
+    Args:
+      module: the decoder.
+      variables: its collections.
+      last: [B * K, D], last hidden states of the prompts.
+      log_weights: [B, K], log p(z|x) of the prompts.
+      is_asked: [B] bool, False for a filler, which has no answer.
+      seeds: [B] uint32, of the questions' draws.
+      rule: how answers are searched.
+    """
+    questions, width, length = len(is_asked), rule.num_beams, rule.max_new_tokens
+    nothing = jnp.full((questions, width), -jnp.inf)
+    search = Search(
+        step=jnp.int32(0),
+        tokens=jnp.zeros((questions, width, length), jnp.int32),
+        scores=nothing.at[:, 0].set(jnp.where(is_asked, 0.0, -jnp.inf)),
+        visible=jnp.zeros((questions, width, width * length), bool),
+        slots=empty_slots(module.config, len(last), width * length),
+        ended_tokens=jnp.zeros((questions, width, length), jnp.int32),
+        ended_lengths=jnp.zeros((questions, width), jnp.int32),
+        ended_scores=nothing,
+    )
+    log_probs = _mixed_log_probs(module, variables, last[:, None], log_weights)
+    return _choose(search, jnp.broadcast_to(log_probs, (questions, width, log_probs.shape[-1])), seeds, rule)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "rule"), donate_argnames="search")
+def run(
+    module: Decoder,
+    variables: Variables,
+    prompts: Prompts,
+    log_weights: Array,
+    seeds: Array,
+    search: Search,
+    until: Array,
+    rule: Rule,
+) -> Search:
+    """Goes on with a search until every question has its best answers, or `until` steps are done.
+
+    An answer that is max_new_tokens long can only end. A question is finished when none of its unfinished answers is
+    likelier than its Q-th finished one: adding tokens makes no answer likelier, so more steps would change nothing.
+
+    Args:
+      module, variables, log_weights, seeds, rule: as given to `begin`.
+      prompts: what `prefill` returned.
+      search: where it stands; the array's memory is used up.
+      until: [] int, max_new_tokens + 1 for the whole search.
+    """
+
+    def advance(search: Search) -> Search:
+        hidden, search = _feed(module, variables, prompts, search, rule)
+        return _choose(search, _mixed_log_probs(module, variables, hidden, log_weights), seeds, rule)
+
+    return jax.lax.while_loop(lambda search: (search.step < until) & is_unfinished(search), advance, search)
+
+
+def is_unfinished(search: Search) -> Array:
+    return jnp.any(search.scores > -jnp.inf)
+
+
+def _feed(module: Decoder, variables: Variables, prompts: Prompts, search: Search, rule: Rule) -> tuple[Array, Search]:
+    """Lets the model read the tokens that were chosen last: hidden states [B * K, Q, D]."""
+    per_question = len(prompts.lengths) // len(search.tokens)
+    width, step = rule.num_beams, search.step - 1
+    branches, slots = jnp.arange(width), jnp.arange(width * rule.max_new_tokens)
+    search = search._replace(visible=search.visible | (slots == step * width + branches[:, None]))
+    hidden, new_slots = module.apply(
+        variables,
+        jnp.repeat(search.tokens[:, :, step], per_question, axis=0),
+        jnp.full(width, step),
+        jnp.repeat(search.visible, per_question, axis=0),
+        prompts,
+        search.slots,
+        slots // width,
+        step * width,
+        method="extend",
+    )
+    return hidden, search._replace(slots=new_slots)
+
+
+def _mixed_log_probs(module: Decoder, variables: Variables, hidden: Array, log_weights: Array) -> Array:
+    """log sum_z p(z|x) p(next token | z, ...): [B, Q, V] from hidden states [B * K, Q, D]."""
+    log_probs = jax.nn.log_softmax(module.apply(variables, hidden, method="logits"))
+    log_probs = log_probs.reshape(*log_weights.shape, *log_probs.shape[1:])
+    return jax.nn.logsumexp(log_probs + log_weights[:, :, None, None], axis=1)
+
+
+def _choose(search: Search, log_probs: Array, seeds: Array, rule: Rule) -> Search:
+    """One more token for every unfinished answer, given log_probs [B, Q, V] of what follows them.
+
+    Of all continuations the Q likeliest count. Those of them that end are finished answers; the others, filled up to
+    Q, go on.
+    """
+    step, vocabulary = search.step, log_probs.shape[-1]
+    ends = jnp.asarray(rule.end_ids)
+    is_full = step == rule.max_new_tokens
+    if rule.temperature > 0:
+        drawn = _draw(log_probs, seeds, step, rule)
+        log_probs = jnp.where(is_full | (jnp.arange(vocabulary) == drawn[..., None]), log_probs, -jnp.inf)
+    totals = search.scores[:, :, None] + log_probs
+    ending = totals[:, :, ends].max(axis=-1)
+    totals = jnp.where(is_full, -jnp.inf, totals.at[:, :, ends].set(-jnp.inf))
+    scores, flat = jax.lax.top_k(totals.reshape(len(totals), -1), rule.num_beams)
+    least = jax.lax.top_k(jnp.concatenate([scores, ending], axis=1), rule.num_beams)[0][:, -1:]
+
+    ended_scores, order = jax.lax.top_k(
+        jnp.concatenate([search.ended_scores, jnp.where(ending >= least, ending, -jnp.inf)], axis=1), rule.num_beams
+    )
+    ended_tokens = _pick(jnp.concatenate([search.ended_tokens, search.tokens], axis=1), order)
+    lengths = jnp.broadcast_to(step, ending.shape)
+    ended_lengths = _pick(jnp.concatenate([search.ended_lengths, lengths], axis=1), order)
+
+    parents = flat // vocabulary
+    tokens = jnp.where(
+        jnp.arange(rule.max_new_tokens) == step, (flat % vocabulary)[..., None], _pick(search.tokens, parents)
+    )
+    is_done = scores[:, :1] <= ended_scores[:, -1:]
+    return Search(
+        step=step + 1,
+        tokens=tokens,
+        scores=jnp.where(is_done, -jnp.inf, scores),
+        visible=_pick(search.visible, parents),
+        slots=search.slots,
+        ended_tokens=ended_tokens,
+        ended_lengths=ended_lengths,
+        ended_scores=ended_scores,
+    )
+
+
+def _draw(log_probs: Array, seeds: Array, step: Array, rule: Rule) -> Array:
+    """A token for each answer, [B, Q]: nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751).
+
+    The draw depends on the question's seed and the step alone, never on the other questions.
+    """
+    logits = log_probs / rule.temperature
+    if rule.top_p < 1.0:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(ordered)
+        # By the probability of all likelier tokens, so the likeliest always stays.
+        is_kept = jnp.cumsum(probabilities, axis=-1) - probabilities < rule.top_p
+        least = jnp.min(ordered, axis=-1, keepdims=True, where=is_kept, initial=jnp.inf)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
+    return jax.vmap(jax.random.categorical)(keys, logits)
+
+
+def _pick(values: Array, order: Array) -> Array:
+    """values [B, N, ...] at order [B, Q] of their second axis."""
+    return jnp.take_along_axis(values, order.reshape(*order.shape, *[1] * (values.ndim - 2)), axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def score_continuations(
+    module: Decoder, variables: Variables, last: Array, prompts: Prompts, tokens: Array, lengths: Array
+) -> Array:
+    """log p(y|x, z) of U answers under each of their question's K prompts, which are not read again.
+
+    Args:
+      module: the decoder.
+      variables: its collections.
+      last, prompts: what `prefill` returned for B * K prompts.
+      tokens: [B, U, T] int, the answers, end tokens included, right-padded.
+      lengths: [B, U] int.
+
+    Returns:
+      [B, K, U] float32.
+    """
+    length, rows = tokens.shape[-1], len(last)
+    per_question = rows // len(tokens)
+    steps = jnp.arange(length - 1)  # the last token is never read
+    visible = jnp.broadcast_to(steps[:, None] >= steps, (rows, length - 1, length - 1))
+
+    def score(answer: tuple[Array, Array]) -> Array:
+        targets, lengths = (jnp.repeat(part, per_question, axis=0) for part in answer)
+        slots = empty_slots(module.config, rows, length - 1)
+        hidden, _ = module.apply(variables, targets[:, :-1], steps, visible, prompts, slots, steps, 0, method="extend")
+        states = jnp.concatenate([last[:, None], hidden], axis=1)
+        log_probs = target_log_probs(module, variables, states.reshape(-1, states.shape[-1]), targets.reshape(-1))
+        is_real = jnp.arange(length) < lengths[:, None]
+        return jnp.sum(log_probs.reshape(targets.shape), axis=-1, where=is_real).reshape(-1, per_question)
+
+    # One answer of every question after the other: attention's scores of all of them would not fit.
+    return jnp.moveaxis(jax.lax.map(score, (tokens.swapaxes(0, 1), lengths.swapaxes(0, 1))), 0, -1)
