@@ -144,7 +144,9 @@ def test_the_exported_pipeline_answers_as_the_run_does(joint, world):
     )
     moved = dataclasses.replace(opened, pipeline=bare)
     for question in questions()["test"][:2]:
-        ours, theirs = (ask(which, question["question"], 2) for which in (opened, moved))
+        ours, theirs = (
+            ask(which, question["question"], dataclasses.replace(which.config, top_k=2)) for which in (opened, moved)
+        )
         assert ours.text == theirs.text
         assert ours.probability == pytest.approx(theirs.probability, rel=1e-3)
         assert [passage.id for passage in ours.passages] == [passage.id for passage in theirs.passages]

@@ -96,11 +96,18 @@ def test_answer_log_probs_equal_transformers(models, rag_pairs):
     assert max(errors) < 2e-3
 
 
+def sample_questions(count: int) -> list[str]:
+    """Questions without a passage, which the model answers in prose."""
+    dev = load_dataset("sample").dev
+    return [f"Question: {question.question}\nAnswer:" for question in dev[:count]]
+
+
 def test_greedy_answers_equal_transformers_token_for_token(models, rag_pairs):
     ours, theirs = models
     chat = ours.tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
-    prompts = [ours.tokenizer(text)["input_ids"] for text in (*PLAIN_PROMPTS, *rag_pairs[0][:2])]
+    prompts = [ours.tokenizer(text)["input_ids"] for text in (*PLAIN_PROMPTS, *rag_pairs[0], *sample_questions(34))]
     prompts.append(ours.tokenizer(chat, split_special_tokens=False)["input_ids"])
+    assert len(prompts) == 50
     ties = 0
     generated = ours.generate_tokens(prompts, NEW_TOKENS)
     for prompt, tokens in zip(prompts, generated, strict=True):
