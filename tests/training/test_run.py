@@ -24,6 +24,7 @@ from tests.tiny_runs import PLACES, changed, flat, passages, questions, read_lin
 METRICS = {"em", "f1", "contains", "recall_at_5", "hit_at_5"}
 UNITS = {"seconds", "flops", "tokens", "backward_tokens"}
 RECORD = {"id", "question", "prediction", "answers", "em", "f1", "contains", "recall_at_5", "hit_at_5", "passages"}
+RECORD |= {"log_prob", "mrr_at_10", "answer_in_context", "recall_at_3", "hit_at_3"}  # these runs read 3 passages
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,7 @@ def test_predictions_have_a_line_for_every_question_in_file_order(trained, momen
         assert len(shares) == trained.config.top_k
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) == pytest.approx(1)
+        assert record["log_prob"] < 0
         assert {passage["id"] for passage in record["passages"]} <= known
     scores = trained.summary[moment]
     assert scores == {name: pytest.approx(np.mean([record[name] for record in records]), abs=1e-12) for name in METRICS}
