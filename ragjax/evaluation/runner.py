@@ -105,7 +105,7 @@ def evaluate(
                 batch_cost += _add_passage_answers(
                     pipeline, [texts[i] for i in batch], retrieved.rows[batch], config, batch_records
                 )
-            append_line(_partial(path), json.dumps([identity, batch_records, dataclasses.asdict(batch_cost)]))
+            _append_partial(path, identity, batch_records, batch_cost)
         records.update(zip(batch, batch_records, strict=True))
         cost += batch_cost
     lines = [json.dumps(records[i], ensure_ascii=False) + "\n" for i in range(len(questions))]
@@ -221,6 +221,10 @@ def _cost_file(path: Path) -> Path:
 
 def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
+
+
+def _append_partial(path: Path, identity: Mapping[str, Any], records: Sequence[Mapping[str, Any]], cost: Cost) -> None:
+    append_line(_partial(path), json.dumps([identity, records, dataclasses.asdict(cost)]))
 
 
 def _read_partial(
