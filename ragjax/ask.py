@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from ragjax.errors import UserError
     from ragjax.generation import check_decoding
-    from ragjax.pipeline import SUMMARY_FILE, ask, open_run
+    from ragjax.pipeline import ask, open_run
 
     question = " ".join(arguments).strip()
     if arguments and not question:
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     run = open_run(_RUN_DIR.value)
     config = dataclasses.replace(run.config, top_k=_TOP_K.value or run.config.top_k, **flags.given(DecodeConfig))
     check_decoding(config)
-    if not (run.folder / SUMMARY_FILE).is_file():
-        print(f"{run.folder} is not finished: its last checkpoint, step {run.step}, answers.", file=sys.stderr)
+    if sentence := run.unfinished():
+        print(sentence, file=sys.stderr)
     is_terminal = sys.stdout.isatty() and not _JSON.value
 
     def answer(question: str) -> None:

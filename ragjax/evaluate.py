@@ -16,7 +16,9 @@ from ragjax import flags
 from ragjax.config import DecodeConfig, EvaluateConfig
 
 flags.define_flags(EvaluateConfig)
-flags.define_overrides(DecodeConfig, but=("decode",))
+# Given as lists, by EvaluateConfig.
+_LISTED = ("decode",)
+flags.define_overrides(DecodeConfig, but=_LISTED)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -25,9 +27,7 @@ def main(arguments: Sequence[str]) -> None:
 
     if arguments:
         raise UserError(f"ragjax.evaluate takes flags only, not {arguments[0]!r}: see --help.")
-    overrides = flags.given(DecodeConfig)
-    del overrides["decode"]
-    evaluate_runs(flags.parsed(EvaluateConfig), overrides)
+    evaluate_runs(flags.parsed(EvaluateConfig), flags.given(DecodeConfig, but=_LISTED))
 
 
 if __name__ == "__main__":

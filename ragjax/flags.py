@@ -51,9 +51,9 @@ def parsed(config: type[Config]) -> Config:
     return config(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(config)})
 
 
-def given(config: type) -> dict[str, Any]:
-    """The overrides that the command line gives: {field: value}."""
-    names = [field.name for field in dataclasses.fields(config) if field.name in FLAGS]
+def given(config: type, but: Sequence[str] = ()) -> dict[str, Any]:
+    """What the command line gives of the flags that `define_overrides` has defined: {field: value}."""
+    names = [field.name for field in dataclasses.fields(config) if field.name not in but]
     return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
 
 

@@ -47,6 +47,11 @@ class Pipeline:
     prompts: PromptBuilder
     encode_cost: Cost  # of the passage vectors, also where an earlier run computed them
 
+    def check_top_k(self, top_k: int) -> None:
+        """Raises UserError where there are fewer passages than would be read."""
+        if top_k > len(self.store):
+            raise UserError(f"--top_k={top_k} is more than the {len(self.store)} passages: lower it.")
+
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
         rows, scores = self.index.search(self.embedder.encode(questions), k)
@@ -164,6 +169,12 @@ class Run:
     pipeline: Pipeline
     step: int  # of the last checkpoint that was read; 0 for a strategy that trains nothing
 
+    def unfinished(self) -> str | None:
+        """A sentence for the user where training has not come to its end."""
+        if (self.folder / SUMMARY_FILE).is_file():
+            return None
+        return f"{self.folder} is not finished: its last checkpoint, step {self.step}, is used."
+
 
 def read_run_record(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     """A run folder's configuration, and all that its config.json holds. Raises UserError where it holds no run."""
@@ -252,8 +263,7 @@ def ask(run: Run, question: str, config: RunConfig, show: Callable[[str], None] 
       UserError: top_k is larger than the corpus, or the question too long for the generator's window.
     """
     pipeline, generator = run.pipeline, run.pipeline.generator
-    if config.top_k > len(pipeline.store):
-        raise UserError(f"--top_k={config.top_k} is more than the {len(pipeline.store)} passages: lower it.")
+    pipeline.check_top_k(config.top_k)
     retrieved = pipeline.retrieve([question], config.top_k)
     rows, scores = retrieved.rows[0], retrieved.scores[0]
     prompts, log_weights = pipeline.decoding_prompts(question, rows, scores, config)

@@ -45,7 +45,7 @@ Tree = Mapping[str, Any]
 _ROWS = 8
 _CPU_TOKENS = 2048
 # Settings of how layers are compiled: they change no value beyond rounding.
-_COMPILATION = ("scan_layers", "remat")
+_COMPILATION = ("scan_layers", "remat", "decoding_layout")
 
 
 @dataclasses.dataclass(frozen=True)

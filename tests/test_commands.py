@@ -185,10 +185,7 @@ def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
     (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "predictions" / "test.after.jsonl").unlink()
     evaluate_runs(EvaluateConfig(run_dir=str(tmp_path / "run"), eval_limit=1), {})
-    assert (
-        f"{tmp_path / 'run'} is not finished: evaluated as its last checkpoint, step 2, has it"
-        in capsys.readouterr().out
-    )
+    assert f"{tmp_path / 'run'} is not finished: its last checkpoint, step 2, is used." in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "run" / "predictions").glob("*.jsonl")}
     assert names == {"test.before.jsonl", "test.first1.concat.k3.jsonl"}
 

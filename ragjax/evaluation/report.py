@@ -52,7 +52,7 @@ def pairs_table(pairs: Sequence[Mapping]) -> str:
     rows = [("decode", "k", "metric", "first", "second", "difference", "95 % interval", "p")]
     for pair in pairs:
         mean, low, high = pair["difference"]
-        values = [_number(value, form) for value, form in ((pair["first"], ".3f"), (pair["second"], ".3f"))]
+        values = [_number(pair[side], ".3f") for side in ("first", "second")]
         span = f"[{low:+.3f}, {high:+.3f}]"
         label = (pair["decode"], str(pair["top_k"]), pair["metric"])
         rows.append((*label, *values, f"{mean:+.3f}", span, f"{pair['p_value']:.3f}"))

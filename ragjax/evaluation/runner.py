@@ -1,6 +1,7 @@
 """Evaluation: retrieve, decode, score, and write one line a question."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -20,7 +21,7 @@ from ragjax.errors import UserError
 from ragjax.evaluation.generations import CachedGenerations
 from ragjax.evaluation.report import METRICS
 from ragjax.files import append_line, read_json, write_atomic, write_json
-from ragjax.generation import Decoded
+from ragjax.generation import Decoded, Prepared, decode_answers, prepare
 from ragjax.pipeline import Pipeline, probabilities
 from ragjax.retrieval import PassageStore
 
@@ -71,7 +72,7 @@ def evaluate(
     began = time.perf_counter()
     texts = [question.question for question in questions]
     top_k, batch_size = config.top_k, config.eval_batch_size
-    width = min(max(top_k, _RECALL_K, _RANK_K), len(pipeline.store))
+    width = min(max(top_k, _RANK_K), len(pipeline.store))
     retrieved = pipeline.retrieve(texts, width)
     asked = [
         pipeline.decoding_prompts(text, rows[:top_k], scores[:top_k], config)
@@ -84,6 +85,8 @@ def evaluate(
     order = sorted(range(len(questions)), key=lambda i: (max(map(len, asked[i][0])), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in batches])
+    generator = prepare(pipeline.generator)
+    decode = functools.partial(decode_answers, generator) if generations is None else generations.decode_answers
     records: dict[int, dict[str, Any]] = {}
     for number, batch in enumerate(tqdm(batches, desc=f"answering ({path.stem})", unit="batch", dynamic_ncols=True)):
         if number < len(finished):
@@ -91,11 +94,10 @@ def evaluate(
         else:
             began = time.perf_counter()
             prompts = [asked[i][0] for i in batch]
-            source = pipeline.generator if generations is None else generations
             # A question's draws depend on its place alone, not on its batch.
             seeds = [(config.sample_seed * _SEED_STEP + i) % 2**32 for i in batch]
             weights = np.stack([asked[i][1] for i in batch])
-            answers = source.decode_answers(prompts, weights, config, batch_size, seeds)
+            answers = decode(prompts, weights, config, batch_size, seeds)
             batch_cost = _decoding_cost(pipeline, prompts, answers, time.perf_counter() - began)
             batch_records = [
                 _record(pipeline, questions[i], answer, retrieved.rows[i], retrieved.scores[i], config)
@@ -103,7 +105,7 @@ def evaluate(
             ]
             if passage_answers:
                 batch_cost += _add_passage_answers(
-                    pipeline, [texts[i] for i in batch], retrieved.rows[batch], config, batch_records
+                    pipeline, generator, [texts[i] for i in batch], retrieved.rows[batch], config, batch_records
                 )
             _append_partial(path, identity, batch_records, batch_cost)
         records.update(zip(batch, batch_records, strict=True))
@@ -183,6 +185,7 @@ def _record(
 
 def _add_passage_answers(
     pipeline: Pipeline,
+    generator: Prepared,
     questions: Sequence[str],
     rows: np.ndarray,
     config: RunConfig,
@@ -197,9 +200,7 @@ def _add_passage_answers(
     ]
     greedy = DecodeConfig(max_new_tokens=config.max_new_tokens)
     batch_size = config.eval_batch_size * config.top_k
-    answers = pipeline.generator.decode_answers(
-        [[ids] for ids in prompts], np.zeros((len(prompts), 1)), greedy, batch_size
-    )
+    answers = decode_answers(generator, [[ids] for ids in prompts], np.zeros((len(prompts), 1)), greedy, batch_size)
     entries = [entry for record in records for entry in record["passages"]]
     for entry, answer in zip(entries, answers, strict=True):
         entry["answer"] = pipeline.prediction(answer.tokens)

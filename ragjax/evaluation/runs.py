@@ -14,10 +14,10 @@ from ragjax.evaluation.runner import evaluate, holds
 from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
 from ragjax.files import write_json
 from ragjax.generation import check_decoding
-from ragjax.pipeline import SUMMARY_FILE, Run, build_pipeline, load_models, open_run
+from ragjax.pipeline import Run, build_pipeline, load_models, open_run
 
 _DEFAULT_RUN = "runs/joint"
-_PLAIN_OUT = "runs/plain/predictions"
+_PLAIN_RUN = "runs/plain"
 
 
 def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,8 +41,7 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[
     found = _evaluated(config, run, settings, questions, label, _folder(config, run))
     result: dict[str, Any] = {"questions": label, "n": len(questions), **found}
     if config.paired_with:
-        other = open_run(config.paired_with)
-        _say_where_it_stands(other)
+        other = _opened(config.paired_with)
         folder = other.folder / "predictions"
         second = _evaluated(config, other, _alike(settings, other.config), questions, label, folder)
         result["pairs"] = _pairs(found["results"], second["results"])
@@ -58,23 +57,24 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[
 def _open(config: EvaluateConfig) -> Run:
     """The run, or untrained models as one."""
     if not (config.embedder or config.generator):
-        run = open_run(config.run_dir or _DEFAULT_RUN)
+        run = _opened(config.run_dir or _DEFAULT_RUN)
         if config.data and config.data != run.config.data:
             raise UserError("--data goes with --embedder and --generator; a run is evaluated on its own data.")
-        _say_where_it_stands(run)
         return run
     if config.run_dir:
         raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
     given = {name: value for name in ("embedder", "generator", "data") if (value := getattr(config, name))}
-    plain = RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_OUT, **given)
+    plain = RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given)
     dataset = load_dataset(plain.data)
     pipeline = build_pipeline(plain, dataset, *load_models(plain))
-    return Run(plain, Path(_PLAIN_OUT).parent, dataset, pipeline, 0)
+    return Run(plain, Path(_PLAIN_RUN), dataset, pipeline, 0)
 
 
-def _say_where_it_stands(run: Run) -> None:
-    if not (run.folder / SUMMARY_FILE).is_file():
-        print(f"{run.folder} is not finished: evaluated as its last checkpoint, step {run.step}, has it.", flush=True)
+def _opened(folder: str) -> Run:
+    run = open_run(folder)
+    if sentence := run.unfinished():
+        print(sentence, flush=True)
+    return run
 
 
 def _folder(config: EvaluateConfig, run: Run) -> Path:
@@ -134,8 +134,7 @@ def _evaluated(
 ) -> dict[str, Any]:
     results = []
     for each in settings:
-        if each.top_k > len(run.pipeline.store):
-            raise UserError(f"--top_k={each.top_k} is more than the {len(run.pipeline.store)} passages: lower it.")
+        run.pipeline.check_top_k(each.top_k)
         # What training has decoded at its end need not be decoded again.
         path = run.folder / "predictions" / f"{config.split}.after.jsonl"
         if not holds(path, run.pipeline, questions, each, config.passage_answers):

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from ragjax.config import DecodeConfig
@@ -16,7 +16,7 @@ from ragjax.data.batches import pad_tokens, round_up
 from ragjax.errors import UserError
 from ragjax.generation import search
 from ragjax.generation.search import Rule
-from ragjax.models.decoder import Decoder
+from ragjax.models.decoder import Decoder, Prompts, for_decoding
 
 Ids = Sequence[int]
 
@@ -41,6 +41,16 @@ class Decoded:
     tokens_read: int  # by the model for this question behind its prompts, over all prompts and beams
 
 
+class Prepared(NamedTuple):
+    """A language model with its decoder in the form that takes steps fastest: see `prepare`."""
+
+    module: Decoder
+    variables: Any
+    eos_token_id: int
+    end_ids: tuple[int, ...]
+    steps: tuple[Decoder, Any]  # the decoder and its variables, behind the prompts
+
+
 class _Batch(NamedTuple):
     """Some questions with their prompts read."""
 
@@ -49,7 +59,21 @@ class _Batch(NamedTuple):
     is_asked: np.ndarray  # [B]
     seeds: np.ndarray  # [B]
     last: Any  # [B * K, D]
-    prompts: Any
+    prompts: Prompts
+
+
+def prepare(model: LanguageModel) -> Prepared:
+    """The model for several calls of what follows, each of which would prepare it by itself.
+
+    On CPU this copies the decoder's layers. Elsewhere a layer is read where it lies in the stack, and there may be no
+    room for a copy.
+    """
+    if isinstance(model, Prepared):
+        return model
+    steps = model.module, model.variables
+    if jax.default_backend() == "cpu":
+        steps = for_decoding(*steps)
+    return Prepared(model.module, model.variables, model.eos_token_id, model.end_ids, steps)
 
 
 def check_decoding(config: DecodeConfig) -> None:
@@ -111,6 +135,7 @@ def decode_mixture(
       For each question the best answer. Its log_prob is that of RAG-Token (-rag_token_nll) unless it was drawn
       or ended with another end token than the training's, eos_token_id.
     """
+    model = prepare(model)
     results: list[Decoded] = [None] * len(prompts)
     for batch in _batches(model, prompts, log_weights, batch_size, seeds):
         found = _searched(model, batch, batch.log_weights, batch.is_asked, batch.seeds, rule)
@@ -136,6 +161,7 @@ def decode_sequence(
       is_thorough: every answer is scored under every passage; False: an answer's probability is taken as 0 under the
         passages whose search did not find it.
     """
+    model = prepare(model)
     results: list[Decoded] = [None] * len(prompts)
     for batch in _batches(model, prompts, log_weights, batch_size, None):
         size, passages = batch.log_weights.shape
@@ -145,7 +171,7 @@ def decode_sequence(
         groups = [found[row : row + passages] for row in range(0, rows, passages)]
         hypotheses = [list(dict.fromkeys(tuple(ids) for beams in group for ids, _ in beams)) for group in groups]
         if is_thorough:
-            scores = _rescored(model, batch, hypotheses, rows * rule.num_beams // size)
+            scores = _rescored(model, batch, hypotheses, passages * rule.num_beams)
         else:
             scores = np.full((size, passages, max(map(len, hypotheses))), -np.inf)
             for b, group in enumerate(groups):
@@ -168,14 +194,14 @@ def stream_answer(
 
     For greedy and drawn answers of concat and rag_token: those of others are not known before the end.
     """
-    rule = _rule(model, config)
+    rule, model = _rule(model, config), prepare(model)
     (batch,) = _batches(model, [prompts], np.asarray(log_weights)[None], 1, [config.sample_seed])
     fixed = (batch.log_weights, batch.seeds)
-    state = search.begin(model.module, model.variables, batch.last, fixed[0], batch.is_asked, fixed[1], rule)
+    state = search.begin(*model.steps, batch.last, fixed[0], batch.is_asked, fixed[1], rule)
     while search.is_unfinished(state):
         yield np.asarray(state.tokens)[0, 0, : int(state.step)].tolist()
         until = state.step + 1
-        state = search.run(model.module, model.variables, batch.prompts, *fixed, state, until, rule)
+        state = search.run(*model.steps, batch.prompts, *fixed, state, until, rule)
 
 
 def can_stream(config: DecodeConfig) -> bool:
@@ -188,7 +214,7 @@ def _rule(model: LanguageModel, config: DecodeConfig) -> Rule:
 
 
 def _batches(
-    model: LanguageModel,
+    model: Prepared,
     prompts: Sequence[Sequence[Ids]],
     log_weights: np.ndarray,
     batch_size: int,
@@ -206,17 +232,18 @@ def _batches(
         weights[: len(chosen)] = [log_weights[i] for i in chosen]
         drawn_from = np.zeros(batch_size, np.uint32)
         drawn_from[: len(chosen)] = [seeds[i] for i in chosen]
-        last, slots = search.prefill(model.module, model.variables, tokens, lengths)
+        is_unstacked = model.steps[0].config.decoding_layout
+        last, slots = search.prefill(model.module, model.variables, tokens, lengths, is_unstacked)
         yield _Batch(chosen, weights, np.arange(batch_size) < len(chosen), drawn_from, last, slots)
 
 
 def _searched(
-    model: LanguageModel, batch: _Batch, log_weights: np.ndarray, is_asked: np.ndarray, seeds: np.ndarray, rule: Rule
+    model: Prepared, batch: _Batch, log_weights: np.ndarray, is_asked: np.ndarray, seeds: np.ndarray, rule: Rule
 ) -> list[list[tuple[list[int], float]]]:
     """(tokens, log-probability) of each question's answers, best first, none for fillers."""
-    state = search.begin(model.module, model.variables, batch.last, log_weights, is_asked, seeds, rule)
+    state = search.begin(*model.steps, batch.last, log_weights, is_asked, seeds, rule)
     until = rule.max_new_tokens + 1
-    state = search.run(model.module, model.variables, batch.prompts, log_weights, seeds, state, until, rule)
+    state = search.run(*model.steps, batch.prompts, log_weights, seeds, state, until, rule)
     tokens, lengths, scores = map(np.asarray, (state.ended_tokens, state.ended_lengths, state.ended_scores))
     return [
         [
@@ -228,14 +255,10 @@ def _searched(
     ]
 
 
-def _rescored(model: LanguageModel, batch: _Batch, hypotheses: Sequence[Sequence[tuple[int, ...]]], most: int):
+def _rescored(model: Prepared, batch: _Batch, hypotheses: Sequence[Sequence[tuple[int, ...]]], most: int):
     """log p(y|x,z) [B, K, U] of every question's hypotheses, at most `most` each, under all of its passages."""
     ended = [[[*ids, model.eos_token_id] for ids in answers] for answers in hypotheses]
     longest = max(len(ids) for answers in ended for ids in answers)
     padded = [pad_tokens(answers, most, round_up(longest, 8)) for answers in ended]
     tokens, lengths = (np.stack(parts) for parts in zip(*padded, strict=True))
-    return np.asarray(
-        search.score_continuations(
-            model.module, model.variables, batch.last, batch.prompts, jnp.asarray(tokens), jnp.asarray(lengths)
-        )
-    )
+    return np.asarray(search.score_continuations(*model.steps, batch.last, batch.prompts, tokens, lengths))

@@ -7,13 +7,13 @@ prompts of B questions are rows of one batch and are read once; beams are branch
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ragjax.models.decoder import Decoder, Prompts, Slots, empty_slots
+from ragjax.models.decoder import Decoder, Prompts, Slots, empty_slots, unstack
 from ragjax.scoring import target_log_probs
 
 Array = jax.Array
@@ -38,16 +38,23 @@ class Search(NamedTuple):
     tokens: Array  # [B, Q, T] int32
     scores: Array  # [B, Q] float32, log-probabilities; -inf: no answer
     visible: Array  # [B, Q, C] bool, the slots that hold the answer's own tokens
-    slots: Slots  # C = Q * T, in order of arrival
+    slots: Slots | Sequence[Slots]  # C = Q * T, in order of arrival
     ended_tokens: Array  # [B, Q, T] int32, without the end token
     ended_lengths: Array  # [B, Q] int32
     ended_scores: Array  # [B, Q] float32, log-probabilities, the end token's included
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def prefill(module: Decoder, variables: Variables, tokens: Array, lengths: Array) -> tuple[Array, Prompts]:
-    """Reads right-padded prompts, tokens [R, S] and lengths [R]; (their last hidden states [R, D], their slots)."""
+@functools.partial(jax.jit, static_argnames=("module", "is_unstacked"))
+def prefill(
+    module: Decoder, variables: Variables, tokens: Array, lengths: Array, is_unstacked: bool = False
+) -> tuple[Array, Prompts]:
+    """Reads right-padded prompts, tokens [R, S] and lengths [R]; (their last hidden states [R, D], their slots).
+
+    Unstacked slots are for the decoder that `for_decoding` gives.
+    """
     hidden, prompts = module.apply(variables, tokens, lengths, method="prefill")
+    if is_unstacked:
+        prompts = prompts._replace(slots=unstack(prompts.slots))
     return hidden[jnp.arange(len(lengths)), jnp.maximum(lengths - 1, 0)], prompts
 
 

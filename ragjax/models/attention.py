@@ -105,7 +105,7 @@ def cached_attention(queries: Array, parts: Sequence[tuple[Array, Array]], mask:
 
     Args:
       queries: [R, Q, N, H].
-      parts: (keys, values) pairs, each [R, M, C_i, H], N a multiple of M.
+      parts: pairs of keys [R, M, H, C_i] and values [R, M, C_i, H], N a multiple of M.
       mask: [R, Q, sum of C_i] bool.
 
     Returns:
@@ -117,7 +117,7 @@ def cached_attention(queries: Array, parts: Sequence[tuple[Array, Array]], mask:
     queries = (queries * width**-0.5).reshape(rows, length, groups, -1, width).transpose(0, 2, 3, 1, 4)
     queries = queries.reshape(rows, groups, -1, width)
     scores = jnp.concatenate(
-        [jnp.einsum("rmqh,rmch->rmqc", queries, keys, preferred_element_type=jnp.float32) for keys, _ in parts], axis=-1
+        [jnp.einsum("rmqh,rmhc->rmqc", queries, keys, preferred_element_type=jnp.float32) for keys, _ in parts], axis=-1
     )
     scores = scores.reshape(rows, groups, -1, length, mask.shape[-1])
     scores += jnp.where(mask, 0.0, _MASKED)[:, None, None]

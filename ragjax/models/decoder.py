@@ -6,8 +6,7 @@ hidden states; whoever needs logits asks `logits` for just the positions it want
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +65,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     dtype: str = "float32"
     scan_layers: bool = True
+    decoding_layout: bool = False  # see `for_decoding`
     remat: str = "none"  # see `stack_layers`
     lora: LoraConfig | None = None
     quantize: str | None = None  # how the layers' kernels are stored; see quantize.py
@@ -123,23 +123,53 @@ def _llama3_rope(scaling: Mapping[str, Any], config: Mapping[str, Any]) -> Llama
 
 
 class Slots(NamedTuple):
-    """Keys and values of earlier tokens, of every layer."""
+    """Keys and values of earlier tokens: of every layer, or of one without the axis L."""
 
-    keys: Array  # [L, R, M, C, H]
+    keys: Array  # [L, R, M, H, C], as the product with queries reads them
     values: Array  # [L, R, M, C, H]
 
 
 class Prompts(NamedTuple):
     """What R prompts have left in a decoder that goes on from them."""
 
-    slots: Slots
+    slots: Slots | Sequence[Slots]  # the layers' slots one by one for what `for_decoding` gives
     lengths: Array  # [R], tokens of each prompt; what lies behind them is padding
 
 
-def empty_slots(config: DecoderConfig, rows: int, slots: int) -> Slots:
+def empty_slots(config: DecoderConfig, rows: int, slots: int) -> Slots | Sequence[Slots]:
     """Room for `slots` new tokens in each of `rows` rows."""
-    shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
-    return Slots(jnp.zeros(shape, jnp.dtype(config.dtype)), jnp.zeros(shape, jnp.dtype(config.dtype)))
+    layers, heads, width = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+    keys = jnp.zeros((layers, rows, heads, width, slots), jnp.dtype(config.dtype))
+    stacked = Slots(keys, keys.swapaxes(-1, -2))
+    return unstack(stacked) if config.decoding_layout else stacked
+
+
+@jax.jit
+def unstack(tree: Any) -> list[Any]:
+    """One tree a layer, from a tree whose arrays have a leading layer axis."""
+    leaves, structure = jax.tree.flatten(tree)
+    return [structure.unflatten(layer) for layer in zip(*leaves, strict=True)]
+
+
+def for_decoding(module: "Decoder", variables: Mapping[str, Any]) -> tuple["Decoder", Mapping[str, Any]]:
+    """The decoder with a copy of its layers that takes short steps fastest on CPU; it reads unstacked prompts.
+
+    A step is bound by memory there, and XLA copies a layer out of the stack before each use: so each layer has arrays
+    of its own. Kernels are transposed: see `Projection`.
+    """
+    return Decoder(dataclasses.replace(module.config, decoding_layout=True)), {
+        name: {**tree, "layers": {str(i): layer for i, layer in enumerate(_laid_out(tree["layers"]))}}
+        for name, tree in variables.items()
+    }
+
+
+@jax.jit
+def _laid_out(layers: Any) -> list[Any]:
+    def transpose(path, leaf):
+        # A quantised kernel is not one array, so the path goes on.
+        return leaf.swapaxes(-1, -2) if path[-1].key == "kernel" else leaf
+
+    return unstack(jax.tree_util.tree_map_with_path(transpose, layers))
 
 
 def rotary_angles(positions: Array, config: DecoderConfig) -> Array:
@@ -175,8 +205,8 @@ class SelfAttention(nn.Module):
         )
         queries, keys = rotate(queries, angles), rotate(keys, angles)
         if slots is not None:
-            new = Slots(keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3))
-            slots = new if prompt is None else jax.tree.map(functools.partial(_put, at=filled), slots, new)
+            new = Slots(keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3))
+            slots = new if prompt is None else _put(slots, new, filled)
         if prompt is None:
             mixed = causal_attention(queries, keys, values, mask, config.sliding_window)
         else:
@@ -185,8 +215,9 @@ class SelfAttention(nn.Module):
         return _projection(config, "o_proj", config.hidden_size, config.attention_bias)(mixed, dropout_ids), slots
 
 
-def _put(slots: Array, new: Array, at: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(slots, new, at, axis=2)
+def _put(slots: Slots, new: Slots, at: Array) -> Slots:
+    put = jax.lax.dynamic_update_slice_in_dim
+    return Slots(put(slots.keys, new.keys, at, axis=3), put(slots.values, new.values, at, axis=2))
 
 
 class Mlp(nn.Module):
@@ -214,6 +245,20 @@ class DecoderLayer(nn.Module):
         return x + Mlp(config, name="mlp")(normed, dropout_ids), slots
 
 
+class _UnstackedLayers(nn.Module):
+    """What `stack_layers` gives, with parameters under the layer's number and slots one by one."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, prompt, slots, *shared):
+        kept = []
+        for i in range(self.config.num_hidden_layers):
+            x, new = DecoderLayer(self.config, name=str(i))(x, prompt[i], slots[i], *shared)
+            kept.append(new)
+        return x, kept
+
+
 class Decoder(nn.Module):
     """tokens -> hidden states; `logits` maps hidden states to the vocabulary."""
 
@@ -222,13 +267,16 @@ class Decoder(nn.Module):
     def setup(self):
         config = self.config
         self.embed_tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=jnp.dtype(config.dtype))
-        self.layers = stack_layers(
-            DecoderLayer,
-            config.num_hidden_layers,
-            config.scan_layers,
-            config.remat,
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
-        )(config)
+        if config.decoding_layout:
+            self.layers = _UnstackedLayers(config)
+        else:
+            self.layers = stack_layers(
+                DecoderLayer,
+                config.num_hidden_layers,
+                config.scan_layers,
+                config.remat,
+                in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            )(config)
         self.norm = _norm(config, None)
         if not config.tie_word_embeddings:
             self.lm_head = Projection(config.vocab_size, dtype=jnp.dtype(config.dtype))
@@ -271,7 +319,7 @@ class Decoder(nn.Module):
           slot_steps: [C] int, `steps` of the tokens in the slots.
           filled: [] int, slots in use.
         """
-        prompt_slots = jnp.arange(prompts.slots.keys.shape[3])
+        prompt_slots = jnp.arange(jax.tree.leaves(prompts.slots)[0].shape[-1])  # of keys
         seen = jnp.broadcast_to((prompt_slots < prompts.lengths[:, None])[:, None], (*tokens.shape, len(prompt_slots)))
         positions = prompts.lengths[:, None] + steps
         window = self.config.sliding_window
@@ -305,7 +353,8 @@ class Decoder(nn.Module):
 
 def _projection(config: DecoderConfig, name: str, features: int, use_bias: bool) -> Projection:
     lora = config.lora if config.lora is not None and name in config.lora.targets else None
-    return Projection(features, use_bias, jnp.dtype(config.dtype), lora, config.quantize, name=name)
+    is_transposed = config.decoding_layout and not config.quantize
+    return Projection(features, use_bias, jnp.dtype(config.dtype), lora, config.quantize, is_transposed, name=name)
 
 
 def _norm(config: DecoderConfig, name: str | None) -> nn.RMSNorm:

@@ -16,7 +16,7 @@ import pytest
 
 from ragjax import losses
 from ragjax.config import DecodeConfig
-from ragjax.generation import Rule, decode_answers, decode_mixture, decode_sequence, search, stream_answer
+from ragjax.generation import Rule, decode, decode_answers, decode_mixture, decode_sequence, search, stream_answer
 from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import init_lora, load_generator
 from tests.tiny import write_tiny_llama
@@ -79,6 +79,14 @@ def cut(text: list[int], ends: tuple[int, ...]) -> list[int]:
 
 def test_rows_of_any_length_go_on_as_in_a_plain_loop(generator, prompts, expected):
     assert decoded(generator, prompts, ends=(-1,)) == expected
+
+
+def test_stacked_layers_give_the_same_tokens(generator, prompts, ends, monkeypatch):
+    """As other devices than CPUs read them."""
+    unstacked = decoded(generator, prompts, ends)
+    monkeypatch.setattr(decode.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(decode, "for_decoding", None)  # not to be called
+    assert decoded(generator, prompts, ends) == unstacked
 
 
 def test_adapters_are_part_of_the_model(generator, prompts, expected):

@@ -13,7 +13,7 @@ import pytest
 from ragjax.config import QUANTIZE, REMAT
 from ragjax.costs import ModelSize, forward_flops, train_flops
 from ragjax.errors import UserError
-from ragjax.models.decoder import Decoder, DecoderConfig, Llama3Rope, empty_slots
+from ragjax.models.decoder import Decoder, DecoderConfig, Llama3Rope, empty_slots, for_decoding, unstack
 from ragjax.models.layers import Projection
 from ragjax.models.lora import LoraConfig
 from ragjax.models.quantize import dequantize, quantize
@@ -163,8 +163,9 @@ def test_full_logits_join_the_two():
     close(logits, expected)
 
 
+@pytest.mark.parametrize("is_laid_out", [False, True], ids=["stacked", "for_decoding"])
 @pytest.mark.parametrize("window", [None, 1, 3, 6])
-def test_branches_that_go_on_from_prompts_equal_uncached(window):
+def test_branches_that_go_on_from_prompts_equal_uncached(window, is_laid_out):
     """Prompts of two lengths, each with two branches of three tokens, fed one token a time and then two at once; the
     second branch takes its first token over from the first one."""
     module, variables = tiny_decoder(sliding_window=window)
@@ -174,11 +175,14 @@ def test_branches_that_go_on_from_prompts_equal_uncached(window):
         [reference_hidden(module.config, variables["params"], [*prompt, *branch]) for branch in branches]
         for prompt, branches in zip(prompts, new, strict=True)
     ]
-    prefill, extend = (jax.jit(functools.partial(module.apply, method=name)) for name in ("prefill", "extend"))
     tokens, segments, _ = padded_rows(prompts, 8)
-    hidden, kept = prefill(variables, tokens, segments.sum(axis=1))
+    hidden, kept = jax.jit(functools.partial(module.apply, method="prefill"))(variables, tokens, segments.sum(axis=1))
     for row, prompt in enumerate(prompts):
         close(hidden[row, : len(prompt)], uncached[row][0][: len(prompt)])
+    if is_laid_out:
+        module, variables = for_decoding(module, variables)
+        kept = kept._replace(slots=unstack(kept.slots))
+    extend = jax.jit(functools.partial(module.apply, method="extend"))
     # Slot by slot: the first token of both, then steps 1 and 2 of each branch.
     slot_steps, slots = np.array([0, 1, 1, 2, 2]), empty_slots(module.config, 2, 5)
     seen = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 0, 1, 0, 1]], bool)

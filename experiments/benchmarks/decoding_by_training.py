@@ -1,0 +1,71 @@
+"""What decoding suits what training: each run's test answers under concat, rag_token and rag_sequence decoding.
+
+    python experiments/benchmarks/decoding_by_training.py --runs RUN_A RUN_B --eval_limit=100 --out=table.json
+
+RUN: folders of ragjax.train. Within a run the passages are the same for every decoder, so the differences from concat
+decoding are paired by question. `ragjax.evaluate` keeps what is decoded, so the script goes on where it stopped.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ragjax.config import DECODERS, EvaluateConfig
+from ragjax.evaluation import evaluate_runs
+from ragjax.evaluation.statistics import paired_interval, paired_p_value
+from ragjax.files import write_json
+from ragjax.version import __version__
+
+# Passages are the same under every decoder: only the answers differ.
+METRICS = ("em", "f1", "contains")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", nargs="+", required=True)
+    parser.add_argument("--eval_limit", type=int, default=100)
+    parser.add_argument("--out", type=Path, required=True)
+    flags = parser.parse_args()
+    runs: dict[str, Any] = {}
+    for run in flags.runs:
+        result = evaluate_runs(EvaluateConfig(run_dir=run, decode=",".join(DECODERS), eval_limit=flags.eval_limit), {})
+        trained = json.loads((Path(run) / "config.json").read_text())
+        runs[Path(run).name] = {
+            "trained": {name: trained["flags"][name] for name in ("strategy", "objective", "max_steps", "embedder_lr")},
+            "data": trained["inputs"]["data"],
+            "step": result["step"],
+            "n": result["n"],
+            "decoders": compared(result["results"]),
+        }
+        write_json(
+            flags.out,
+            {
+                "command": " ".join(["python", *sys.argv]),
+                "versions": {"ragjax": __version__, "jax": jax.__version__},
+                "device": jax.devices()[0].device_kind,
+                "runs": runs,
+            },
+        )
+
+
+def compared(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each decoder's scores, cost, and differences from the first decoder: {metric: [mean, low, high, p]}."""
+    columns = [[json.loads(line) for line in Path(each["predictions"]).read_text().splitlines()] for each in results]
+    table = {}
+    for each, records in zip(results, columns, strict=True):
+        row = {name: each[name] for name in ("scores", "cost", "passages_cut")}
+        if records is not columns[0]:
+            row["minus_concat"] = {}
+            for metric in METRICS:
+                pair = [[record[metric] for record in side] for side in (columns[0], records)]
+                row["minus_concat"][metric] = [*paired_interval(*pair), paired_p_value(*pair)]
+        table[each["decode"]] = row
+    return table
+
+
+if __name__ == "__main__":
+    main()
