@@ -272,7 +272,7 @@ def ask(run: Run, question: str, config: RunConfig, show: Callable[[str], None] 
         for new_tokens in stream_answer(generator, prompts, log_weights, config):
             show(pipeline.prediction(new_tokens))
     else:
-        (decoded,) = generator.decode_answers([prompts], log_weights[None], config, 1, [config.sample_seed])
+        (decoded,) = generator.prepared().decode_answers([prompts], log_weights[None], config, 1, [config.sample_seed])
         new_tokens = decoded.tokens
     text = pipeline.prediction(new_tokens)
     if show is not None:

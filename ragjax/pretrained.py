@@ -23,7 +23,7 @@ from ragjax.costs import ModelSize
 from ragjax.data.batches import Shape, make_rows, pad_tokens, round_up
 from ragjax.data.prompts import default_prefix
 from ragjax.errors import UserError
-from ragjax.generation import Decoded, decode_answers
+from ragjax.generation import Prepared, prepare
 from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.decoder import Decoder, DecoderConfig
 from ragjax.models.encoders import EncoderConfig, sentence_vectors
@@ -222,19 +222,14 @@ class Generator:
     ) -> list[list[int]]:
         """Greedy new tokens of prompts given as ids, the end token left out; prompts of like length run together."""
         greedy = DecodeConfig(max_new_tokens=max_new_tokens)
-        answers = self.decode_answers([[ids] for ids in prompts], np.zeros((len(prompts), 1)), greedy, batch_size)
+        answers = self.prepared().decode_answers(
+            [[ids] for ids in prompts], np.zeros((len(prompts), 1)), greedy, batch_size
+        )
         return [answer.tokens for answer in answers]
 
-    def decode_answers(
-        self,
-        prompts: Sequence[Sequence[Sequence[int]]],
-        log_weights: np.ndarray,
-        config: DecodeConfig,
-        batch_size: int = _ROWS,
-        seeds: Sequence[int] | None = None,
-    ) -> list[Decoded]:
-        """`ragjax.generation.decode_answers` of this generator."""
-        return decode_answers(self, prompts, log_weights, config, batch_size, seeds)
+    def prepared(self) -> Prepared:
+        """What decodes answers; on CPU it holds a copy of the layers, so let it go when you have them."""
+        return prepare(self)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokenizer's default prefix and the prompt, whose special-token strings are plain text."""

@@ -27,7 +27,7 @@ from ragjax.config import RunConfig
 from ragjax.data.batches import pad_tokens, round_up
 from ragjax.data.sources import load_dataset
 from ragjax.files import write_json
-from ragjax.generation import Rule, decode_answers, prepare, search
+from ragjax.generation import Rule, search
 from ragjax.pipeline import build_pipeline, load_models
 from ragjax.version import __version__
 
@@ -114,7 +114,7 @@ def timed(call: Callable[[Any], Any], argument: Any) -> tuple[float, Any]:
 
 class Ours:
     def __init__(self, generator: Any, new_tokens: int):
-        self._generator, self._rule = prepare(generator), Rule(new_tokens, end_ids=(-1,))
+        self._generator, self._rule = generator.prepared(), Rule(new_tokens, end_ids=(-1,))
 
     def prefill(self, prompts: Sequence[list[int]]) -> Any:
         tokens, lengths = pad_tokens(prompts, len(prompts), round_up(max(map(len, prompts)), 64))
@@ -135,7 +135,7 @@ class Ours:
         return rule.max_new_tokens
 
     def answer(self, prompts: Sequence[list[int]]) -> None:
-        decode_answers(self._generator, [[ids] for ids in prompts], np.zeros((len(prompts), 1)), CONFIG, len(prompts))
+        self._generator.decode_answers([[ids] for ids in prompts], np.zeros((len(prompts), 1)), CONFIG, len(prompts))
 
 
 class Theirs:

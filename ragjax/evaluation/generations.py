@@ -15,7 +15,7 @@ from ragjax.pretrained import Generator
 
 
 class CachedGenerations:
-    """Stands in for `Generator.decode_answers`."""
+    """Stands in for what `Generator.prepared` gives."""
 
     def __init__(self, generator: Generator, path: Path):
         """path: the file that answers are kept in (.jsonl)."""
@@ -40,7 +40,7 @@ class CachedGenerations:
         ]
         missing = list({key: i for i, key in enumerate(keys) if key not in self._records}.values())
         if missing:
-            answers = self._generator.decode_answers(
+            answers = self._generator.prepared().decode_answers(
                 [prompts[i] for i in missing],
                 np.asarray(log_weights)[missing],
                 config,

@@ -1,7 +1,6 @@
 """Evaluation: retrieve, decode, score, and write one line a question."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import time
@@ -21,7 +20,7 @@ from ragjax.errors import UserError
 from ragjax.evaluation.generations import CachedGenerations
 from ragjax.evaluation.report import METRICS
 from ragjax.files import append_line, read_json, write_atomic, write_json
-from ragjax.generation import Decoded, Prepared, decode_answers, prepare
+from ragjax.generation import Decoded, Prepared
 from ragjax.pipeline import Pipeline, probabilities
 from ragjax.retrieval import PassageStore
 
@@ -85,8 +84,8 @@ def evaluate(
     order = sorted(range(len(questions)), key=lambda i: (max(map(len, asked[i][0])), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in batches])
-    generator = prepare(pipeline.generator)
-    decode = functools.partial(decode_answers, generator) if generations is None else generations.decode_answers
+    generator = pipeline.generator.prepared()
+    source = generator if generations is None else generations
     records: dict[int, dict[str, Any]] = {}
     for number, batch in enumerate(tqdm(batches, desc=f"answering ({path.stem})", unit="batch", dynamic_ncols=True)):
         if number < len(finished):
@@ -97,7 +96,7 @@ def evaluate(
             # A question's draws depend on its place alone, not on its batch.
             seeds = [(config.sample_seed * _SEED_STEP + i) % 2**32 for i in batch]
             weights = np.stack([asked[i][1] for i in batch])
-            answers = decode(prompts, weights, config, batch_size, seeds)
+            answers = source.decode_answers(prompts, weights, config, batch_size, seeds)
             batch_cost = _decoding_cost(pipeline, prompts, answers, time.perf_counter() - began)
             batch_records = [
                 _record(pipeline, questions[i], answer, retrieved.rows[i], retrieved.scores[i], config)
@@ -200,7 +199,7 @@ def _add_passage_answers(
     ]
     greedy = DecodeConfig(max_new_tokens=config.max_new_tokens)
     batch_size = config.eval_batch_size * config.top_k
-    answers = decode_answers(generator, [[ids] for ids in prompts], np.zeros((len(prompts), 1)), greedy, batch_size)
+    answers = generator.decode_answers([[ids] for ids in prompts], np.zeros((len(prompts), 1)), greedy, batch_size)
     entries = [entry for record in records for entry in record["passages"]]
     for entry, answer in zip(entries, answers, strict=True):
         entry["answer"] = pipeline.prediction(answer.tokens)

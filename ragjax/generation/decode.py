@@ -50,6 +50,17 @@ class Prepared(NamedTuple):
     end_ids: tuple[int, ...]
     steps: tuple[Decoder, Any]  # the decoder and its variables, behind the prompts
 
+    def decode_answers(
+        self,
+        prompts: Sequence[Sequence[Ids]],
+        log_weights: np.ndarray,
+        config: DecodeConfig,
+        batch_size: int,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Decoded]:
+        """The function of this name."""
+        return decode_answers(self, prompts, log_weights, config, batch_size, seeds)
+
 
 class _Batch(NamedTuple):
     """Some questions with their prompts read."""

@@ -66,6 +66,9 @@ class Pipeline:
         self.prompt_passages[self._ids[text]] = list(rows)
         return [[ord(character) for character in text]] * len(rows), np.log(np.full(len(rows), 1 / len(rows)))
 
+    def prepared(self):
+        return self
+
     def decode_answers(self, prompts, log_weights, config, batch_size, seeds):
         if self.dies_at == len(self.batches):
             raise KeyboardInterrupt
