@@ -98,6 +98,12 @@ def test_adapters_are_part_of_the_model(generator, prompts, expected):
     assert decoded(with_lora, prompts, ends=(-1,)) == texts
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_layers_decode_too(generator, prompts, kind):
+    quantised = load_generator(generator.source.path, quantize=kind)
+    assert decoded(quantised, prompts, ends=(-1,)) == [plain_loop(quantised, prompt, NEW) for prompt in prompts]
+
+
 def test_each_of_several_end_tokens_ends_its_row_alone(generator, prompts, expected, ends):
     wanted = [cut(text, ends) for text in expected]
     assert len(set(map(len, wanted))) > 2
