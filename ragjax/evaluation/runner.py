@@ -84,8 +84,7 @@ def evaluate(
     order = sorted(range(len(questions)), key=lambda i: (max(map(len, asked[i][0])), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in batches])
-    generator = pipeline.generator.prepared()
-    source = generator if generations is None else generations
+    source = pipeline.generator.prepared() if generations is None else generations
     records: dict[int, dict[str, Any]] = {}
     for number, batch in enumerate(tqdm(batches, desc=f"answering ({path.stem})", unit="batch", dynamic_ncols=True)):
         if number < len(finished):
@@ -104,7 +103,7 @@ def evaluate(
             ]
             if passage_answers:
                 batch_cost += _add_passage_answers(
-                    pipeline, generator, [texts[i] for i in batch], retrieved.rows[batch], config, batch_records
+                    pipeline, source, [texts[i] for i in batch], retrieved.rows[batch], config, batch_records
                 )
             _append_partial(path, identity, batch_records, batch_cost)
         records.update(zip(batch, batch_records, strict=True))
@@ -184,7 +183,7 @@ def _record(
 
 def _add_passage_answers(
     pipeline: Pipeline,
-    generator: Prepared,
+    source: Prepared | CachedGenerations,
     questions: Sequence[str],
     rows: np.ndarray,
     config: RunConfig,
@@ -199,7 +198,8 @@ def _add_passage_answers(
     ]
     greedy = DecodeConfig(max_new_tokens=config.max_new_tokens)
     batch_size = config.eval_batch_size * config.top_k
-    answers = generator.decode_answers([[ids] for ids in prompts], np.zeros((len(prompts), 1)), greedy, batch_size)
+    count = len(prompts)
+    answers = source.decode_answers([[ids] for ids in prompts], np.zeros((count, 1)), greedy, batch_size, [0] * count)
     entries = [entry for record in records for entry in record["passages"]]
     for entry, answer in zip(entries, answers, strict=True):
         entry["answer"] = pipeline.prediction(answer.tokens)

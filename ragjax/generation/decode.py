@@ -41,27 +41,6 @@ class Decoded:
     tokens_read: int  # by the model for this question behind its prompts, over all prompts and beams
 
 
-class Prepared(NamedTuple):
-    """A language model with its decoder in the form that takes steps fastest: see `prepare`."""
-
-    module: Decoder
-    variables: Any
-    eos_token_id: int
-    end_ids: tuple[int, ...]
-    steps: tuple[Decoder, Any]  # the decoder and its variables, behind the prompts
-
-    def decode_answers(
-        self,
-        prompts: Sequence[Sequence[Ids]],
-        log_weights: np.ndarray,
-        config: DecodeConfig,
-        batch_size: int,
-        seeds: Sequence[int] | None = None,
-    ) -> list[Decoded]:
-        """The function of this name."""
-        return decode_answers(self, prompts, log_weights, config, batch_size, seeds)
-
-
 class _Batch(NamedTuple):
     """Some questions with their prompts read."""
 
@@ -71,20 +50,6 @@ class _Batch(NamedTuple):
     seeds: np.ndarray  # [B]
     last: Any  # [B * K, D]
     prompts: Prompts
-
-
-def prepare(model: LanguageModel) -> Prepared:
-    """The model for several calls of what follows, each of which would prepare it by itself.
-
-    On CPU this copies the decoder's layers. Elsewhere a layer is read where it lies in the stack, and there may be no
-    room for a copy.
-    """
-    if isinstance(model, Prepared):
-        return model
-    steps = model.module, model.variables
-    if jax.default_backend() == "cpu":
-        steps = for_decoding(*steps)
-    return Prepared(model.module, model.variables, model.eos_token_id, model.end_ids, steps)
 
 
 def check_decoding(config: DecodeConfig) -> None:
@@ -122,6 +87,32 @@ def decode_answers(
         is_thorough = config.decode_variant == "thorough"
         return decode_sequence(model, prompts, log_weights, rule, batch_size, is_thorough)
     return decode_mixture(model, prompts, log_weights, rule, batch_size, seeds)
+
+
+class Prepared(NamedTuple):
+    """A language model with its decoder in the form that takes steps fastest: see `prepare`."""
+
+    module: Decoder
+    variables: Any
+    eos_token_id: int
+    end_ids: tuple[int, ...]
+    steps: tuple[Decoder, Any]  # the decoder and its variables, behind the prompts
+
+    decode_answers = decode_answers
+
+
+def prepare(model: LanguageModel) -> Prepared:
+    """The model for several calls of what follows, each of which would prepare it by itself.
+
+    On CPU this copies the decoder's layers. Elsewhere a layer is read where it lies in the stack, and there may be no
+    room for a copy.
+    """
+    if isinstance(model, Prepared):
+        return model
+    steps = model.module, model.variables
+    if jax.default_backend() == "cpu":
+        steps = for_decoding(*steps)
+    return Prepared(model.module, model.variables, model.eos_token_id, model.end_ids, steps)
 
 
 def decode_mixture(
