@@ -1,13 +1,12 @@
 """Turns a finished run folder into one file for experiments/results: figures and ids, no question or passage text.
 
-python experiments/collect_run.py --run_dir=runs/demo --command="make demo" --out=experiments/results/demo.sample.json
+python experiments/collect_run.py --run_dir=runs/demo --command="make demo" --out=experiments/results/demo.json
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from ragjax.files import read_json, write_json
+from ragjax.files import read_json, read_json_lines, write_json
 
 # What identifies the run, as far as its version of ragjax has recorded it. Folders are cut to their names, because
 # paths differ between machines.
@@ -27,17 +26,13 @@ def main() -> None:
         "command": flags.command,
         **{name: config[name] for name in _FROM_CONFIG if name in config},
         "summary": read_json(flags.run_dir / "summary.json"),
-        "metrics": _lines(flags.run_dir / "metrics.jsonl"),
+        "metrics": read_json_lines(flags.run_dir / "metrics.jsonl"),
         "predictions": {
-            path.stem: [{key: line[key] for key in ("id", "em", "f1")} for line in _lines(path)]
+            path.stem: [{key: line[key] for key in ("id", "em", "f1")} for line in read_json_lines(path)]
             for path in sorted((flags.run_dir / "predictions").glob("*.jsonl"))
         },
     }
     write_json(flags.out, result)
-
-
-def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 load_embedder    a sentence encoder by name or folder           pretrained.py
 load_generator   a decoder-only language model                  pretrained.py
 open_run         a trained pipeline from its run folder         pipeline.py
-losses           RAG-Token, RAG-Sequence, MNRL                  losses.py
-metrics          EM, F1, containment, Recall@k, hit@k           metrics.py
+losses           RAG-Token, RAG-Sequence, MNRL and others       losses.py
+metrics          EM, F1, containment, Recall@k, hit@k, MRR      metrics.py
 
-Commands: python -m ragjax.train, ragjax.evaluate, ragjax.ask, ragjax.export; each has --help.
+Commands: python -m ragjax.train, ragjax.lr_search, ragjax.evaluate, ragjax.ask, ragjax.export; each has --help.
 """
 
 from ragjax import losses, metrics

@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 
 from ragjax import flags
 from ragjax.config import DecodeConfig
+from ragjax.errors import UserError
 
 if TYPE_CHECKING:
     from ragjax.pipeline import Answer
@@ -34,22 +35,22 @@ _BOLD, _PLAIN = "\033[1m", "\033[0m"
 def main(arguments: Sequence[str]) -> None:
     import dataclasses
 
-    from ragjax.errors import UserError
     from ragjax.generation import check_decoding
     from ragjax.pipeline import ask, open_run
 
-    question = " ".join(arguments).strip()
+    question = _checked(" ".join(arguments).strip())
     if arguments and not question:
         raise UserError(_NOTHING_ASKED)
     run = open_run(_RUN_DIR.value)
     config = dataclasses.replace(run.config, top_k=_TOP_K.value or run.config.top_k, **flags.given(DecodeConfig))
     check_decoding(config)
+    run.pipeline.check_top_k(config.top_k)
     if sentence := run.unfinished():
         print(sentence, file=sys.stderr)
     is_terminal = sys.stdout.isatty() and not _JSON.value
 
     def answer(question: str) -> None:
-        found = ask(run, question, config, _Stream() if is_terminal else None)
+        found = ask(run, _checked(question), config, _Stream() if is_terminal else None)
         if _JSON.value:
             print(_json_line(question, found), flush=True)
         else:
@@ -58,36 +59,68 @@ def main(arguments: Sequence[str]) -> None:
     if question:
         answer(question)
         return
-    is_asked = sys.stdin.isatty()
+    is_prompted, asked, failed = sys.stdin.isatty(), 0, 0
     for line in _questions():
-        is_asked = True
-        # Ctrl-C drops this question; the next one can be asked.
-        with contextlib.suppress(KeyboardInterrupt):
+        asked += 1
+        try:
             answer(line)
-    if not is_asked:
+        except UserError as error:  # of this question; the next one can be asked
+            failed += 1
+            if _JSON.value:
+                print(json.dumps({"question": line, "error": str(error)}), flush=True)
+            else:
+                print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            if not is_prompted:
+                raise
+            print(file=sys.stderr)  # this question is dropped
+    if is_prompted:
+        return
+    if not asked:
         raise UserError(_NOTHING_ASKED)
+    if failed:
+        raise UserError(f"{failed} of {asked} questions could not be answered: see the errors above.")
 
 
 _NOTHING_ASKED = 'Ask something: python -m ragjax.ask --run_dir=FOLDER "your question".'
 
 
+def _checked(question: str) -> str:
+    """The question. Raises UserError where its bytes were no UTF-8."""
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the question {ascii(question[:60])} is not UTF-8 text: convert it.") from None
+    return question
+
+
 def _questions() -> Iterator[str]:
     """Lines of standard input; at a terminal with a prompt, and with the history of earlier times."""
+    sys.stdin.reconfigure(errors="surrogateescape")  # for `_checked` to refuse
     if not sys.stdin.isatty():
         yield from filter(None, map(str.strip, sys.stdin))
         return
     with _history():
         while True:
             try:
-                line = input("question> ").strip()
+                line = _prompted("question> ").strip()
             except KeyboardInterrupt:  # a new line instead of this one
-                print()
+                print(file=sys.stderr)
                 continue
             except EOFError:
-                print()
+                print(file=sys.stderr)
                 return
             if line:
                 yield line
+
+
+def _prompted(prompt: str) -> str:
+    """A line typed at the terminal."""
+    if sys.stdout.isatty():
+        return input(prompt)
+    # `input` would write the prompt among the answers.
+    print(prompt, end="", file=sys.stderr, flush=True)
+    return input()
 
 
 @contextlib.contextmanager
@@ -129,7 +162,8 @@ class _Stream:
 
 def _print(answer: "Answer", is_terminal: bool) -> None:
     # The terminal has seen the text already.
-    print("" if is_terminal else f"\n{answer.text}", f"  (probability {answer.probability:.3f})\n")
+    shown = "" if is_terminal else f"\n{answer.text}"
+    print(f"{shown}  (probability {answer.probability:.3f})\n")
     rows = zip(answer.passages, answer.probabilities, answer.posterior, strict=True)
     for rank, (passage, share, after) in enumerate(rows, start=1):
         text = passage.prompt_text
@@ -157,4 +191,4 @@ def _json_line(question: str, answer: "Answer") -> str:
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    flags.run_command(main, goes_on=False)

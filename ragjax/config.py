@@ -189,4 +189,8 @@ class EvaluateConfig:
     decode: str = _field("", f"Decoders, separated by commas: {', '.join(DECODERS)}; left out: the run's.")
     passage_answers: bool = _field(False, "Also write the greedy answer under each passage by itself.")
     paired_with: str = _field("", "A second run, evaluated on the same questions and compared with the first.")
-    out: str = _field("", "Folder for predictions and scores; left out: predictions/ in the run's folder.")
+    out: str = _field(
+        "",
+        "Folder for predictions and scores, the second run's in its folder paired/; left out: predictions/ in each "
+        "run's own.",
+    )

@@ -63,12 +63,11 @@ def train_flops(size: ModelSize, lengths: Iterable[int], head_positions: int) ->
     return 2 * (linear - adapters + head) + 3 * (adapters + attention)
 
 
-def decode_flops(size: ModelSize, prompt_lengths: Iterable[int], new_tokens: Iterable[int]) -> float:
-    """Prefill of prompts and cached decoding of `new_tokens` each."""
+def decode_flops(size: ModelSize, prompt_lengths: Iterable[int], tokens_read: Iterable[int]) -> float:
+    """Prefill of prompts, and `tokens_read` behind each by cached steps: all of an answer, to see whether it ends."""
     total = 0.0
-    for prompt, new in zip(prompt_lengths, new_tokens, strict=True):
+    for prompt, steps in zip(prompt_lengths, tokens_read, strict=True):
         total += forward_flops(size, [prompt], head_positions=1)
-        steps = max(new - 1, 0)
         linear = 2.0 * (size.layer_weights + size.lora_weights + size.head_weights) * steps
         attended = steps * prompt + steps * (steps + 1) / 2
         total += linear + 4.0 * size.layers * size.attention_width * attended

@@ -28,4 +28,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    flags.run_command(main, goes_on=False)

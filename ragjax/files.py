@@ -80,6 +80,26 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     return value
 
 
+def read_json_lines(path: str | os.PathLike) -> list[Any]:
+    """The values of a file with one JSON value a line. Raises UserError, naming file and line, as `read_json` does.
+
+    Lines end at "\\n" alone: U+2028 and its like may stand inside a text.
+    """
+    try:
+        lines = Path(path).read_bytes().removesuffix(b"\n").split(b"\n")
+    except OSError as error:
+        raise _unreadable(Path(path), error) from error
+    values = []
+    for number, line in enumerate(lines if lines != [b""] else [], start=1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path} line {number} is not valid JSON ({error}): repair the file or make it anew"
+            ) from error
+    return values
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON with a final newline, atomically.
 

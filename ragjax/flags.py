@@ -57,10 +57,11 @@ def given(config: type, but: Sequence[str] = ()) -> dict[str, Any]:
     return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
 
 
-def run_command(main: Callable[[Sequence[str]], None]) -> None:
+def run_command(main: Callable[[Sequence[str]], None], goes_on: bool = True) -> None:
     """Parses the flags and runs `main(arguments without the program's name)`.
 
     A UserError ends it with its sentence and exit code 1, Ctrl-C with code 130; only a bug shows a traceback.
+    goes_on: the command keeps what it has done, and the same one goes on from there.
     """
     if "--version" in sys.argv[1:]:
         print(f"ragjax {__version__}")
@@ -76,7 +77,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            print("stopped" + "; the same command goes on where it was" * goes_on, file=sys.stderr)
             return 130
         return 0
 

@@ -72,7 +72,7 @@ class Pipeline:
         """
         groups = [self.passages(rows)] if config.decode == "concat" else [[self.store[int(row)]] for row in rows]
         prompts = [self.prompts.prompt(group, question, reserve=config.max_new_tokens) for group in groups]
-        weights = np.zeros(1) if config.decode == "concat" else np.log(probabilities(scores, config.score_scale))
+        weights = np.zeros(1) if config.decode == "concat" else log_probabilities(scores, config.score_scale)
         return prompts, weights
 
     def prediction(self, new_tokens: Sequence[int]) -> str:
@@ -95,9 +95,13 @@ def first_line(text: str) -> str:
 
 def probabilities(scores: np.ndarray, scale: float) -> np.ndarray:
     """p(z|x) = softmax(scale * score) over the last axis."""
+    return np.exp(log_probabilities(scores, scale))
+
+
+def log_probabilities(scores: np.ndarray, scale: float) -> np.ndarray:
+    """log p(z|x), finite also where p(z|x) is too small for a float64."""
     logits = scale * np.asarray(scores, np.float64)
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
 def load_models(config: RunConfig) -> tuple[Embedder, Generator]:
@@ -244,7 +248,7 @@ class Answer:
     """One answer and what it rests on."""
 
     text: str
-    probability: float  # p(y|x) of the answer and its end, as its decoder defines it
+    probability: float  # p(y|x) of the answer and its end: its decoder's model's (of rag_sequence, under all passages)
     passages: list[Passage]  # best first
     probabilities: np.ndarray  # [K], p(z|x)
     posterior: np.ndarray  # [K], p(z|x,y), proportional to p(z|x) p(y|x,z)
@@ -272,7 +276,7 @@ def ask(run: Run, question: str, config: RunConfig, show: Callable[[str], None] 
         for new_tokens in stream_answer(generator, prompts, log_weights, config):
             show(pipeline.prediction(new_tokens))
     else:
-        (decoded,) = generator.prepared().decode_answers([prompts], log_weights[None], config, 1, [config.sample_seed])
+        (decoded,) = generator.prepared().decode_answers([prompts], log_weights[None], config, 1)
         new_tokens = decoded.tokens
     text = pipeline.prediction(new_tokens)
     if show is not None:
@@ -281,14 +285,14 @@ def ask(run: Run, question: str, config: RunConfig, show: Callable[[str], None] 
     answer = generator.answer_ids(text)
     alone, _ = pipeline.decoding_prompts(question, rows, scores, dataclasses.replace(config, decode="rag_sequence"))
     under = np.array(generator.score_tokens(alone, [answer] * len(alone)), np.float64)  # [K, T]
-    joint = shares * np.exp(under.sum(axis=1))
+    log_joint = log_probabilities(scores, config.score_scale) + under.sum(axis=1)  # log p(z|x) p(y|x,z)
     if config.decode == "concat":
         probability = np.exp(generator.score_tokens(prompts, [answer])[0].sum(dtype=np.float64))
     elif config.decode == "rag_token":
         probability = np.prod(shares @ np.exp(under))
     else:
-        probability = joint.sum()
-    return Answer(text, float(probability), pipeline.passages(rows), shares, joint / joint.sum())
+        probability = np.exp(log_joint).sum()
+    return Answer(text, float(probability), pipeline.passages(rows), shares, probabilities(log_joint, scale=1.0))
 
 
 def describe_inputs(dataset: Dataset, embedder: Embedder, generator: Generator) -> dict[str, Any]:

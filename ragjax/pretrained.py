@@ -318,9 +318,11 @@ def load_generator(
     )
     module = Decoder(config)
     tokenizer = load_tokenizer(source, hf_config)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{source.name} names no token that ends a text: set eos_token_id in its config.json.")
     abstract = abstract_decoder(config)["params"]
     params = load_params(source, abstract, param_dtype or dtype, quantize, place=jax.device_put)
-    end_ids = tuple(hf_config["end_token_ids"])
+    end_ids = tuple(hf_config["end_token_ids"]) or (tokenizer.eos_token_id,)
     return Generator(source, config, tokenizer, module, params, tokenizer.eos_token_id, end_ids)
 
 

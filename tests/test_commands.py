@@ -13,8 +13,9 @@ from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, runs
 from ragjax.pipeline import ask, open_run
+from ragjax.pretrained import Generator
 from ragjax.training import run
-from tests.tiny_runs import PLACES, questions, read_lines, tiny_world
+from tests.tiny_runs import PLACES, passages, questions, read_lines, tiny_world, write_data
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = ROOT / "docs" / "defaults.md"
@@ -106,7 +107,7 @@ def test_evaluate_prints_scores_and_writes_a_line_for_each_question(world, finis
 
 
 def evaluated(finished, out, overrides=None, **fields):
-    config = EvaluateConfig(run_dir=str(finished), eval_batch_size=2, out=str(out), **fields)
+    config = EvaluateConfig(run_dir=str(finished), eval_batch_size=2, out=str(out or ""), **fields)
     return evaluate_runs(config, overrides or {})
 
 
@@ -155,6 +156,17 @@ def test_models_are_evaluated_as_they_are(world, finished, tmp_path):
     assert [record["prediction"] for record in found] == [record["prediction"] for record in before]
 
 
+def test_models_read_as_many_passages_as_there_are(world, tmp_path):
+    """Of a corpus with fewer than the default number."""
+    data = write_data(tmp_path / "data", passages()[:2], {"test": [questions()["train"][0]]})
+    models = {"embedder": str(world.embedder), "generator": str(world.generator), "data": str(data)}
+    config = EvaluateConfig(**models, top_k="2,1", out=str(tmp_path / "out"))
+    results = evaluate_runs(config, {"max_new_tokens": 2})["results"]
+    assert [each["top_k"] for each in results] == [2, 1]
+    with pytest.raises(UserError, match="--top_k=5 is more than the 2 passages"):
+        evaluate_runs(EvaluateConfig(**models), {})
+
+
 def test_a_file_of_questions_is_answered(finished, tmp_path):
     asked = questions()["train"][:3]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(question) + "\n" for question in asked))
@@ -170,13 +182,26 @@ def test_two_runs_are_compared_question_by_question(world, finished, tmp_path, c
     result = evaluated(finished, tmp_path, split="dev", paired_with=str(other))
     assert f"compared with {other} at step 0" in capsys.readouterr().out
     mine = read_lines(tmp_path / "dev.concat.k3.jsonl")
-    theirs = read_lines(other / "predictions" / "dev.concat.k3.jsonl")
+    theirs = read_lines(tmp_path / "paired" / "dev.concat.k3.jsonl")
     for pair in result["pairs"]:
         values = [[record[pair["metric"]] for record in records] for records in (mine, theirs)]
         assert pair["difference"] == paired_interval(*values)
         assert pair["p_value"] == paired_p_value(*values)
         assert pair["second"] - pair["first"] == pytest.approx(pair["difference"][0])
-    assert {pair["metric"] for pair in result["pairs"]} == {"em", "f1", "contains", "recall_at_5", "hit_at_5"}
+    answers = {"em", "f1", "contains", "answer_in_context"}
+    retrieval = {f"{name}_at_{k}" for name in ("recall", "hit") for k in (3, 5)} | {"mrr_at_10"}
+    assert {pair["metric"] for pair in result["pairs"]} == answers | retrieval
+    without = evaluated(finished, None, split="dev", paired_with=str(other))
+    assert without["pairs"] == result["pairs"]
+    assert (other / "predictions" / "dev.concat.k3.jsonl").is_file()
+
+
+def test_runs_over_other_passages_make_no_pairs(world, finished, tmp_path):
+    data = write_data(tmp_path / "data", passages()[:29], questions())
+    run(world.config(tmp_path / "run", strategy="none", eval_limit=1, data=str(data)))
+    with pytest.raises(UserError, match="searches other passages than .*commands-run, so their scores make no pairs"):
+        evaluated(finished, tmp_path / "out", split="dev", paired_with=str(tmp_path / "run"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
@@ -196,7 +221,8 @@ def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
         ({"decode": "concat,beam"}, {}, "--decode=beam is not known: choose from concat, rag_token, rag_sequence."),
         ({"top_k": "5;10"}, {}, "--top_k=5;10 is no list of positive numbers: write it as 1,5,10."),
         ({"top_k": "0"}, {}, "--top_k=0 is no list of positive numbers: write it as 1,5,10."),
-        ({"top_k": "999"}, {}, "--top_k=999 is more than the "),
+        ({"top_k": "1,999"}, {}, "--top_k=999 is more than the "),
+        ({"paired_with": "runs/typo"}, {}, "runs/typo holds no config.json: give --run_dir the folder of a ragjax.tra"),
         (
             {"decode": "rag_token"},
             {"temperature": 0.5},
@@ -286,9 +312,19 @@ def test_an_answer_has_the_probability_of_its_tokens(finished, decoder):
     assert answer.probability == pytest.approx(wanted, rel=1e-3)
 
 
+def test_a_very_unlikely_answer_has_a_posterior(finished, monkeypatch):
+    """exp(-1000) is too small for a float64; the ratio of two such numbers is not."""
+    opened = open_run(finished)
+    scored = [np.array([-1000.0]), np.array([-1001.0])]
+    monkeypatch.setattr(Generator, "score_tokens", lambda self, prompts, answers: scored[: len(prompts)])
+    answer = ask(opened, questions()["test"][0]["question"], dataclasses.replace(opened.config, top_k=2))
+    first, second = answer.probabilities * [1, np.exp(-1)]
+    np.testing.assert_allclose(answer.posterior, [first / (first + second), second / (first + second)], rtol=1e-9)
+
+
 def test_a_question_longer_than_the_window_is_refused(finished):
     opened = open_run(finished)
-    with pytest.raises(UserError, match=r'the question "Where is Arby\? .*" is \d+ tokens longer than what'):
+    with pytest.raises(UserError, match=r'the question "Where is Arby\? .*\.\.\.", its .* are \d+ tokens longer'):
         ask(opened, "Where is Arby? " * 400, opened.config)
 
 

@@ -30,11 +30,11 @@ def test_lengths_may_be_an_iterator():
 
 
 def test_decoding_by_hand():
-    # The prefill of 4 tokens gives the first new token: 2 * 100 * 4 + 4 * 2 * 8 * 16 + 2 * 30 = 1884. Two more steps
-    # read one token each: 2 * (100 + 30) * 2 = 520, and attend to 5 and 6 tokens: 4 * 2 * 8 * 11 = 704.
-    assert decode_flops(FULL, [4], [3]) == 1884 + 520 + 704
-    assert decode_flops(FULL, [4], [1]) == 1884
-    assert decode_flops(FULL, [4, 4], [3, 1]) == 2 * 1884 + 520 + 704
+    # The prefill of 4 tokens gives the first choice: 2 * 100 * 4 + 4 * 2 * 8 * 16 + 2 * 30 = 1884. Two steps read one
+    # token each: 2 * (100 + 30) * 2 = 520, and attend to 5 and 6 tokens: 4 * 2 * 8 * 11 = 704.
+    assert decode_flops(FULL, [4], [2]) == 1884 + 520 + 704
+    assert decode_flops(FULL, [4], [0]) == 1884
+    assert decode_flops(FULL, [4, 4], [2, 0]) == 2 * 1884 + 520 + 704
 
 
 def test_costs_add_up():

@@ -22,6 +22,7 @@ from ragjax.files import (
     plan_json,
     plan_text,
     read_json,
+    read_json_lines,
     read_json_object,
     read_pieces,
     sha256_file,
@@ -98,6 +99,17 @@ def test_bad_json_names_the_file(tmp_path, content):
 def test_missing_json_names_the_file(tmp_path):
     with pytest.raises(UserError, match="absent.json could not be read"):
         read_json(tmp_path / "absent.json")
+
+
+def test_json_lines_end_at_newlines_alone(tmp_path):
+    """With or without a last one, and with characters that end lines elsewhere."""
+    (tmp_path / "a.jsonl").write_bytes('{"a": "one\u2028two\x85"}\r\n[3]'.encode())
+    assert read_json_lines(tmp_path / "a.jsonl") == [{"a": "one\u2028two\x85"}, [3]]
+    (tmp_path / "b.jsonl").write_bytes(b"")
+    assert read_json_lines(tmp_path / "b.jsonl") == []
+    (tmp_path / "c.jsonl").write_bytes(b"1\n2\n\xe9\n")
+    with pytest.raises(UserError, match=r"c\.jsonl line 3 is not valid JSON"):
+        read_json_lines(tmp_path / "c.jsonl")
 
 
 def test_an_object_is_asked_for(tmp_path):

@@ -11,7 +11,7 @@ from ragjax.costs import ModelSize
 from ragjax.errors import UserError
 from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
-from ragjax.pretrained import load_embedder
+from ragjax.pretrained import load_embedder, load_generator
 from ragjax.weights import read_config, resolve_model
 from ragjax.weights.load import read_safetensors_header
 from tests.tiny import require_model, write_tiny_bert, write_tiny_llama, write_tiny_mpnet
@@ -90,6 +90,17 @@ def test_size_counts_the_layers_and_nothing_else(embedder):
     wide, inner, layers = 32, 48, 2
     weights = 4 * (wide * wide + wide) + wide * inner + inner + inner * wide + wide + 2 * 2 * wide
     assert embedder.size == ModelSize(layers * weights, 0, 0, layers, wide)
+
+
+def test_a_generator_whose_config_names_no_end_ends_as_its_tokenizer_does(tmp_path):
+    folder = write_tiny_llama(tmp_path / "llama", eos_token_id=None)
+    generator = load_generator(folder)
+    assert generator.end_ids == (generator.eos_token_id,) == (generator.tokenizer.eos_token_id,)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="names no token that ends a text: set eos_token_id in its config.json"):
+        load_generator(folder)
 
 
 def test_a_generator_in_the_embedders_place_is_refused(tmp_path):

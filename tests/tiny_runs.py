@@ -151,7 +151,7 @@ def write_data(folder: Path, corpus: Iterable[Mapping], splits: Mapping[str, Ite
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a .jsonl file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def changed(before: Any, after: Any) -> set[str]:

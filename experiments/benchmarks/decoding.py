@@ -10,7 +10,6 @@ Needs the parity extra.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-import transformers
+from provenance import provenance
 from torch_lora_yardstick import load_torch_model
 
 from ragjax.config import RunConfig
@@ -29,7 +28,6 @@ from ragjax.data.sources import load_dataset
 from ragjax.files import write_json
 from ragjax.generation import Rule, search
 from ragjax.pipeline import build_pipeline, load_models
-from ragjax.version import __version__
 
 # No adapters: transformers has none either.
 CONFIG = RunConfig(lora_rank=0)
@@ -60,14 +58,7 @@ def main() -> None:
         write_json(
             flags.out,
             {
-                "command": " ".join(["python", *sys.argv]),
-                "versions": {
-                    "ragjax": __version__,
-                    "jax": jax.__version__,
-                    "torch": torch.__version__,
-                    "transformers": transformers.__version__,
-                },
-                "device": jax.devices()[0].device_kind,
+                **provenance("torch", "transformers"),
                 "threads": torch.get_num_threads(),
                 "data": {"name": dataset.name, "sha256": dataset.sha256},
                 "generator": pipeline.generator.describe(),

@@ -7,18 +7,16 @@ decoding are paired by question. `ragjax.evaluate` keeps what is decoded, so the
 """
 
 import argparse
-import json
-import sys
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
+from provenance import provenance
 
-from ragjax.config import DECODERS, EvaluateConfig
+from ragjax.config import DECODERS, EvaluateConfig, RunConfig
 from ragjax.evaluation import evaluate_runs
 from ragjax.evaluation.statistics import paired_interval, paired_p_value
-from ragjax.files import write_json
-from ragjax.version import __version__
+from ragjax.files import read_json, read_json_lines, write_json
 
 # Passages are the same under every decoder: only the answers differ.
 METRICS = ("em", "f1", "contains")
@@ -33,10 +31,10 @@ def main() -> None:
     runs: dict[str, Any] = {}
     for run in flags.runs:
         result = evaluate_runs(EvaluateConfig(run_dir=run, decode=",".join(DECODERS), eval_limit=flags.eval_limit), {})
-        trained = json.loads((Path(run) / "config.json").read_text())
+        trained = read_json(Path(run) / "config.json")
         runs[Path(run).name] = {
-            "trained": {name: trained["flags"][name] for name in ("strategy", "objective", "max_steps", "embedder_lr")},
-            "data": trained["inputs"]["data"],
+            "command": training_command(trained),
+            "inputs": trained["inputs"],
             "step": result["step"],
             "n": result["n"],
             "decoders": compared(result["results"]),
@@ -44,17 +42,22 @@ def main() -> None:
         write_json(
             flags.out,
             {
-                "command": " ".join(["python", *sys.argv]),
-                "versions": {"ragjax": __version__, "jax": jax.__version__},
-                "device": jax.devices()[0].device_kind,
+                **provenance(),
                 "runs": runs,
             },
         )
 
 
+def training_command(trained: dict[str, Any]) -> str:
+    """The command that made a run, from its config.json; the data by name, as their folder differs between machines."""
+    flags, defaults = trained["flags"], dataclasses.asdict(RunConfig())
+    differ = [f"--{name}={value}" for name, value in flags.items() if name != "data" and value != defaults[name]]
+    return " ".join(["python -m ragjax.train", f"--data={trained['inputs']['data']['name']}", *differ])
+
+
 def compared(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Each decoder's scores, cost, and differences from the first decoder: {metric: [mean, low, high, p]}."""
-    columns = [[json.loads(line) for line in Path(each["predictions"]).read_text().splitlines()] for each in results]
+    columns = [read_json_lines(each["predictions"]) for each in results]
     table = {}
     for each, records in zip(results, columns, strict=True):
         row = {name: each[name] for name in ("scores", "cost", "passages_cut")}

@@ -1,6 +1,6 @@
 """Loads a LLaMA-3-8B-shaped checkpoint into 4 bits and reports the memory at its peak, and GB/s.
 
-    python experiments/benchmarks/load_memory.py --folder=/tmp/llama3-8b --out=experiments/results/load_memory.json
+    python experiments/benchmarks/load_memory.py --folder=FOLDER --out=experiments/results/load_memory.json
 
 Writes random bfloat16 weights of the real config.json's shapes (16 GB, in four shards) unless the folder holds them
 already, then loads them as a command would. `rss_anon_shmem` is what the process itself takes (RssAnon + RssShmem,
@@ -10,7 +10,6 @@ sampled every 20 ms); `vm_hwm` counts the mapped pages of the weight files as we
 import argparse
 import json
 import resource
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,12 +17,12 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
+from provenance import provenance
 from safetensors.numpy import save_file
 
 from ragjax.files import write_json
 from ragjax.models.decoder import DecoderConfig
 from ragjax.pretrained import abstract_decoder
-from ragjax.version import __version__
 from ragjax.weights import load_params, resolve_model
 
 # meta-llama/Meta-Llama-3-8B-Instruct.
@@ -68,10 +67,7 @@ def main() -> None:
     stored = sum(file.stat().st_size for file in source.files)
     leaves = [leaf.nbytes for leaf in jax.tree.leaves(params)]
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "ragjax": __version__,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        **provenance(),
         "quantize": flags.quantize,
         "file_bytes": stored,
         "array_bytes": sum(leaves),

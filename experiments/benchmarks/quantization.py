@@ -7,13 +7,13 @@ Dev questions under their nearest passage, fresh adapters (so the gradient is th
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from provenance import provenance
 
 from ragjax.config import QUANTIZE, RunConfig
 from ragjax.data.batches import Rows, Shape, make_rows, round_up
@@ -22,7 +22,6 @@ from ragjax.files import write_json
 from ragjax.pipeline import build_pipeline, load_models
 from ragjax.pretrained import Generator
 from ragjax.scoring import score_answers
-from ragjax.version import __version__
 
 AT_ONCE = 8
 
@@ -44,10 +43,7 @@ def main() -> None:
     for line in table:
         print("  ".join(f"{name} {value}" for name, value in line.items()))
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "ragjax": __version__,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        **provenance(),
         "generator": pipeline.generator.describe(),
         "questions": flags.questions,
         "kinds": table,

@@ -8,18 +8,17 @@ log-probabilities, so that the scales differ in nothing else. Prints the loss pe
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+from provenance import provenance
 
 from ragjax import losses
 from ragjax.config import RunConfig
 from ragjax.data.sources import load_dataset
 from ragjax.files import write_json
 from ragjax.pipeline import build_pipeline, load_models
-from ragjax.version import __version__
 
 SCALES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
 
@@ -50,10 +49,7 @@ def main() -> None:
     for row in table:
         print("  ".join(f"{name} {value:7.3f}" for name, value in row.items()))
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "ragjax": __version__,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        **provenance(),
         "config": {key: value for key, value in dataclasses.asdict(config).items() if key != "run_dir"},
         "questions": len(questions),
         "scales": table,

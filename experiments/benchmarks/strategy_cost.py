@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import dataclasses
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from provenance import provenance
 
 from ragjax.config import PAPER_RATES, RunConfig
 from ragjax.costs import Ledger
@@ -37,7 +37,6 @@ from ragjax.training.records import MetricsLog
 from ragjax.training.stacked import StackedResult, train_stacked
 from ragjax.training.step import make_eval_step
 from ragjax.training.strategies import STRATEGIES
-from ragjax.version import __version__
 
 OBJECTIVES = ("rag_token", "rag_sequence")
 RATES = [float(rate) for rate in PAPER_RATES.split(",")]
@@ -65,10 +64,7 @@ def main() -> None:
     dataset = dataclasses.replace(whole, train=whole.train[: flags.questions])
     pipeline = build_pipeline(base, dataset, *load_models(base))
     result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
-        "ragjax": __version__,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        **provenance(),
         "data": {"name": dataset.name, "sha256": dataset.sha256, "questions": flags.questions},
         "models": [pipeline.embedder.describe(), pipeline.generator.describe()],
     }

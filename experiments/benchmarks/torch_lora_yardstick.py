@@ -11,15 +11,14 @@ parity extra; about an hour on 2 cores.
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from provenance import provenance
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -33,7 +32,6 @@ from ragjax.pipeline import Pipeline, build_pipeline, load_models
 from ragjax.training.loop import question_order
 from ragjax.training.state import linear_schedule
 from ragjax.training.strategies import phases_of
-from ragjax.version import __version__
 
 CONFIG = RunConfig(strategy="generator", objective="concat_nll", batch_size=2)
 RATE = phases_of(CONFIG)[0].learning_rates(CONFIG)["generator"]
@@ -87,8 +85,7 @@ def main() -> None:
     intervals = {name: paired_interval([r[name] for r in before], [r[name] for r in after]) for name in METRICS}
     print(before_after_table(summarise(before), summarise(after), intervals))
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "versions": {"ragjax": __version__} | {package: version(package) for package in PACKAGES},
+        **provenance(*PACKAGES),
         "device": describe(flags.device),
         "data": {"name": dataset.name, "sha256": dataset.sha256},
         "generator": pipeline.generator.source.describe(),

@@ -96,7 +96,7 @@ class PromptBuilder:
             cut evenly.
 
         Raises:
-          UserError: the question alone is too long for the window.
+          UserError: question and answer alone are too long for the window.
         """
         pieces = [self.passage(passage) for passage in passages]
         self.passages_cut.update(self._too_long.intersection(passage.id for passage in passages))
@@ -112,12 +112,14 @@ class PromptBuilder:
         return [*ids, *self._plain(_question_piece(question)), *self._tail]
 
     def room(self, question: str, passages: int, reserve: int) -> int:
-        """Tokens that the window leaves for the passages. Raises UserError where even the question has no room."""
+        """Tokens that the window leaves for the passages. Raises UserError where there is none for the question."""
         room = self.window - reserve - self.frame_length(question, passages)
         if room < 0:
+            shown = question if len(question) <= 60 else f"{question[:60]}..."
             raise UserError(
-                f'the question "{question[:60]}..." is {-room} tokens longer than what the generator\'s window of '
-                f"{self.window} tokens leaves for it: shorten it."
+                f'the question "{shown}", its instruction and an answer of up to {reserve} tokens are {-room} tokens '
+                f"longer than the generator's window of {self.window}: shorten the question or the answer "
+                "(--max_new_tokens)."
             )
         return room
 

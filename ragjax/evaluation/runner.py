@@ -19,16 +19,16 @@ from ragjax.data.questions import Question
 from ragjax.errors import UserError
 from ragjax.evaluation.generations import CachedGenerations
 from ragjax.evaluation.report import METRICS
-from ragjax.files import append_line, read_json, write_atomic, write_json
-from ragjax.generation import Decoded, Prepared
+from ragjax.files import append_line, read_json, read_json_lines, write_atomic, write_json
+from ragjax.generation import Decoded, Prepared, question_seeds
 from ragjax.pipeline import Pipeline, probabilities
 from ragjax.retrieval import PassageStore
 
 # Recall and hit are reported at 5 whatever --top_k is, and the reciprocal rank at 10.
 _RECALL_K = 5
 _RANK_K = 10
-# Between the seeds of two --sample_seed, so that their questions' draws are not the same ones in another order.
-_SEED_STEP = 1_000_003
+# What else of the configuration makes a prompt and weighs its passages.
+_READ_AS = ("top_k", "score_scale", "prompt", "max_passage_tokens")
 
 
 def evaluate(
@@ -65,7 +65,7 @@ def evaluate(
             raise UserError(
                 f"{path} holds predictions of other models, questions or settings: move it away or write elsewhere."
             )
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = read_json_lines(path)
         pipeline.prompts.passages_cut.update(spent.pop("passages_cut"))
         return records, Cost(**spent)
     began = time.perf_counter()
@@ -92,8 +92,7 @@ def evaluate(
         else:
             began = time.perf_counter()
             prompts = [asked[i][0] for i in batch]
-            # A question's draws depend on its place alone, not on its batch.
-            seeds = [(config.sample_seed * _SEED_STEP + i) % 2**32 for i in batch]
+            seeds = question_seeds(config, batch)
             weights = np.stack([asked[i][1] for i in batch])
             answers = source.decode_answers(prompts, weights, config, batch_size, seeds)
             batch_cost = _decoding_cost(pipeline, prompts, answers, time.perf_counter() - began)
@@ -132,7 +131,7 @@ def _identity(
     fields = [field.name for field in dataclasses.fields(DecodeConfig)]
     asked = json.dumps([dataclasses.astuple(question) for question in questions])
     return {
-        **{name: getattr(config, name) for name in (*fields, "top_k", "score_scale")},
+        **{name: getattr(config, name) for name in (*fields, *_READ_AS)},
         "passage_answers": passage_answers,
         "questions": hashlib.sha256(asked.encode()).hexdigest(),
         "corpus": pipeline.store.content_hash,
@@ -209,10 +208,10 @@ def _add_passage_answers(
 def _decoding_cost(
     pipeline: Pipeline, prompts: Sequence[Sequence[Sequence[int]]], answers: Sequence[Decoded], seconds: float
 ) -> Cost:
-    """The new tokens of a question are taken as shared evenly by its prompts (attention is a few percent here)."""
+    """The tokens read behind a question's prompts are taken as shared evenly (attention is a few percent here)."""
     lengths = [len(ids) for group in prompts for ids in group]
-    new = [answer.tokens_read // len(group) for group, answer in zip(prompts, answers, strict=True) for _ in group]
-    return Cost(seconds, decode_flops(pipeline.generator.size, lengths, new), sum(lengths) + sum(new))
+    read = [answer.tokens_read // len(group) for group, answer in zip(prompts, answers, strict=True) for _ in group]
+    return Cost(seconds, decode_flops(pipeline.generator.size, lengths, read), sum(lengths) + sum(read))
 
 
 def _cost_file(path: Path) -> Path:

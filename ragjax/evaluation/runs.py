@@ -32,17 +32,23 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[
       "top_k", "predictions", "scores": {metric: [mean, low, high] or None}, "cost", "passages_cut"}], "pairs"}.
 
     Raises:
-      UserError: no such run, models, split or decoder; settings that contradict each other; a predictions file of
-        something else.
+      UserError: no such run, models, split or decoder; settings that contradict each other; runs that search other
+        passages; a predictions file of something else.
     """
-    run = _open(config)
-    settings = _settings(config, run.config, overrides)
+    numbers = _numbers(config)
+    run = _open(config, numbers)
+    other = _opened(config.paired_with) if config.paired_with else None
+    if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
+        raise UserError(
+            f"--paired_with={config.paired_with} searches other passages than {run.folder}, so their scores make no "
+            "pairs: choose two runs on one corpus."
+        )
+    settings = _settings(config, run, numbers, overrides)
     label, questions = _questions(config, run)
     found = _evaluated(config, run, settings, questions, label, _folder(config, run))
     result: dict[str, Any] = {"questions": label, "n": len(questions), **found}
-    if config.paired_with:
-        other = _opened(config.paired_with)
-        folder = other.folder / "predictions"
+    if other:
+        folder = Path(config.out) / "paired" if config.out else other.folder / "predictions"
         second = _evaluated(config, other, _alike(settings, other.config), questions, label, folder)
         result["pairs"] = _pairs(found["results"], second["results"])
         result["paired_with"] = {key: second[key] for key in ("run", "step")}
@@ -54,7 +60,18 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[
     return result
 
 
-def _open(config: EvaluateConfig) -> Run:
+def _numbers(config: EvaluateConfig) -> list[int]:
+    """The numbers of passages asked for; none: the run's."""
+    try:
+        numbers = [int(part) for part in config.top_k.split(",")] if config.top_k else []
+    except ValueError:
+        numbers = [0]
+    if any(number < 1 for number in numbers):
+        raise UserError(f"--top_k={config.top_k} is no list of positive numbers: write it as 1,5,10.")
+    return numbers
+
+
+def _open(config: EvaluateConfig, numbers: Sequence[int]) -> Run:
     """The run, or untrained models as one."""
     if not (config.embedder or config.generator):
         run = _opened(config.run_dir or _DEFAULT_RUN)
@@ -64,6 +81,7 @@ def _open(config: EvaluateConfig) -> Run:
     if config.run_dir:
         raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
     given = {name: value for name in ("embedder", "generator", "data") if (value := getattr(config, name))}
+    given |= {"top_k": numbers[0]} if numbers else {}
     plain = RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given)
     dataset = load_dataset(plain.data)
     pipeline = build_pipeline(plain, dataset, *load_models(plain))
@@ -81,25 +99,22 @@ def _folder(config: EvaluateConfig, run: Run) -> Path:
     return Path(config.out) if config.out else run.folder / "predictions"
 
 
-def _settings(config: EvaluateConfig, run: RunConfig, overrides: Mapping[str, Any]) -> list[RunConfig]:
+def _settings(
+    config: EvaluateConfig, run: Run, numbers: Sequence[int], overrides: Mapping[str, Any]
+) -> list[RunConfig]:
     """The run's configuration under each decoder and number of passages."""
-    decoders = config.decode.split(",") if config.decode else [run.decode]
+    decoders = config.decode.split(",") if config.decode else [run.config.decode]
     for name in decoders:
         if name not in DECODERS:
             raise UserError(f"--decode={name} is not known: choose from {', '.join(DECODERS)}.")
-    try:
-        numbers = [int(part) for part in config.top_k.split(",")] if config.top_k else [run.top_k]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise UserError(f"--top_k={config.top_k} is no list of positive numbers: write it as 1,5,10.")
     settings = [
-        dataclasses.replace(run, **overrides, decode=name, top_k=k, eval_batch_size=config.eval_batch_size)
+        dataclasses.replace(run.config, **overrides, decode=name, top_k=k, eval_batch_size=config.eval_batch_size)
         for name in decoders
-        for k in numbers
+        for k in numbers or [run.config.top_k]
     ]
     for each in settings:
         check_decoding(each)
+        run.pipeline.check_top_k(each.top_k)
     return settings
 
 
@@ -134,7 +149,6 @@ def _evaluated(
 ) -> dict[str, Any]:
     results = []
     for each in settings:
-        run.pipeline.check_top_k(each.top_k)
         # What training has decoded at its end need not be decoded again.
         path = run.folder / "predictions" / f"{config.split}.after.jsonl"
         if not holds(path, run.pipeline, questions, each, config.passage_answers):
@@ -178,10 +192,10 @@ def _name(label: str, config: RunConfig, passage_answers: bool) -> str:
 
 
 def _pairs(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each answer metric's difference, second - first, under the same decoder and number of passages."""
+    """Each metric's difference, second - first, under the same decoder and number of passages."""
     pairs = []
     for one, other in zip(first, second, strict=True):
-        for metric in METRICS:
+        for metric in one["scores"]:
             values = [[record[metric] for record in side["records"]] for side in (one, other)]
             if (difference := paired_interval(*values)) is None:
                 continue

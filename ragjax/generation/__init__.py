@@ -6,6 +6,7 @@ decode_sequence  an answer weighed under every passage (RAG-Sequence)           
 stream_answer    an answer as it grows, where can_stream                         decode.py
 prepare          once for several calls                                          decode.py
 check_decoding   whether the settings agree                                      decode.py
+question_seeds   of the questions' draws                                         decode.py
 Rule             how answers are searched                                        search.py
 """
 
@@ -18,6 +19,7 @@ from ragjax.generation.decode import (
     decode_mixture,
     decode_sequence,
     prepare,
+    question_seeds,
     stream_answer,
 )
 from ragjax.generation.search import Rule
@@ -32,5 +34,6 @@ __all__ = [
     "decode_mixture",
     "decode_sequence",
     "prepare",
+    "question_seeds",
     "stream_answer",
 ]

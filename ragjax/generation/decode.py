@@ -5,7 +5,7 @@ the answers found by their probability under all of them (Lewis et al. 2020, arX
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -13,12 +13,15 @@ import numpy as np
 
 from ragjax.config import DecodeConfig
 from ragjax.data.batches import pad_tokens, round_up
-from ragjax.errors import UserError
+from ragjax.errors import DivergedError, UserError
 from ragjax.generation import search
 from ragjax.generation.search import Rule
 from ragjax.models.decoder import Decoder, Prompts, for_decoding
 
 Ids = Sequence[int]
+
+# Between the seeds of two --sample_seed, so that their questions' draws are not the same ones in another order.
+_SEED_STEP = 1_000_003
 
 
 class LanguageModel(Protocol):
@@ -63,6 +66,11 @@ def check_decoding(config: DecodeConfig) -> None:
         raise UserError(f"--top_p={config.top_p:g} is no probability: give a number above 0 and at most 1.")
 
 
+def question_seeds(config: DecodeConfig, places: Iterable[int]) -> list[int]:
+    """Seeds of the draws of the questions at `places`: the place alone counts, not the batch."""
+    return [(config.sample_seed * _SEED_STEP + place) % 2**32 for place in places]
+
+
 def decode_answers(
     model: LanguageModel,
     prompts: Sequence[Sequence[Ids]],
@@ -79,13 +87,15 @@ def decode_answers(
       log_weights: [n, K], log p(z|x); zeros for concat.
       config: how answers are decoded.
       batch_size: questions decoded at once.
-      seeds: [n], of each question's draws; from sample_seed and their places by default.
+      seeds: [n], of each question's draws; `question_seeds` of all places by default.
     """
     check_decoding(config)
     rule = _rule(model, config)
     if config.decode == "rag_sequence":
         is_thorough = config.decode_variant == "thorough"
         return decode_sequence(model, prompts, log_weights, rule, batch_size, is_thorough)
+    if seeds is None:
+        seeds = question_seeds(config, range(len(prompts)))
     return decode_mixture(model, prompts, log_weights, rule, batch_size, seeds)
 
 
@@ -197,13 +207,14 @@ def stream_answer(
     For greedy and drawn answers of concat and rag_token: those of others are not known before the end.
     """
     rule, model = _rule(model, config), prepare(model)
-    (batch,) = _batches(model, [prompts], np.asarray(log_weights)[None], 1, [config.sample_seed])
+    (batch,) = _batches(model, [prompts], np.asarray(log_weights)[None], 1, question_seeds(config, [0]))
     fixed = (batch.log_weights, batch.seeds)
     state = search.begin(*model.steps, batch.last, fixed[0], batch.is_asked, fixed[1], rule)
     while search.is_unfinished(state):
         yield np.asarray(state.tokens)[0, 0, : int(state.step)].tolist()
         until = state.step + 1
         state = search.run(*model.steps, batch.prompts, *fixed, state, until, rule)
+    _refuse_diverged(np.asarray(state.ended_scores))
 
 
 def can_stream(config: DecodeConfig) -> bool:
@@ -247,6 +258,7 @@ def _searched(
     until = rule.max_new_tokens + 1
     state = search.run(*model.steps, batch.prompts, log_weights, seeds, state, until, rule)
     tokens, lengths, scores = map(np.asarray, (state.ended_tokens, state.ended_lengths, state.ended_scores))
+    _refuse_diverged(scores[is_asked])
     return [
         [
             (tokens[b, q, : lengths[b, q]].tolist(), float(scores[b, q]))
@@ -255,6 +267,12 @@ def _searched(
         ]
         for b in range(len(tokens))
     ]
+
+
+def _refuse_diverged(scores: np.ndarray) -> None:
+    """Raises DivergedError where a question has no answer: scores [B, Q], best first."""
+    if not np.isfinite(scores[:, 0]).all():
+        raise DivergedError("the generator's probabilities are not finite: it has diverged, lower --generator_lr")
 
 
 def _rescored(model: Prepared, batch: _Batch, hypotheses: Sequence[Sequence[tuple[int, ...]]], most: int):

@@ -12,7 +12,6 @@ instead. What is done is kept in the run folder, so the same command goes on whe
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,8 @@ from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
 from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_search, search_table, summarise
-from ragjax.files import read_json_object, write_json
+from ragjax.files import read_json_lines, read_json_object, write_json
+from ragjax.generation import check_decoding
 from ragjax.pipeline import Pipeline, build_pipeline, describe_inputs, load_models
 from ragjax.training.loop import PhaseResult, make_assembler, total_steps, train_phase
 from ragjax.training.records import FILE as METRICS_FILE
@@ -67,6 +67,7 @@ def search(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
         strategy, reason = choose_strategy(config, dataset.train)
         print(f"--strategy=auto picks {strategy}: {reason}.", flush=True)
     phases = _phases(dataclasses.replace(config, strategy=strategy), options)
+    check_decoding(config)
     for split in ("train", "dev"):
         if not getattr(dataset, split):
             raise UserError(f"{dataset.folder} has no {split} questions, which the search needs: add {split}.jsonl.")
@@ -200,8 +201,8 @@ class _Search:
             print(f"{_name(phase.name, trial['rates'])} diverged: {error}")
             trial["diverged"] = True
         else:
-            lines = (self._trial_folder(phase, trial["rates"]) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-            losses = [line["dev_loss"] for line in map(json.loads, lines) if "dev_loss" in line]
+            lines = read_json_lines(self._trial_folder(phase, trial["rates"]) / METRICS_FILE)
+            losses = [line["dev_loss"] for line in lines if "dev_loss" in line]
             trial |= {"steps": end, "start_loss": losses[0], "dev_loss": losses[-1], "cost": result.cost.as_dict()}
         self._keep(trial)
 

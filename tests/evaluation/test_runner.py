@@ -250,7 +250,16 @@ def test_costs_are_written_beside_the_predictions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"top_k": 4}, {"num_beams": 2}, {"score_scale": 1.0}, {"questions": QUESTIONS[:4]}, {"sample_seed": 1}]
+    "other",
+    [
+        {"top_k": 4},
+        {"num_beams": 2},
+        {"score_scale": 1.0},
+        {"questions": QUESTIONS[:4]},
+        {"sample_seed": 1},
+        {"prompt": "chat"},
+        {"max_passage_tokens": 5},
+    ],
 )
 def test_a_finished_file_of_something_else_is_refused(tmp_path, other):
     run_evaluation(Pipeline(), tmp_path / "p.jsonl")
@@ -267,6 +276,15 @@ def test_a_finished_file_of_other_models_is_refused(tmp_path):
         setattr(other, name, value)
         with pytest.raises(UserError, match="holds predictions of other models"):
             run_evaluation(other, tmp_path / "p.jsonl")
+
+
+def test_a_finished_file_is_read_back_whatever_its_texts_hold(tmp_path):
+    """Some characters end a line in Python and none in JSON."""
+    pipeline = Pipeline()
+    odd = dataclasses.replace(QUESTIONS[0], answers=("one\u2028two", "three\x85four"))
+    records, _ = run_evaluation(pipeline, tmp_path / "p.jsonl", [odd])
+    assert run_evaluation(pipeline, tmp_path / "p.jsonl", [odd])[0] == records
+    assert records[0]["answers"] == list(odd.answers)
 
 
 def test_the_batch_size_is_no_setting_of_a_finished_file(tmp_path):

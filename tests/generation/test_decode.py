@@ -16,6 +16,7 @@ import pytest
 
 from ragjax import losses
 from ragjax.config import DecodeConfig
+from ragjax.errors import DivergedError
 from ragjax.generation import Rule, decode, decode_answers, decode_mixture, decode_sequence, search, stream_answer
 from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import init_lora, load_generator
@@ -25,6 +26,7 @@ from tests.tiny_modules import tiny_decoder
 NEW = 9
 LENGTHS = (11, 1, 17, 5)
 ROWS = len(LENGTHS)
+NEVER = (-1,)  # the vocabulary's last token, which ends none of the greedy texts
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,7 @@ def expected(generator, prompts) -> list[list[int]]:
     """What each prompt goes on with; the texts must differ, else rows could be mixed up unseen."""
     texts = [plain_loop(generator, prompt, NEW) for prompt in prompts]
     assert len({tuple(text) for text in texts}) == len(texts)
+    assert not any(generator.config.vocab_size - 1 in text for text in texts)
     return texts
 
 
@@ -78,7 +81,7 @@ def cut(text: list[int], ends: tuple[int, ...]) -> list[int]:
 
 
 def test_rows_of_any_length_go_on_as_in_a_plain_loop(generator, prompts, expected):
-    assert decoded(generator, prompts, ends=(-1,)) == expected
+    assert decoded(generator, prompts, NEVER) == expected
 
 
 def test_stacked_layers_give_the_same_tokens(generator, prompts, ends, monkeypatch):
@@ -95,13 +98,13 @@ def test_adapters_are_part_of_the_model(generator, prompts, expected):
     with_lora = dataclasses.replace(with_lora, lora=lora)
     texts = [plain_loop(with_lora, prompt, NEW) for prompt in prompts]
     assert texts != expected
-    assert decoded(with_lora, prompts, ends=(-1,)) == texts
+    assert decoded(with_lora, prompts, NEVER) == texts
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_quantised_layers_decode_too(generator, prompts, kind):
     quantised = load_generator(generator.source.path, quantize=kind)
-    assert decoded(quantised, prompts, ends=(-1,)) == [plain_loop(quantised, prompt, NEW) for prompt in prompts]
+    assert decoded(quantised, prompts, NEVER) == [plain_loop(quantised, prompt, NEW) for prompt in prompts]
 
 
 def test_each_of_several_end_tokens_ends_its_row_alone(generator, prompts, expected, ends):
@@ -146,7 +149,7 @@ def test_a_stream_grows_into_the_greedy_answer(generator, prompts, expected, end
 
 def test_the_public_method_keeps_the_order_of_its_prompts(generator, prompts, expected):
     """`generate_tokens` groups by length, two at a time here; without the right order back, texts swap places."""
-    unending = dataclasses.replace(generator, end_ids=(-1,))
+    unending = dataclasses.replace(generator, end_ids=NEVER)
     assert unending.generate_tokens(prompts, NEW, batch_size=2) == expected
     assert unending.generate_tokens([], NEW) == []
 
@@ -333,13 +336,13 @@ def test_draws_follow_the_model(tiny, token_log_probs):
 
 def test_a_small_nucleus_or_a_low_temperature_is_greedy(generator, prompts, expected):
     weights = np.zeros((ROWS, 1))
-    for rule in (Rule(NEW, (-1,), temperature=1.0, top_p=1e-6), Rule(NEW, (-1,), temperature=1e-4)):
+    for rule in (Rule(NEW, NEVER, temperature=1.0, top_p=1e-6), Rule(NEW, NEVER, temperature=1e-4)):
         found = decode_mixture(generator, [[ids] for ids in prompts], weights, rule, ROWS)
         assert [answer.tokens for answer in found] == expected
 
 
 def test_draws_depend_on_the_seed_and_not_on_the_batch(generator, prompts):
-    rule, weights = Rule(NEW, (-1,), temperature=1.5), np.zeros((ROWS, 1))
+    rule, weights = Rule(NEW, NEVER, temperature=1.5), np.zeros((ROWS, 1))
 
     def draw(order, batch_size, seeds):
         found = decode_mixture(
@@ -350,6 +353,31 @@ def test_draws_depend_on_the_seed_and_not_on_the_batch(generator, prompts):
     one = draw([0, 1, 2, 3], 4, (7, 8, 9, 10))
     assert draw([3, 1, 0, 2], 3, (7, 8, 9, 10)) == one
     assert all(draw([0, 1, 2, 3], 4, (17, 18, 19, 20))[i] != one[i] for i in range(ROWS))
+
+
+def test_a_configuration_s_seed_decides_its_draws(generator, prompts):
+    """Also one that fills more than the 32 bits of a seed; a stream draws as the first question of a batch does."""
+
+    def draw(seed):
+        config = DecodeConfig(temperature=1.5, max_new_tokens=NEW, sample_seed=seed)
+        found = decode_answers(generator, [[ids] for ids in prompts], np.zeros((ROWS, 1)), config, ROWS)
+        *_, last = stream_answer(generator, [prompts[0]], np.zeros(1), config)
+        assert found[0].tokens == last
+        return [answer.tokens for answer in found]
+
+    assert draw(5) == draw(5)
+    assert all(one != other for one, other in itertools.combinations([*draw(0), *draw(1), *draw(5_000_000_000)], 2))
+
+
+@pytest.mark.parametrize("decode", ["concat", "rag_sequence"])
+def test_a_generator_that_has_diverged_is_refused(generator, prompts, decode):
+    broken = dataclasses.replace(generator, params=jax.tree.map(lambda leaf: leaf * np.nan, generator.params))
+    config = DecodeConfig(decode=decode, max_new_tokens=NEW)
+    with pytest.raises(DivergedError, match="it has diverged, lower --generator_lr"):
+        decode_answers(broken, [[prompts[0]]], np.zeros((1, 1)), config, 2)
+    if decode == "concat":
+        with pytest.raises(DivergedError):
+            list(stream_answer(broken, [prompts[0]], np.zeros(1), config))
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.6, 0.9])

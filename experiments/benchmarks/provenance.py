@@ -1,0 +1,18 @@
+"""What every result says of how it was made."""
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import jax
+
+
+def provenance(*packages: str) -> dict[str, Any]:
+    """The command, the versions of ragjax, jax and `packages`, and the machine."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {name: version(name) for name in ("ragjax", "jax", *packages)},
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+    }
