@@ -3,12 +3,20 @@
 import os
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import settings
 
 # The same examples in every run, no database folder in the tree, and a busy machine is no failure.
 settings.register_profile("ragjax", derandomize=True, database=None, deadline=None)
 settings.load_profile("ragjax")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Compiled programs go with their test file: a process may have only so many memory maps (65,530 on Linux)."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+# A shell's background jobs are born with Ctrl-C ignored.
 COMMAND = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from types import SimpleNamespace
 import numpy as np
 from ragjax import ask, flags, pipeline

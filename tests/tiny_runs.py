@@ -85,6 +85,7 @@ def tiny_world(factory: pytest.TempPathFactory) -> Iterator[World]:
     """The world of this test session; inside, caches are its own, and programs that are compiled again come from one.
 
     Every `run` builds its training step anew: without XLA's cache most of these tests' time went into compiling.
+    The folder is that of all test files of a process, so each names its runs in its own way.
     """
     folder = factory.getbasetemp() / "world"
     if not folder.exists():

@@ -33,7 +33,7 @@ def main() -> None:
         result = evaluate_runs(EvaluateConfig(run_dir=run, decode=",".join(DECODERS), eval_limit=flags.eval_limit), {})
         trained = read_json(Path(run) / "config.json")
         runs[Path(run).name] = {
-            "command": training_command(trained),
+            "command": training_command(Path(run).name, trained),
             "inputs": trained["inputs"],
             "step": result["step"],
             "n": result["n"],
@@ -48,19 +48,21 @@ def main() -> None:
         )
 
 
-def training_command(trained: dict[str, Any]) -> str:
-    """The command that made a run, from its config.json; the data by name, as their folder differs between machines."""
-    flags, defaults = trained["flags"], dataclasses.asdict(RunConfig())
-    differ = [f"--{name}={value}" for name, value in flags.items() if name != "data" and value != defaults[name]]
-    return " ".join(["python -m ragjax.train", f"--data={trained['inputs']['data']['name']}", *differ])
+def training_command(run: str, trained: dict[str, Any]) -> str:
+    """The command that made a run, from its config.json. Folders by name alone: their places differ."""
+    flags = trained["flags"] | {"data": trained["inputs"]["data"]["name"], "run_dir": f"runs/{run}"}
+    defaults = dataclasses.asdict(RunConfig())
+    return " ".join(
+        ["python -m ragjax.train", *(f"--{name}={value}" for name, value in flags.items() if value != defaults[name])]
+    )
 
 
 def compared(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Each decoder's scores, cost, and differences from the first decoder: {metric: [mean, low, high, p]}."""
+    """Each decoder's scores, tokens read, and differences from the first decoder: {metric: [mean, low, high, p]}."""
     columns = [read_json_lines(each["predictions"]) for each in results]
     table = {}
     for each, records in zip(results, columns, strict=True):
-        row = {name: each[name] for name in ("scores", "cost", "passages_cut")}
+        row = {"scores": each["scores"], "tokens": each["cost"]["tokens"], "passages_cut": each["passages_cut"]}
         if records is not columns[0]:
             row["minus_concat"] = {}
             for metric in METRICS:

@@ -1,6 +1,7 @@
 """Answers of one generator, kept by prompt: pipelines that find the same passages share them."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import numpy as np
 
 from ragjax.config import DecodeConfig
 from ragjax.files import KeyedRecords
-from ragjax.generation import Decoded
+from ragjax.generation import Decoded, Prepared
 from ragjax.pretrained import Generator
 
 
@@ -20,6 +21,10 @@ class CachedGenerations:
     def __init__(self, generator: Generator, path: Path):
         """path: the file that answers are kept in (.jsonl)."""
         self._generator, self._records = generator, KeyedRecords(path)
+
+    @functools.cached_property
+    def _source(self) -> Prepared:
+        return self._generator.prepared()
 
     def __len__(self) -> int:
         """Answers that were decoded so far."""
@@ -40,7 +45,7 @@ class CachedGenerations:
         ]
         missing = list({key: i for i, key in enumerate(keys) if key not in self._records}.values())
         if missing:
-            answers = self._generator.prepared().decode_answers(
+            answers = self._source.decode_answers(
                 [prompts[i] for i in missing],
                 np.asarray(log_weights)[missing],
                 config,

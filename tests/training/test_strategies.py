@@ -43,7 +43,7 @@ def world(tmp_path_factory):
 def config_of(world, name: str, **changes: Any) -> RunConfig:
     """The same flags for every strategy; at this rate of the embedder its loss falls and what it finds changes."""
     values = {"max_steps": STEPS, "batch_size": BATCH, "ranking_batch_size": BATCH, "embedder_lr": 3e-4}
-    return world.config(world.folder / name, **values | {"eval_limit": 2} | changes)
+    return world.config(world.folder / "strategies" / name, **values | {"eval_limit": 2} | changes)
 
 
 @dataclasses.dataclass
