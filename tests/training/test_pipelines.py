@@ -20,6 +20,8 @@ from ragjax.training.strategies import STRATEGIES
 from tests.tiny import write_tiny_llama, write_tiny_mpnet
 from tests.tiny_runs import changed, flat, read_lines, tiny_world
 
+pytestmark = pytest.mark.slow
+
 WINDOW = 40
 LORA, NF4, INT8, FULL = {}, {"quantize": "nf4"}, {"quantize": "int8"}, {"lora_rank": 0}
 # test_run.py has BERT with LLaMA, adapters and all weights.

@@ -17,6 +17,8 @@ from ragjax.training.stacked import train_stacked
 from ragjax.training.strategies import STRATEGIES
 from tests.tiny_runs import World, flat, read_lines, tiny_world
 
+pytestmark = pytest.mark.slow
+
 RATES = [1e-4, 1e-2]
 OPTIONS = SearchConfig(embedder_rates="1e-2,1e-4", generator_rates="1e-2,1e-3")
 

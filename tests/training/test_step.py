@@ -27,6 +27,8 @@ from ragjax.training.strategies import STRATEGIES
 from tests.tiny_modules import random_examples, stacked_batch, tiny_objective
 from tests.training.cases import CASES, examples_of, objective_of, split
 
+pytestmark = pytest.mark.slow
+
 SHAPE = Shape(15, 64, 8)
 RATES = {"embedder": 0.01, "generator": 0.02}
 
@@ -227,7 +229,6 @@ def on_devices(tmp_path_factory) -> dict[str, np.ndarray]:
         return dict(results)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_one_and_eight_devices_agree(case, on_devices):
     """Reduced gradients to 1e-5 of each leaf's norm, and the parameters after three steps of SGD."""

@@ -23,6 +23,8 @@ from ragjax.training.ranking import RankingAssembler
 from ragjax.training.strategies import STRATEGIES, choose_strategy
 from tests.tiny_runs import changed, flat, passages, questions, read_lines, refusal, tiny_world, write_data
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH = 5, 4  # of 12 questions: the second epoch begins behind the third step
 UNLABELLED = ("train-1", "train-7")
 
