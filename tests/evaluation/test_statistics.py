@@ -84,6 +84,11 @@ def test_p_of_many_questions_is_near_that_of_all_patterns():
     assert found == pytest.approx(exact, abs=4 * np.sqrt(exact / 20_000))
 
 
+def test_a_sampled_p_is_never_zero():
+    """What was seen counts as one of the patterns: of 2^40 none of a thousand others is as large."""
+    assert statistics.paired_p_value(np.zeros(40), np.ones(40), resamples=1000) == 1 / 1001
+
+
 def test_questions_that_do_not_differ_or_have_no_value_count_nowhere():
     before, after = [0.0, 1.0, 0.0, None, 0.5], [1.0, 1.0, 1.0, 1.0, None]
     assert statistics.paired_p_value(before, after) == statistics.paired_p_value([0.0, 0.0], [1.0, 1.0]) == 0.5

@@ -303,16 +303,25 @@ def test_rag_sequence_weighs_what_each_passage_finds(tiny, token_log_probs, sequ
         assert answer.log_prob == pytest.approx(np.log(totals[best]), abs=1e-5)
 
 
-def state_under(tiny, b: int, k: int):
-    """The two best answers under one passage by itself: what `decode_mixture` searches, both of them."""
-    rule, weights, asked, seeds = Rule(LONGEST, (0,), 2), np.zeros((1, 1)), np.array([True]), np.zeros(1, np.uint32)
+def test_a_search_goes_on_until_the_last_of_its_answers_is_sure(tiny, token_log_probs):
+    """Not only the best one: RAG-Sequence weighs them all."""
+    for b, k in ((0, 0), (1, 2)):
+        (found,) = state_under(tiny, b, k, beams=ENOUGH)
+        under = best_first(token_log_probs[b, :, k].sum(axis=-1))
+        assert [ids for ids, _ in found[:20]] == [ids for _, ids in under[:20]]
+        np.testing.assert_allclose([score for _, score in found[:20]], [score for score, _ in under[:20]], atol=1e-5)
+
+
+def state_under(tiny, b: int, k: int, beams: int = 2):
+    """The best answers under one passage by itself: what `decode_mixture` searches, all of them."""
+    rule, weights, asked, seeds = Rule(LONGEST, (0,), beams), np.zeros((1, 1)), np.array([True]), np.zeros(1, np.uint32)
     ids = tiny.prompts[b][k]
     model = tiny.model
     last, prompts = search.prefill(model.module, model.variables, np.array([ids]), np.array([len(ids)]))
     state = search.begin(model.module, model.variables, last, weights, asked, seeds, rule)
     state = search.run(model.module, model.variables, prompts, weights, seeds, state, LONGEST + 1, rule)
     tokens, lengths, scores = map(np.asarray, (state.ended_tokens, state.ended_lengths, state.ended_scores))
-    yield [(tuple(tokens[0, q, : lengths[0, q]].tolist()), scores[0, q]) for q in range(2)]
+    yield [(tuple(tokens[0, q, : lengths[0, q]].tolist()), scores[0, q]) for q in range(beams)]
 
 
 # --- drawn answers
