@@ -85,18 +85,17 @@ def read_json_lines(path: str | os.PathLike) -> list[Any]:
 
     Lines end at "\\n" alone: U+2028 and its like may stand inside a text.
     """
+    values = []
     try:
-        lines = Path(path).read_bytes().removesuffix(b"\n").split(b"\n")
+        with open(path, "rb") as file:
+            for line in file:
+                values.append(json.loads(line))
     except OSError as error:
         raise _unreadable(Path(path), error) from error
-    values = []
-    for number, line in enumerate(lines if lines != [b""] else [], start=1):
-        try:
-            values.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(
-                f"{path} line {number} is not valid JSON ({error}): repair the file or make it anew"
-            ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} line {len(values) + 1} is not valid JSON ({error}): repair the file or make it anew"
+        ) from error
     return values
 
 

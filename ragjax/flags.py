@@ -77,7 +77,7 @@ def run_command(main: Callable[[Sequence[str]], None], goes_on: bool = True) -> 
             print(f"error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("stopped" + "; the same command goes on where it was" * goes_on, file=sys.stderr)
+            print("stopped; the same command goes on where it was" if goes_on else "stopped", file=sys.stderr)
             return 130
         return 0
 

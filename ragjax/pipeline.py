@@ -281,11 +281,11 @@ def ask(run: Run, question: str, config: RunConfig, show: Callable[[str], None] 
     text = pipeline.prediction(new_tokens)
     if show is not None:
         show(text)
-    shares = probabilities(scores, config.score_scale)
     answer = generator.answer_ids(text)
-    alone, _ = pipeline.decoding_prompts(question, rows, scores, dataclasses.replace(config, decode="rag_sequence"))
+    one_by_one = dataclasses.replace(config, decode="rag_sequence")
+    alone, log_shares = pipeline.decoding_prompts(question, rows, scores, one_by_one)
     under = np.array(generator.score_tokens(alone, [answer] * len(alone)), np.float64)  # [K, T]
-    log_joint = log_probabilities(scores, config.score_scale) + under.sum(axis=1)  # log p(z|x) p(y|x,z)
+    shares, log_joint = np.exp(log_shares), log_shares + under.sum(axis=1)  # p(z|x) and log p(z|x) p(y|x,z)
     if config.decode == "concat":
         probability = np.exp(generator.score_tokens(prompts, [answer])[0].sum(dtype=np.float64))
     elif config.decode == "rag_token":
