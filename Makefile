@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PARITY_VENV ?= .venv-parity
 LOWEST_VENV ?= .venv-lowest
+NEWEST_VENV ?= .venv-newest
+# The newest Python that the suite is run on; it takes newer versions of jax and numpy than 3.11 can.
+NEWEST_PYTHON ?= $(shell sh tools/find_python.sh 3.13)
 
 # A file of versions for pip's -c; empty: the newest that setup.py allows.
 CONSTRAINTS ?=
@@ -30,7 +33,7 @@ SPREAD := -n auto --maxprocesses=4 --dist=loadfile
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo weights lint format test test-parity test-wheel test-lowest clean distclean
+.PHONY: help demo weights lint format test test-parity test-wheel test-newest test-lowest clean distclean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -57,6 +60,9 @@ test-parity: $(PARITY_VENV)/.ready  ## the tests that compare with torch and sen
 test-wheel:  ## the test suite against the built wheel, installed outside this folder
 	$(TEST_ENV) $(FAST_COMPILE) sh tools/test_wheel.sh $(PYTHON) $(SPREAD) $(PYTEST_ARGS)
 
+test-newest:  ## the test suite on Python 3.13, with the newest jax that setup.py allows
+	$(MAKE) test VENV=$(NEWEST_VENV) PYTHON=$(NEWEST_PYTHON)
+
 test-lowest:  ## the test suite with the oldest versions that setup.py allows
 	$(MAKE) test VENV=$(LOWEST_VENV) CONSTRAINTS=tests/constraints-lowest.txt
 
@@ -65,7 +71,7 @@ clean:  ## remove what building and testing left behind
 	find ragjax tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the environments (runs/ stays)
-	rm -rf $(VENV) $(PARITY_VENV) $(LOWEST_VENV)
+	rm -rf $(VENV) $(PARITY_VENV) $(LOWEST_VENV) $(NEWEST_VENV)
 
 $(VENV)/.ready: setup.py ragjax/version.py third_party/weights-demo.txt tools/venv.sh $(CONSTRAINTS)
 	@sh tools/venv.sh open $(VENV) $(PYTHON)

@@ -8,9 +8,10 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).resolve().parent
 VERSION = runpy.run_path(str(HERE / "ragjax" / "version.py"))["__version__"]
 
-# name, oldest version tried, first series not tried. The newest were tried together on Python 3.11
-# and 3.13, the oldest together on 3.11 (tests/constraints-lowest.txt, `make test-lowest`). faiss-cpu before
-# 1.14 crashes the interpreter at import when warnings are errors.
+# name, oldest version tried, first series not tried. The newest were tried together on Python 3.11 (`make test`) and
+# 3.13 (`make test-newest`), the oldest together on 3.11 (tests/constraints-lowest.txt, `make test-lowest`). jax from
+# 0.11 on and numpy from 2.5 on want Python 3.12, so pip takes 0.10 and 2.4 on 3.11. faiss-cpu before 1.14 crashes the
+# interpreter at import when warnings are errors.
 TRIED = [
     ("absl-py", "2.3.0", "2.6"),
     ("faiss-cpu", "1.14.2", "1.16"),
@@ -18,10 +19,10 @@ TRIED = [
     ("gguf", "0.17.0", "0.20"),
     ("huggingface_hub", "1.16.0", "2.5"),
     ("jinja2", "3.1.6", "3.2"),  # chat templates (--prompt=chat)
-    ("jax", "0.9.0", "0.11"),
+    ("jax", "0.9.0", "0.13"),
     ("matplotlib", "3.10.0", "3.12"),
     ("ml_dtypes", "0.5.3", "0.7"),
-    ("numpy", "2.2.0", "2.5"),
+    ("numpy", "2.2.0", "2.6"),
     ("optax", "0.2.6", "0.3"),
     ("orbax-checkpoint", "0.11.33", "0.13"),
     ("safetensors", "0.7.0", "0.9"),
@@ -50,6 +51,7 @@ setup(
     install_requires=[f"{name}>={lowest},<{untried}" for name, lowest, untried in TRIED],
     extras_require={
         "cuda12": [f"jax[cuda12]{JAX_BOUNDS}"],
+        "cuda13": [f"jax[cuda13]{JAX_BOUNDS}"],
         "tpu": [f"jax[tpu]{JAX_BOUNDS}"],
         # The references that parity tests compare with. Install torch by itself first: see BUILD.md. transformers
         # needs accelerate to read GGUF files.

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from ragjax.models.products import float32_matmul, matmul
+
 Array = jax.Array
 
 # Finite, so that a row of padding (nothing to attend to) gives a finite output and finite gradients.
@@ -64,12 +66,12 @@ def dot_product_attention(queries: Array, keys: Array, values: Array, mask: Arra
     queries = queries.reshape(rows * groups, per_group * length, width)
     keys = keys.transpose(0, 2, 3, 1).reshape(rows * groups, width, slots)
     values = values.transpose(0, 2, 1, 3).reshape(rows * groups, slots, width)
-    scores = jnp.matmul(queries, keys, preferred_element_type=jnp.float32)
+    scores = float32_matmul(queries, keys)
     scores = scores.reshape(rows, groups, per_group, length, slots) + jnp.where(mask, 0.0, _MASKED)[:, None, None]
     if bias is not None:
         scores += bias.reshape(scores.shape)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    mixed = jnp.matmul(probabilities.reshape(rows * groups, per_group * length, slots), values)
+    mixed = matmul(probabilities.reshape(rows * groups, per_group * length, slots), values)
     mixed = mixed.reshape(rows, groups, per_group, length, width).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(rows, length, heads, width)
 
@@ -116,16 +118,14 @@ def cached_attention(queries: Array, parts: Sequence[tuple[Array, Array]], mask:
     # [R, Q, M, G, H] -> [R, M, G * Q, H]
     queries = (queries * width**-0.5).reshape(rows, length, groups, -1, width).transpose(0, 2, 3, 1, 4)
     queries = queries.reshape(rows, groups, -1, width)
-    scores = jnp.concatenate(
-        [jnp.einsum("rmqh,rmhc->rmqc", queries, keys, preferred_element_type=jnp.float32) for keys, _ in parts], axis=-1
-    )
+    scores = jnp.concatenate([float32_matmul(queries, keys) for keys, _ in parts], axis=-1)
     scores = scores.reshape(rows, groups, -1, length, mask.shape[-1])
     scores += jnp.where(mask, 0.0, _MASKED)[:, None, None]
     probabilities = jax.nn.softmax(scores, axis=-1).reshape(rows, groups, -1, mask.shape[-1])
     mixed, start = 0.0, 0
     for _, values in parts:
         share = probabilities[..., start : start + values.shape[2]].astype(values.dtype)
-        mixed += jnp.einsum("rmqc,rmch->rmqh", share, values)
+        mixed += matmul(share, values)
         start += values.shape[2]
     mixed = mixed.reshape(rows, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(rows, length, heads, width)

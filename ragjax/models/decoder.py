@@ -18,6 +18,7 @@ from ragjax.errors import UserError
 from ragjax.models.attention import attention_mask, cached_attention, causal_attention
 from ragjax.models.layers import Projection, stack_layers
 from ragjax.models.lora import LoraConfig
+from ragjax.models.products import float32_matmul
 
 Array = jax.Array
 
@@ -259,6 +260,17 @@ class _UnstackedLayers(nn.Module):
         return x, kept
 
 
+class Head(nn.Module):
+    """Logits in float32, whatever the dtype of the states."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, hidden):
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (hidden.shape[-1], self.vocab_size))
+        return float32_matmul(hidden, kernel.astype(hidden.dtype))
+
+
 class Decoder(nn.Module):
     """tokens -> hidden states; `logits` maps hidden states to the vocabulary."""
 
@@ -279,7 +291,7 @@ class Decoder(nn.Module):
             )(config)
         self.norm = _norm(config, None)
         if not config.tie_word_embeddings:
-            self.lm_head = Projection(config.vocab_size, dtype=jnp.dtype(config.dtype))
+            self.lm_head = Head(config.vocab_size)
 
     def __call__(self, tokens: Array, segment_ids: Array, positions: Array, dropout_ids: Array | None = None) -> Array:
         """Hidden states [R, S, D] after the last norm.
@@ -343,8 +355,8 @@ class Decoder(nn.Module):
     def logits(self, hidden: Array) -> Array:
         """Next-token logits [..., V] in float32 for hidden states [..., D]."""
         if self.config.tie_word_embeddings:
-            return self.embed_tokens.attend(hidden).astype(jnp.float32)
-        return self.lm_head(hidden).astype(jnp.float32)
+            return float32_matmul(hidden, self.embed_tokens.embedding.astype(hidden.dtype).T)
+        return self.lm_head(hidden)
 
     def full_logits(self, tokens: Array, segment_ids: Array, positions: Array) -> Array:
         """Logits [R, S, V] at every position: the plain path, for references and initialisation."""

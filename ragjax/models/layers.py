@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ragjax.models.lora import COLLECTION, LoraConfig, lora_delta
+from ragjax.models.products import matmul
 from ragjax.models.quantize import quantize, quantized_matmul
 
 
@@ -34,9 +35,9 @@ class Projection(nn.Module):
             y = quantized_matmul(flat.astype(self.dtype), kernel)
         elif self.is_transposed:
             # The barrier: XLA would move the transposition into the product, which puts the rows on the left again.
-            y = jax.lax.optimization_barrier(jnp.matmul(kernel.astype(self.dtype), flat.T)).T
+            y = jax.lax.optimization_barrier(matmul(kernel.astype(self.dtype), flat.T)).T
         else:
-            y = jnp.matmul(flat, kernel.astype(self.dtype))
+            y = matmul(flat, kernel.astype(self.dtype))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.lora is not None:

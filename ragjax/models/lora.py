@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ragjax.models.products import matmul
+
 COLLECTION = "lora"
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -50,9 +52,9 @@ def lora_delta(
     lora_b = module.variable(COLLECTION, "lora_b", lambda: jnp.zeros((config.rank, features))).value
     if config.dropout > 0.0 and dropout_ids is not None:
         x = _token_dropout(x, module.make_rng("dropout"), dropout_ids, config.dropout)
-    hidden = jnp.matmul(x.reshape(-1, width), lora_a.astype(x.dtype))
+    hidden = matmul(x.reshape(-1, width), lora_a.astype(x.dtype))
     # Scaled where it is narrow: on [.., out] the product would be one more pass over memory.
-    return jnp.matmul(hidden * jnp.asarray(config.alpha / config.rank, x.dtype), lora_b.astype(x.dtype))
+    return matmul(hidden * jnp.asarray(config.alpha / config.rank, x.dtype), lora_b.astype(x.dtype))
 
 
 def _token_dropout(x: jax.Array, key: jax.Array, dropout_ids: jax.Array, rate: float) -> jax.Array:

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ragjax.models.products import matmul
+
 Array = jax.Array
 Quantized = Mapping[str, Array]
 
@@ -94,7 +96,7 @@ def quantized_matmul(x: Array, kernel: Quantized) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _matmul(inputs: int, x: Array, kernel: Quantized) -> Array:
-    return jnp.matmul(x, dequantize(kernel, inputs, x.dtype))
+    return matmul(x, dequantize(kernel, inputs, x.dtype))
 
 
 def _forward(inputs: int, x: Array, kernel: Quantized) -> tuple[Array, Quantized]:
@@ -102,7 +104,7 @@ def _forward(inputs: int, x: Array, kernel: Quantized) -> tuple[Array, Quantized
 
 
 def _backward(inputs: int, kernel: Quantized, gradient: Array) -> tuple[Array, None]:
-    return jnp.matmul(gradient, dequantize(kernel, inputs, gradient.dtype).T), None
+    return matmul(gradient, dequantize(kernel, inputs, gradient.dtype).T), None
 
 
 _matmul.defvjp(_forward, _backward)

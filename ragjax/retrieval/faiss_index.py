@@ -3,10 +3,9 @@
 FAISS adds up in float32, in an order that depends on the number of queries, so that its scores differ in the
 last bits and passages of equal text may come in any order. Here FAISS proposes, and the candidates are scored
 again in float64: the result does not depend on how queries are batched, and among equal scores the lower row
-comes first.
+comes first. FAISS is imported where it is used: what needs no index runs where there is no FAISS.
 """
 
-import faiss
 import numpy as np
 
 from ragjax.errors import DivergedError, UserError
@@ -24,6 +23,8 @@ class ExactIndex:
         """
         if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype != np.float32:
             raise ValueError(f"vectors must be float32 [P, E], not {vectors.dtype} {list(vectors.shape)}")
+        import faiss
+
         self._index = faiss.IndexFlatIP(vectors.shape[1])
         self._index.add(vectors)  # in one piece: FAISS would double its storage on the way
         # FAISS's own storage seen as an array: one copy in memory serves search and lookup.
@@ -88,6 +89,8 @@ class ExactIndex:
         """What a run records of its index: type, FAISS version, passages P, width E, bytes of the vectors in
         memory.
         """
+        import faiss
+
         passages, width = self._vectors.shape
         return {
             "type": "IndexFlatIP",

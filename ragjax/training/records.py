@@ -1,13 +1,17 @@
-"""The records of training: metrics.jsonl (each step once, also after a resume) and TensorBoard events."""
+"""The records of training: metrics.jsonl (each step once, also after a resume) and TensorBoard events.
+
+tensorboardX is imported where it is used: a step can be built where it is missing.
+"""
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from tensorboardX import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from ragjax.files import append_line, write_atomic
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 FILE = "metrics.jsonl"
 
@@ -26,6 +30,8 @@ class MetricsLog:
 
     def rewind(self, phase: str, step: int) -> None:
         """Keeps a phase's lines up to `step`; a line that was cut off by a kill is dropped too."""
+        from tensorboardX import SummaryWriter
+
         self._keep(lambda line: line["phase"] != phase or line["step"] <= step)
         self._writer = SummaryWriter(str(self._events / phase), purge_step=step + 1)
 

@@ -1,0 +1,50 @@
+"""How fast passages are encoded: MiniLM's and MPNet's shapes over HotPotQA's passage lengths.
+
+    python experiments/accelerator/encode.py [--small]
+
+Embedder.encode, tokenisation included: texts of like length share a batch, and padding counts as time but not as
+tokens.
+MFU counts 2N FLOPs a token and, in float32 too, compares with the device's bfloat16 peak.
+"""
+
+import functools
+import itertools
+from typing import Any
+
+import common
+import jax
+import numpy as np
+import random_models as models
+from common import Recorder
+
+from ragjax.pretrained import Embedder
+
+
+def run(recorder: Recorder) -> None:
+    for name, dtype, batch_size in itertools.product(("minilm", "mpnet"), ("bfloat16", "float32"), (512, 64)):
+        if recorder.small and (batch_size, dtype) != (64, "float32"):
+            continue  # the time goes into compiling
+        find = functools.partial(measure, name, dtype, batch_size, recorder.small)
+        recorder.measure(f"encode {name} {dtype} batch={batch_size}", find)
+
+
+def measure(name: str, dtype: str, batch_size: int, small: bool) -> dict[str, Any]:
+    config = common.shape_of(name, small)
+    module, variables = models.encoder(config, dtype)
+    tokenizer = common.word_tokenizer(name, small)
+    embedder = Embedder(None, module.config, tokenizer, module, variables["params"], common.LONGEST_TEXT[name])
+    texts, tokens = common.word_texts(name, small)
+    found: list[np.ndarray] = []
+    seconds = common.timed(lambda: found.append(embedder.encode(texts, batch_size)), lambda _: None)
+    flops = 2 * models.model_size(module, variables).layer_weights * tokens
+    return {
+        "seconds": seconds,
+        "passages_per_second": len(texts) / seconds,
+        "tokens_per_second": tokens / seconds,
+        "mfu": common.utilisation(flops, seconds, jax.devices()[0].device_kind),
+        "ok": bool(np.isfinite(found[-1]).all()),
+    }
+
+
+if __name__ == "__main__":
+    common.main(run)
