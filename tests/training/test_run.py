@@ -14,8 +14,10 @@ import pytest
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import OBJECTIVES, RunConfig
 from ragjax.costs import PARTS, TRAINING_PARTS
+from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.pipeline import Pipeline, load_models, open_run
+from ragjax.pretrained import load_embedder, load_generator
 from ragjax.training import run
 from ragjax.training.assembly import AnswerAssembler, QuestionSide
 from ragjax.training.loop import question_order, total_steps
@@ -128,6 +130,24 @@ def test_config_json_says_what_the_run_was_made_from(trained):
     }
     assert record["index"]["type"] == "IndexFlatIP"
     assert {"ragjax", "jax", "flax", "optax", "faiss-cpu"} <= record["versions"].keys()
+
+
+def test_a_run_folder_holds_these_files_and_no_others(trained):
+    strategy, measured = trained.config.strategy, ("before", "after")
+    assert {path.name for path in trained.folder.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "predictions",
+        "summary.json",
+        "tensorboard",
+    }
+    assert {path.name for path in (trained.folder / "predictions").iterdir()} == {
+        f"test.{moment}.{ending}" for moment in measured for ending in ("jsonl", "cost.json")
+    }
+    for folder in ("checkpoints", "tensorboard"):
+        assert [path.name for path in (trained.folder / folder).iterdir()] == [strategy]
 
 
 def test_metrics_hold_each_step_once_in_order(trained):
@@ -320,8 +340,16 @@ def test_a_run_folder_may_be_moved(joint, tmp_path):
     assert run(dataclasses.replace(joint.config, run_dir=str(moved)))["n"] == 6
 
 
-def test_none_measures_the_models_as_they_are(world):
+def test_none_measures_the_models_as_they_are(world, capsys):
+    """Having said first what it is made from."""
     finished = finish(world.config(world.folder / "none", strategy="none", eval_split="dev", eval_limit=3))
+    data = load_dataset(world.data)
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        f"embedder: {load_embedder(world.embedder).describe()}",
+        f"generator: {load_generator(world.generator).describe()}",
+        f"data: data, 30 passages, 12 / 4 / 6 questions, sha256 {data.sha256[:12]}",
+        "",
+    ]
     assert finished.summary["split"] == "dev"
     assert finished.summary["n"] == 3
     assert finished.summary["before"] == finished.summary["after"]

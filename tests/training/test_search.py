@@ -1,7 +1,9 @@
 """Learning-rate search: stacked copies against single runs, what is shared, who wins, and going on after a stop."""
 
 import dataclasses
+import fcntl
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ from ragjax.config import RunConfig, SearchConfig
 from ragjax.data.sources import load_dataset
 from ragjax.errors import DivergedError, UserError
 from ragjax.pipeline import build_pipeline, load_models
+from ragjax.pretrained import load_embedder, load_generator
 from ragjax.training import search as search_module
 from ragjax.training.loop import make_assembler, train_phase
 from ragjax.training.search import search
 from ragjax.training.stacked import train_stacked
 from ragjax.training.strategies import STRATEGIES
-from tests.tiny_runs import World, flat, read_lines, tiny_world
+from tests.tiny_runs import World, flat, passages, questions, read_lines, tiny_world, write_data
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +126,25 @@ def test_a_search_leaves_a_table_and_a_plot(two_phase, world):
     assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_search_folder_holds_these_files_and_no_others(two_phase, world):
+    folder = world.folder / "search"
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock",
+        "generations.jsonl",
+        "likelihoods.jsonl",
+        "predictions",
+        "search.json",
+        "search.png",
+        "trials",
+    }
+    assert {path.name for path in (folder / "trials").iterdir()} == {"generator-0.001", "generator-0.01"}
+    for trial in (folder / "trials").iterdir():
+        assert {path.name for path in trial.iterdir()} == {"checkpoints", "metrics.jsonl", "tensorboard"}
+    assert {path.name for path in (folder / "predictions").glob("*.jsonl")} == {
+        f"{name}.jsonl" for name in ("generator-0.001", "generator-0.01", "retriever-0.0001", "retriever-0.01")
+    }
+
+
 def test_answers_are_generated_once_for_a_prompt(two_phase, world):
     """As many as there are different prompts, whichever copies asked them."""
     lines = read_lines(world.folder / "search" / "generations.jsonl")
@@ -209,3 +231,52 @@ def test_another_search_on_the_folder_is_refused(two_phase, world):
         search(config, dataclasses.replace(OPTIONS, select="em"))
     with pytest.raises(UserError, match=r"--top_k=3 \(now 2\)"):
         search(dataclasses.replace(config, top_k=2), OPTIONS)
+
+
+def test_a_search_folder_in_use_is_refused(world, tmp_path):
+    with (tmp_path / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # another open file: for the system, another process
+        with pytest.raises(UserError, match=f"Another process is working on {tmp_path}"):
+            search(searching(world, tmp_path), OPTIONS)
+    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
+
+
+def test_a_search_needs_questions_to_train_on_and_to_choose_by(world, tmp_path):
+    for split in ("train", "dev"):
+        splits = {name: records for name, records in questions().items() if name != split}
+        data = write_data(tmp_path / split, passages(), splits)
+        with pytest.raises(UserError, match=f"{data} has no {split} questions, which the search needs"):
+            search(searching(world, tmp_path / "run", data=str(data)), OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_auto_is_settled_and_the_models_are_named_before_the_search(world, tmp_path, monkeypatch, capsys):
+    """The search is stopped where it would begin to train."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_module._Search, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(searching(world, tmp_path / "auto", strategy="auto"), OPTIONS)
+    picked, *models = capsys.readouterr().out.splitlines()
+    assert picked.startswith("--strategy=auto picks independent: 12 of 12 training questions have labelled passages")
+    assert models == [
+        f"embedder: {load_embedder(world.embedder).describe()}",
+        f"generator: {load_generator(world.generator).describe()}",
+    ]
+
+
+def test_a_search_does_not_go_on_with_other_models(world, tmp_path):
+    """A model of the same name whose content has changed since the search was begun."""
+    model = tmp_path / "bert"
+    shutil.copytree(world.embedder, model)
+    config = searching(world, tmp_path / "run", strategy="generator", embedder=str(model))
+    record = search(config, dataclasses.replace(OPTIONS, select="dev_loss", generator_rates="1e-3"))
+    del record["winner"]
+    (tmp_path / "run" / "search.json").write_text(json.dumps(record))
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="was begun with other models or data: bring those back or choose another"):
+        search(config, dataclasses.replace(OPTIONS, select="dev_loss", generator_rates="1e-3"))
