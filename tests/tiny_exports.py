@@ -13,6 +13,7 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.data.sources import load_dataset
 from ragjax.files import write_json
+from ragjax.runs import RunFolder, Summary
 from ragjax.weights import resolve_model
 
 SCORES = {"em": 0.25, "f1": 0.5, "contains": 0.25, "recall_at_5": 1.0, "hit_at_5": 1.0}
@@ -40,8 +41,9 @@ def write_run(
         if models:
             Checkpoints(folder / "checkpoints" / phase).save(7, {"trainable": models}, {})
     if finished:
-        summary = {"split": "test", "n": 6, "before": SCORES, "after": SCORES | {"em": 0.75}, "change_95": {}}
-        write_json(folder / "summary.json", summary)
+        scores = {"before": SCORES, "after": SCORES | {"em": 0.75}, "change_95": {}}
+        rest = {"cost": {}, "strategy_costs": [], "skipped_questions": 0, "peak_memory_bytes": 0, "retrieval": {}}
+        RunFolder(folder).write_summary(Summary(config.strategy, config.objective, "test", 6, **scores, **rest))
     return folder
 
 

@@ -2,22 +2,20 @@
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from ragjax.files import append_line, write_atomic
-
-FILE = "metrics.jsonl"
+from ragjax.runs import RunFolder
 
 
 class MetricsLog:
     """Appends a line a step. Lines hold only what the run determines; timings go to TensorBoard alone."""
 
-    def __init__(self, folder: Path):
-        self._path = Path(folder) / FILE
-        self._events = Path(folder) / "tensorboard"
+    def __init__(self, files: RunFolder):
+        """files: of the run."""
+        self._files, self._path = files, files.metrics_file
         self._writer: SummaryWriter | None = None
 
     def start_phase(self, phase: str) -> None:
@@ -27,7 +25,7 @@ class MetricsLog:
     def rewind(self, phase: str, step: int) -> None:
         """Keeps a phase's lines up to `step`; a line that was cut off by a kill is dropped too."""
         self._keep(lambda line: line["phase"] != phase or line["step"] <= step)
-        self._writer = SummaryWriter(str(self._events / phase), purge_step=step + 1)
+        self._writer = SummaryWriter(str(self._files.events(phase)), purge_step=step + 1)
 
     def write(self, line: Mapping[str, Any], timings: Mapping[str, float] | None = None) -> None:
         """One step's figures; `timings` are shown in TensorBoard but not in the file."""
