@@ -129,6 +129,29 @@ class RunFolder:
                 ) from None
             yield
 
+    def begin(
+        self,
+        record: RunRecord,
+        learning_rates: Mapping[str, Mapping[str, float]],
+        index: Mapping[str, Any],
+        versions: Mapping[str, str],
+        devices: Sequence[str],
+    ) -> None:
+        """Writes config.json: whose run this is, and beside that what its phases, index, packages and devices are.
+
+        learning_rates: peak rates by phase and model. Raises UserError where the file cannot be written.
+        """
+        content = {
+            "flags": dataclasses.asdict(record.config),
+            "phases": record.phases,
+            "learning_rates": learning_rates,
+            "inputs": record.inputs,
+            "index": index,
+            "versions": versions,
+            "devices": devices,
+        }
+        write_json(self.config_file, content)
+
     def record(self) -> RunRecord:
         """What config.json says. Raises UserError where the folder holds no run of this version."""
         if not self.is_begun:

@@ -26,9 +26,8 @@ from ragjax.evaluation import (
     strategy_table,
     summarise,
 )
-from ragjax.files import write_json
 from ragjax.generation import check_decoding
-from ragjax.runs import INPUTS, Run, RunFolder, Summary, describe_inputs, prepare
+from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, describe_inputs, prepare
 from ragjax.training.estimates import MeasuredPhase, strategy_costs
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.reuse import adopt, source_run
@@ -100,17 +99,11 @@ def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = N
     Raises:
       UserError: training diverged, or something cannot be written.
     """
-    _write_record(run, phases)
+    if not run.files.is_begun:
+        _begin(run, phases)
     before = before or measure(run, "before")
     results = _train_phases(run, phases)
     after = measure(run.with_trained(on_device(results)), "after") if phases else before
-    cost = Ledger()
-    cost.add("encode", run.pipeline.encode_cost)
-    cost.add("evaluation", before.cost)
-    for result in results.values():
-        cost.merge(result.cost)
-    if phases:
-        cost.add("evaluation", after.cost)
     summary = Summary(
         strategy=next(name for name, those in STRATEGIES.items() if those == tuple(phases)),
         objective=run.config.objective,
@@ -119,7 +112,7 @@ def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = N
         before=summarise(before.records),
         after=summarise(after.records),
         change_95=_changes(before, after),
-        cost={**cost.summary(), "phases": {name: result.cost.summary() for name, result in results.items()}},
+        cost=_cost(run, before, results, after),
         strategy_costs=_strategy_costs(run, results),
         skipped_questions=_skipped_questions(phases, run.dataset),
         peak_memory_bytes=peak_memory_bytes(),
@@ -129,20 +122,16 @@ def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = N
     return summary
 
 
-def _write_record(run: Run, phases: Sequence[Phase]) -> None:
-    """config.json of a new run."""
-    if run.files.is_begun:
-        return
-    content = {
-        "flags": dataclasses.asdict(run.config),
-        "phases": [phase.name for phase in phases],
-        "learning_rates": {phase.name: phase.learning_rates(run.config) for phase in phases},
-        "inputs": describe_inputs(run.dataset, run.embedder, run.generator),
-        "index": run.pipeline.index.describe(),
-        "versions": {"ragjax": __version__, **{name: version(name) for name in _PACKAGES}},
-        "devices": [str(device.device_kind) for device in jax.local_devices()],
-    }
-    write_json(run.files.config_file, content)
+def _begin(run: Run, phases: Sequence[Phase]) -> None:
+    """Leaves in the run's folder what it is made from and with."""
+    inputs = describe_inputs(run.dataset, run.embedder, run.generator)
+    run.files.begin(
+        RunRecord(run.config, tuple(phase.name for phase in phases), inputs),
+        learning_rates={phase.name: phase.learning_rates(run.config) for phase in phases},
+        index=run.pipeline.index.describe(),
+        versions={"ragjax": __version__, **{name: version(name) for name in _PACKAGES}},
+        devices=[str(device.device_kind) for device in jax.local_devices()],
+    )
 
 
 def _train_phases(run: Run, phases: Sequence[Phase]) -> dict[str, PhaseResult]:
@@ -161,6 +150,18 @@ def on_device(results: Mapping[str, PhaseResult]) -> dict[str, Any]:
     """What the phases trained, together."""
     together = {model: trees for result in results.values() for model, trees in result.trained.items()}
     return jax.tree.map(jnp.asarray, together)
+
+
+def _cost(run: Run, before: Measurement, results: Mapping[str, PhaseResult], after: Measurement) -> dict[str, Any]:
+    """Of the whole run and of each phase."""
+    whole = Ledger()
+    whole.add("encode", run.pipeline.encode_cost)
+    whole.add("evaluation", before.cost)
+    for result in results.values():
+        whole.merge(result.cost)
+    if after is not before:
+        whole.add("evaluation", after.cost)
+    return {**whole.summary(), "phases": {name: result.cost.summary() for name, result in results.items()}}
 
 
 def _changes(before: Measurement, after: Measurement) -> dict[str, Any]:

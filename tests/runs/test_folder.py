@@ -10,7 +10,7 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.errors import UserError
 from ragjax.files import write_json
-from ragjax.runs import RunFolder, Summary, read_phases
+from ragjax.runs import RunFolder, RunRecord, Summary, read_phases
 
 INPUTS = {name: {"sha256": digit * 64} for name, digit in (("embedder", "a"), ("generator", "b"), ("data", "c"))}
 SUMMARY = Summary(
@@ -32,9 +32,9 @@ SUMMARY = Summary(
 @pytest.fixture
 def begun(tmp_path) -> RunFolder:
     """The folder of a run that has just begun."""
-    content = {"flags": dataclasses.asdict(RunConfig(run_dir="where/it/was")), "phases": ["joint"], "inputs": INPUTS}
-    write_json(tmp_path / "run" / "config.json", content)
-    return RunFolder(tmp_path / "run")
+    files = RunFolder(tmp_path / "run")
+    files.begin(RunRecord(RunConfig(run_dir="where/it/was"), ("joint",), INPUTS), {}, {}, {}, [])
+    return files
 
 
 def test_a_new_folder_takes_any_run(tmp_path):
@@ -99,9 +99,7 @@ def test_a_record_of_something_else_is_refused(begun, part, value, fault):
 
 
 def test_a_folder_without_a_run_has_no_record(tmp_path):
-    with pytest.raises(
-        UserError, match=f"{tmp_path} holds no config.json: give --run_dir the folder of a ragjax."
-    ):
+    with pytest.raises(UserError, match=f"{tmp_path} holds no config.json: give --run_dir the folder of a ragjax."):
         RunFolder(tmp_path).record()
 
 
