@@ -40,9 +40,9 @@ def write_run(
         if models:
             Checkpoints(files.checkpoints(phase)).save(7, {"trainable": models}, {})
     if finished:
-        scores = {"before": SCORES, "after": SCORES | {"em": 0.75}, "change_95": {}}
-        rest = {"cost": {}, "strategy_costs": [], "skipped_questions": 0, "peak_memory_bytes": 0, "retrieval": {}}
-        files.write_summary(Summary(config.strategy, config.objective, "test", 6, **scores, **rest))
+        scores = {"n": 6, "before": SCORES, "after": SCORES | {"em": 0.75}}
+        rest = {"strategy": config.strategy, "objective": config.objective, "split": "test"}
+        files.write_summary(Summary(**rest, **scores, cost={}, peak_memory_bytes=0, retrieval={}))
     return folder
 
 

@@ -112,6 +112,13 @@ def test_a_summary_comes_back_as_it_was_written(tmp_path):
     assert names[:7] == ["strategy", "objective", "split", "n", "before", "after", "change_95"]
 
 
+def test_the_oldest_summaries_are_read_too(tmp_path):
+    later = {"change_95": {}, "strategy_costs": (), "skipped_questions": 0}
+    content = {name: value for name, value in dataclasses.asdict(SUMMARY).items() if name not in later}
+    write_json(tmp_path / "summary.json", content)
+    assert RunFolder(tmp_path).read_summary() == dataclasses.replace(SUMMARY, **later)
+
+
 @pytest.mark.parametrize("change", [{"n": None}, {"extra": 1}])
 def test_a_summary_with_a_field_too_many_or_too_few_is_refused(tmp_path, change):
     content = {name: value for name, value in (dataclasses.asdict(SUMMARY) | change).items() if value is not None}
