@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from ragjax.files import read_json, read_json_lines, write_json
+from ragjax.runs import RunFolder
 
 # What identifies the run, as far as its version of ragjax has recorded it. Folders are cut to their names, because
 # paths differ between machines.
@@ -19,17 +20,18 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="the command that made the run, as anyone can repeat it")
     parser.add_argument("--out", type=Path, required=True)
     flags = parser.parse_args()
-    config = read_json(flags.run_dir / "config.json")
-    config["flags"] |= {"data": config["inputs"]["data"]["name"], "run_dir": flags.run_dir.name}
+    run = RunFolder(flags.run_dir)
+    config = read_json(run.config_file)
+    config["flags"] |= {"data": config["inputs"]["data"]["name"], "run_dir": run.path.name}
     config["flags"] |= {name: Path(config["flags"].get(name, "")).name for name in ("embedder_run", "generator_run")}
     result = {
         "command": flags.command,
         **{name: config[name] for name in _FROM_CONFIG if name in config},
-        "summary": read_json(flags.run_dir / "summary.json"),
-        "metrics": read_json_lines(flags.run_dir / "metrics.jsonl"),
+        "summary": read_json(run.summary_file),
+        "metrics": read_json_lines(run.metrics_file),
         "predictions": {
             path.stem: [{key: line[key] for key in ("id", "em", "f1")} for line in read_json_lines(path)]
-            for path in sorted((flags.run_dir / "predictions").glob("*.jsonl"))
+            for path in sorted(run.predictions_folder.glob("*.jsonl"))
         },
     }
     write_json(flags.out, result)

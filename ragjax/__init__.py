@@ -2,7 +2,7 @@
 
 load_embedder    a sentence encoder by name or folder           pretrained.py
 load_generator   a decoder-only language model                  pretrained.py
-open_run         a trained pipeline from its run folder         pipeline.py
+open_run         a trained run from its folder                  runs/run.py
 losses           RAG-Token, RAG-Sequence, MNRL and others       losses.py
 metrics          EM, F1, containment, Recall@k, hit@k, MRR      metrics.py
 
@@ -10,8 +10,8 @@ Commands: python -m ragjax.train, ragjax.lr_search, ragjax.evaluate, ragjax.ask,
 """
 
 from ragjax import losses, metrics
-from ragjax.pipeline import open_run
 from ragjax.pretrained import Embedder, Generator, load_embedder, load_generator
+from ragjax.runs import open_run
 from ragjax.version import __version__
 
 __all__ = [

@@ -17,11 +17,11 @@ flags.define_flags(RunConfig)
 
 def main(arguments: Sequence[str]) -> None:
     from ragjax.errors import UserError
-    from ragjax.training import run
+    from ragjax.training import train
 
     if arguments:
         raise UserError(f"ragjax.train takes flags only, not {arguments[0]!r}: see --help.")
-    run(flags.parsed(RunConfig))
+    train(flags.parsed(RunConfig))
 
 
 if __name__ == "__main__":

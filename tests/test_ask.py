@@ -18,12 +18,12 @@ import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from types import SimpleNamespace
 import numpy as np
-from ragjax import ask, flags, pipeline
+from ragjax import ask, flags, runs
 from ragjax.config import RunConfig
 from ragjax.data.questions import Passage
 from ragjax.errors import UserError
 
-def answer(run, question, config, show=None):
+def answer(pipeline, question, config, show=None):
     show = show or (lambda text: None)
     if question == "too long":
         raise UserError("shorten it.")
@@ -33,11 +33,11 @@ def answer(run, question, config, show=None):
         time.sleep(600)
     for text in ("A", "Ar", "Corvo"):
         show(text)
-    return pipeline.Answer("Corvo", 0.25, [Passage("p7", "Old", "the CORVO of old")], np.ones(1), np.ones(1))
+    return runs.Answer("Corvo", 0.25, [Passage("p7", "Old", "the CORVO of old")], np.ones(1), np.ones(1))
 
-pipeline.ask = answer
-run = SimpleNamespace(check_top_k=lambda k: None)
-pipeline.open_run = lambda folder: SimpleNamespace(config=RunConfig(), unfinished=lambda: None, pipeline=run)
+runs.ask = answer
+pipeline = SimpleNamespace(check_top_k=lambda k: None)
+runs.open_run = lambda folder: SimpleNamespace(config=RunConfig(), unfinished=lambda: None, pipeline=pipeline)
 flags.run_command(ask.main, goes_on=False)
 """
 

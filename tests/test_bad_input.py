@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ragjax.checkpoints import Checkpoints
-from ragjax.training import run
+from ragjax.training import train
 from ragjax.training.loop import Trainer
 from ragjax.weights import resolve
 from tests.tiny import require_package, write_tiny_gguf
@@ -147,7 +147,7 @@ def test_another_model_under_the_same_name_is_refused_on_an_unfinished_run(world
     model, folder = tmp_path / "model", tmp_path / "run"
     shutil.copytree(world.embedder, model)
     config = world.config(folder, strategy="none", embedder=str(model), eval_limit=1)
-    run(config)
+    train(config)
     (folder / "summary.json").unlink()
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
@@ -216,7 +216,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_costs_no_more_than_the_steps_since_
     checkpoints = tmp_path / "run" / "checkpoints" / "joint"
     assert not (checkpoints / "4").exists()
     assert Checkpoints(checkpoints).restore({"trainable": None})[0] == 2
-    run(config)  # there is room again
+    train(config)  # there is room again
     assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == list(range(5))
     assert Checkpoints(checkpoints).restore({"trainable": None})[0] == 4
 

@@ -12,9 +12,9 @@ import ragjax
 from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, runs
-from ragjax.pipeline import ask, open_run
 from ragjax.pretrained import Generator
-from ragjax.training import run
+from ragjax.runs import ask, open_run
+from ragjax.training import train
 from tests.tiny_runs import PLACES, passages, questions, read_lines, tiny_world, write_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +30,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(world) -> Path:
     folder = world.folder / "commands-run"
-    run(world.config(folder, max_steps=2, eval_limit=2))
+    train(world.config(folder, max_steps=2, eval_limit=2))
     return folder
 
 
@@ -178,7 +178,7 @@ def test_a_file_of_questions_is_answered(finished, tmp_path):
 
 def test_two_runs_are_compared_question_by_question(world, finished, tmp_path, capsys):
     other = world.folder / "commands-other"
-    run(world.config(other, strategy="none", eval_limit=2))
+    train(world.config(other, strategy="none", eval_limit=2))
     result = evaluated(finished, tmp_path, split="dev", paired_with=str(other))
     assert f"compared with {other} at step 0" in capsys.readouterr().out
     mine = read_lines(tmp_path / "dev.concat.k3.jsonl")
@@ -198,7 +198,7 @@ def test_two_runs_are_compared_question_by_question(world, finished, tmp_path, c
 
 def test_runs_over_other_passages_make_no_pairs(world, finished, tmp_path):
     data = write_data(tmp_path / "data", passages()[:29], questions())
-    run(world.config(tmp_path / "run", strategy="none", eval_limit=1, data=str(data)))
+    train(world.config(tmp_path / "run", strategy="none", eval_limit=1, data=str(data)))
     with pytest.raises(UserError, match="searches other passages than .*commands-run, so their scores make no pairs"):
         evaluated(finished, tmp_path / "out", split="dev", paired_with=str(tmp_path / "run"))
     assert not (tmp_path / "out").exists()
@@ -206,7 +206,7 @@ def test_runs_over_other_passages_make_no_pairs(world, finished, tmp_path):
 
 def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
     """Into a file that training does not take for its own table after the last step."""
-    run(world.config(tmp_path / "run", max_steps=2, eval_limit=1))
+    train(world.config(tmp_path / "run", max_steps=2, eval_limit=1))
     (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "predictions" / "test.after.jsonl").unlink()
     evaluate_runs(EvaluateConfig(run_dir=str(tmp_path / "run"), eval_limit=1), {})
@@ -295,7 +295,7 @@ def test_an_answer_has_the_probability_of_its_tokens(finished, decoder):
     opened = open_run(finished)
     pipeline, question = opened.pipeline, questions()["test"][0]["question"]
     shown = []
-    answer = ask(opened, question, dataclasses.replace(opened.config, top_k=2, decode=decoder), shown.append)
+    answer = ask(opened.pipeline, question, dataclasses.replace(opened.config, top_k=2, decode=decoder), shown.append)
     assert shown[-1] == answer.text
     assert len(shown) > 1 or decoder == "rag_sequence"
     assert answer.probabilities.sum() == pytest.approx(1)
@@ -317,7 +317,7 @@ def test_a_very_unlikely_answer_has_a_posterior(finished, monkeypatch):
     opened = open_run(finished)
     scored = [np.array([-1000.0]), np.array([-1001.0])]
     monkeypatch.setattr(Generator, "score_tokens", lambda self, prompts, answers: scored[: len(prompts)])
-    answer = ask(opened, questions()["test"][0]["question"], dataclasses.replace(opened.config, top_k=2))
+    answer = ask(opened.pipeline, questions()["test"][0]["question"], dataclasses.replace(opened.config, top_k=2))
     first, second = answer.probabilities * [1, np.exp(-1)]
     np.testing.assert_allclose(answer.posterior, [first / (first + second), second / (first + second)], rtol=1e-9)
 
@@ -325,7 +325,7 @@ def test_a_very_unlikely_answer_has_a_posterior(finished, monkeypatch):
 def test_a_question_longer_than_the_window_is_refused(finished):
     opened = open_run(finished)
     with pytest.raises(UserError, match=r'the question "Where is Arby\? .*\.\.\.", its .* are \d+ tokens longer'):
-        ask(opened, "Where is Arby? " * 400, opened.config)
+        ask(opened.pipeline, "Where is Arby? " * 400, opened.config)
 
 
 def test_a_question_is_needed(world, finished):

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from ragjax.errors import UserError
 from ragjax.exporting import export_run
 from ragjax.models.lora import LoraConfig
-from ragjax.pipeline import ask, open_run
 from ragjax.pretrained import load_embedder, load_generator
-from ragjax.training import run
+from ragjax.runs import ask, open_run
+from ragjax.training import train
 from ragjax.weights import load_tokenizer, resolve_model
 from tests.tiny import write_tiny_bert, write_tiny_gguf, write_tiny_llama, write_tiny_mpnet
 from tests.tiny_exports import nudged, random_adapters, write_run
@@ -145,7 +145,8 @@ def test_the_exported_pipeline_answers_as_the_run_does(joint, world):
     moved = dataclasses.replace(opened, pipeline=bare)
     for question in questions()["test"][:2]:
         ours, theirs = (
-            ask(which, question["question"], dataclasses.replace(which.config, top_k=2)) for which in (opened, moved)
+            ask(which.pipeline, question["question"], dataclasses.replace(which.config, top_k=2))
+            for which in (opened, moved)
         )
         assert ours.text == theirs.text
         assert ours.probability == pytest.approx(theirs.probability, rel=1e-3)
@@ -288,7 +289,7 @@ def test_the_last_phase_that_trained_a_model_counts(world, tmp_path, embedder, g
 
 @pytest.mark.slow
 def test_a_run_as_training_leaves_it(world, tmp_path):
-    run(world.config(tmp_path / "run", max_steps=2, eval_limit=1))
+    train(world.config(tmp_path / "run", max_steps=2, eval_limit=1))
     out = export_run(tmp_path / "run", tmp_path / "out", merge=True)
     opened = open_run(tmp_path / "run")
     trained = opened.pipeline.generator.logits(TOKENS)

@@ -29,13 +29,16 @@ in_checkout = pytest.mark.skipif(
 )
 
 COMMANDS = {"train", "evaluate", "index", "ask", "export", "lr_search", "compare", "flags"}
+# Beside the commands: what they show and read at a terminal, without flags.
+BESIDE_COMMANDS = {"console"}
 FOUNDATIONS = {"errors", "files", "config", "parallel", "checkpoints", "costs", "version"}
 # High to low, as in docs/ARCHITECTURE.md. A module imports from its own room and from those after it.
 ROOMS = [
-    COMMANDS,
+    COMMANDS | BESIDE_COMMANDS,
     {"training"},
     {"exporting"},
     {"evaluation"},
+    {"runs"},
     {"pipeline"},
     {"pretrained"},
     {"generation"},
@@ -56,6 +59,19 @@ HOMES = {
     "gguf": {"weights/gguf.py"},
     "orbax": {"checkpoints.py"},
 }
+RUN_FOLDER = "runs/folder.py"
+# What stands in a run folder; as a whole name anywhere, and the folders' names where they end a path.
+RUN_FILES = {
+    ".lock",
+    "config.json",
+    "generations.jsonl",
+    "likelihoods.jsonl",
+    "metrics.jsonl",
+    "search.json",
+    "search.png",
+    "summary.json",
+}
+RUN_FOLDERS = {"checkpoints", "predictions", "tensorboard", "trials"}
 # torch and what needs it stay in tests and benchmarks; unpickling runs whatever the file says.
 BANNED = {"torch", "sentence_transformers", "tensorflow", "pickle", "dill", "cloudpickle", "joblib"}
 
@@ -124,6 +140,8 @@ def misplaced(source: str, file: str) -> list[str]:
         ("scoring.py", "import ragjax", ["ragjax"]),
         ("costs.py", "from ragjax.errors import UserError", []),
         ("data/batches.py", "from .questions import Question\nimport numpy.ragjax", []),
+        ("runs/folder.py", "from ragjax.evaluation import evaluate", ["ragjax.evaluation.evaluate"]),
+        ("pipeline.py", "from ragjax.runs import Run", ["ragjax.runs.Run"]),
         ("train.py", "from ragjax import flags\nfrom ragjax.training import loop\nimport ragjax.version", []),
     ],
 )
@@ -144,6 +162,48 @@ def test_the_check_of_directions_tells_right_from_wrong(file, source, bad):
 )
 def test_the_check_of_homes_tells_right_from_wrong(file, source, bad):
     assert misplaced(source, file) == bad
+
+
+def spelled_names(source: str) -> list[str]:
+    """The names of a run folder's parts that `source` spells: in a path, alone or as the end of a text in it."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += [node.value] if node.value in RUN_FILES else []
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant):
+            found += [node.right.value] if node.right.value in RUN_FOLDERS else []
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("path = run.folder / 'metrics.jsonl'", ["metrics.jsonl"]),
+        ("FILE = 'summary.json'", ["summary.json"]),
+        ("f(folder / 'predictions' / name)", ["predictions"]),
+        ("result['predictions'] = 1; print('summary.json holds it.')", []),
+    ],
+)
+def test_the_check_of_names_tells_right_from_wrong(source, names):
+    assert spelled_names(source) == names
+
+
+# The rooms below read config.json of models, and nothing of a run.
+@pytest.mark.parametrize(
+    "file",
+    [
+        file
+        for file in SOURCES
+        if file not in ("__init__.py", RUN_FOLDER)
+        and room_of(Path(file).parts[0].removesuffix(".py")) <= room_of("runs")
+    ],
+)
+def test_one_file_spells_the_names_in_a_run_folder(file):
+    assert spelled_names(SOURCES[file].read_text(encoding="utf-8")) == []
+
+
+def test_the_run_folder_spells_them_all():
+    assert set(spelled_names(SOURCES[RUN_FOLDER].read_text(encoding="utf-8"))) == RUN_FILES | RUN_FOLDERS
 
 
 @pytest.mark.parametrize("file", [file for file in SOURCES if file != "__init__.py"])

@@ -1,6 +1,5 @@
 """Run folders as training leaves them, with random weights in the place of trained ones: nothing is compiled."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.data.sources import load_dataset
-from ragjax.files import write_json
+from ragjax.runs import RunFolder, RunRecord, Summary
 from ragjax.weights import resolve_model
 
 SCORES = {"em": 0.25, "f1": 0.5, "contains": 0.25, "recall_at_5": 1.0, "hit_at_5": 1.0}
@@ -35,13 +34,15 @@ def write_run(
     }
     data = load_dataset(config.data)
     inputs["data"] = {"name": data.name, "sha256": data.sha256}
-    write_json(folder / "config.json", {"flags": dataclasses.asdict(config), "phases": list(trained), "inputs": inputs})
+    files = RunFolder(folder)
+    files.begin(RunRecord(config, tuple(trained), inputs), learning_rates={}, index={}, versions={}, devices=[])
     for phase, models in trained.items():
         if models:
-            Checkpoints(folder / "checkpoints" / phase).save(7, {"trainable": models}, {})
+            Checkpoints(files.checkpoints(phase)).save(7, {"trainable": models}, {})
     if finished:
-        summary = {"split": "test", "n": 6, "before": SCORES, "after": SCORES | {"em": 0.75}, "change_95": {}}
-        write_json(folder / "summary.json", summary)
+        scores = {"n": 6, "before": SCORES, "after": SCORES | {"em": 0.75}}
+        rest = {"strategy": config.strategy, "objective": config.objective, "split": "test"}
+        files.write_summary(Summary(**rest, **scores, cost={}, peak_memory_bytes=0, retrieval={}))
     return folder
 
 

@@ -17,8 +17,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from ragjax.config import RunConfig
+from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
-from ragjax.training import run
+from ragjax.pipeline import Pipeline
+from ragjax.runs import Run, RunFolder
+from ragjax.training import train
 from tests.tiny import write_tiny_bert, write_tiny_llama
 
 PLACES = [
@@ -109,6 +112,11 @@ def _configure(options: Mapping[str, Any]) -> None:
     compilation_cache.reset_cache()  # it reads its folder once
 
 
+def run_of(config: RunConfig, pipeline: Pipeline, dataset: Dataset) -> Run:
+    """A run in the configuration's folder, put together by hand."""
+    return Run(config, RunFolder(Path(config.run_dir)), dataset, pipeline)
+
+
 def run_flags(config: RunConfig) -> list[str]:
     """The configuration as flags of ragjax.train; what is None has no flag that says so."""
     return [f"--{name}={value}" for name, value in dataclasses.asdict(config).items() if value is not None]
@@ -165,7 +173,7 @@ def changed(before: Any, after: Any) -> set[str]:
 def refusal(config: RunConfig) -> str:
     """The sentence that the run ends with."""
     with pytest.raises(UserError) as caught:
-        run(config)
+        train(config)
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 500

@@ -17,6 +17,7 @@ from ragjax.config import DECODERS, EvaluateConfig, RunConfig
 from ragjax.evaluation import evaluate_runs
 from ragjax.evaluation.statistics import paired_interval, paired_p_value
 from ragjax.files import read_json, read_json_lines, write_json
+from ragjax.runs import RunFolder
 
 # Passages are the same under every decoder: only the answers differ.
 METRICS = ("em", "f1", "contains")
@@ -31,7 +32,7 @@ def main() -> None:
     runs: dict[str, Any] = {}
     for run in flags.runs:
         result = evaluate_runs(EvaluateConfig(run_dir=run, decode=",".join(DECODERS), eval_limit=flags.eval_limit), {})
-        trained = read_json(Path(run) / "config.json")
+        trained = read_json(RunFolder(Path(run)).config_file)
         runs[Path(run).name] = {
             "command": training_command(Path(run).name, trained),
             "inputs": trained["inputs"],

@@ -27,16 +27,16 @@ from provenance import provenance
 
 from ragjax.config import PAPER_RATES, RunConfig
 from ragjax.costs import Ledger
-from ragjax.data.sources import Dataset, load_dataset
+from ragjax.data.sources import load_dataset
 from ragjax.evaluation import mean_recall
 from ragjax.files import write_json
 from ragjax.parallel import pmap_sums
-from ragjax.pipeline import Pipeline, build_pipeline, load_models
+from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import Trainer, asked_in_step, make_assembler
 from ragjax.training.records import MetricsLog
 from ragjax.training.stacked import StackedResult, train_stacked
 from ragjax.training.step import make_eval_step
-from ragjax.training.strategies import STRATEGIES
+from ragjax.training.strategies import STRATEGIES, Phase
 
 OBJECTIVES = ("rag_token", "rag_sequence")
 RATES = [float(rate) for rate in PAPER_RATES.split(",")]
@@ -62,70 +62,71 @@ def main() -> None:
     )
     whole = load_dataset(flags.data)
     dataset = dataclasses.replace(whole, train=whole.train[: flags.questions])
-    pipeline = build_pipeline(base, dataset, *load_models(base))
+    start = prepare(base, dataset)
     result: dict[str, Any] = {
         **provenance(),
         "data": {"name": dataset.name, "sha256": dataset.sha256, "questions": flags.questions},
-        "models": [pipeline.embedder.describe(), pipeline.generator.describe()],
+        "models": [start.embedder.describe(), start.generator.describe()],
     }
-    watched = dataclasses.replace(base, dev_every=1, dev_limit=flags.dev)
+    watched = {"dev_every": 1, "dev_limit": flags.dev}
     with tempfile.TemporaryDirectory() as work:
         if not flags.ranking_only:
-            measure_costs(base, watched, pipeline, dataset, Path(work), result, flags.out)
+            measure_costs(start, watched, Path(work), result, flags.out)
             print_costs(result)
-        result["ranking_on_all"] = ranking_direction(watched, pipeline, whole, Path(work) / "all")
+        result["ranking_on_all"] = ranking_direction(
+            changed(dataclasses.replace(start, dataset=whole), Path(work) / "all", **watched)
+        )
         write_json(flags.out, result)
         print_rates("ranking_on_all", result["ranking_on_all"])
 
 
-def measure_costs(
-    base: RunConfig,
-    watched: RunConfig,
-    pipeline: Pipeline,
-    dataset: Dataset,
-    work: Path,
-    result: dict[str, Any],
-    out: Path,
-) -> None:
+def changed(run: Run, folder: Path, **flags: Any) -> Run:
+    """The same models and data under other flags, in another folder."""
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, **flags), files=RunFolder(folder))
+
+
+def measure_costs(start: Run, watched: dict[str, Any], work: Path, result: dict[str, Any], out: Path) -> None:
     """Fills `result` and writes it after each part."""
     for objective in OBJECTIVES:
-        config = dataclasses.replace(base, objective=objective)
-        result[objective], trained = generator_and_joint(config, pipeline, dataset, work / objective)
+        run = changed(start, work / objective, objective=objective)
+        result[objective], trained = generator_and_joint(run)
         write_json(out, result)
         if objective == OBJECTIVES[0]:
-            tuned = pipeline.with_trained(jax.tree.map(jnp.asarray, trained))
+            tuned = start.with_trained(jax.tree.map(jnp.asarray, trained))
     base_seconds = result[OBJECTIVES[0]]["generator_seconds"]
-    result["two_phase"] = second_phase(base, tuned, dataset, work / "two_phase", base_seconds)
+    result["two_phase"] = second_phase(changed(tuned, work / "two_phase", epochs=2), base_seconds)
     write_json(out, result)
-    result["independent"] = ranking(base, pipeline, dataset, work / "independent", base_seconds)
+    result["independent"] = ranking(changed(start, work / "independent"), base_seconds)
     write_json(out, result)
     for name, rungs in (("search", 1), ("search_halving", 3)):
-        result[name] = embedder_search(watched, tuned, dataset, work / name, rungs, base_seconds)
+        result[name] = embedder_search(changed(tuned, work / name, **watched), rungs, base_seconds)
         write_json(out, result)
 
 
 @contextlib.contextmanager
-def trainer(config: RunConfig, phase, pipeline: Pipeline, dataset: Dataset, folder: Path) -> Iterator[Trainer]:
-    with contextlib.closing(MetricsLog(folder)) as log:
-        made = Trainer(config, phase, pipeline, dataset, folder, log)
+def trainer(run: Run, phase: Phase) -> Iterator[Trainer]:
+    with contextlib.closing(MetricsLog(run.files)) as log:
+        made = Trainer(run, phase, log)
         log.start_phase(phase.name)
         yield made
 
 
-def generator_and_joint(config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder: Path):
+def generator_and_joint(run: Run) -> tuple[dict[str, Any], Any]:
     """Both phases step by step in turn; (figures, what the generator's phase has trained)."""
     seconds: dict[str, list[float]] = {"generator": [], "joint": []}
     with (
-        trainer(config, GENERATOR, pipeline, dataset, folder / "generator") as one,
-        trainer(config, JOINT, pipeline, dataset, folder / "joint") as other,
+        trainer(changed(run, run.folder / "generator"), GENERATOR) as one,
+        trainer(changed(run, run.folder / "joint"), JOINT) as other,
     ):
         while one.step < one.steps:
             for name, each in (("generator", one), ("joint", other)):
                 _, spent, _ = each.advance()
                 seconds[name].append(spent)
-            print(f"{config.objective} step {one.step}: {seconds['generator'][-1]:.1f} {seconds['joint'][-1]:.1f} s")
+            print(
+                f"{run.config.objective} step {one.step}: {seconds['generator'][-1]:.1f} {seconds['joint'][-1]:.1f} s"
+            )
         trained = jax.device_get(one.state.trainable)
-        forward = forward_seconds(config, one, pipeline, dataset, folder)
+        forward = forward_seconds(run, one)
     medians = {name: median(values) for name, values in seconds.items()}
     figures = {
         "generator_seconds": medians["generator"] * one.steps,
@@ -138,23 +139,23 @@ def generator_and_joint(config: RunConfig, pipeline: Pipeline, dataset: Dataset,
     return figures, trained
 
 
-def forward_seconds(config: RunConfig, trained: Trainer, pipeline: Pipeline, dataset: Dataset, folder: Path) -> float:
+def forward_seconds(run: Run, trained: Trainer) -> float:
     """Median of the same steps without a backward pass."""
-    assembler = make_assembler(config, GENERATOR, pipeline, dataset, folder)
+    assembler = make_assembler(run, GENERATOR)
     step = pmap_sums(make_eval_step(assembler.objective))
     seconds = []
     for number in range(FORWARD_STEPS + 1):
-        asked = asked_in_step(assembler, number, config.seed)
+        asked = asked_in_step(assembler, number, run.config.seed)
         began = time.perf_counter()
-        assembled = assembler.assemble(asked, pipeline.embedder.variables, Ledger())
+        assembled = assembler.assemble(asked, run.embedder.variables, Ledger())
         jax.block_until_ready(step(trained.state.trainable, trained.frozen, assembled.batch))
         seconds.append(time.perf_counter() - began)
     return median(seconds)
 
 
-def second_phase(config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder: Path, base: float) -> dict[str, Any]:
+def second_phase(run: Run, base: float) -> dict[str, Any]:
     """Two epochs of the embedder over the kept likelihoods of the tuned generator."""
-    with trainer(dataclasses.replace(config, epochs=2), RETRIEVER, pipeline, dataset, folder) as made:
+    with trainer(run, RETRIEVER) as made:
         seconds, tokens = [], []
         for _ in range(made.steps):
             line, spent, _ = made.advance()
@@ -171,41 +172,38 @@ def second_phase(config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder
     }
 
 
-def ranking(config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder: Path, base: float) -> dict[str, Any]:
-    with trainer(config, RANKING, pipeline, dataset, folder) as made:
+def ranking(run: Run, base: float) -> dict[str, Any]:
+    with trainer(run, RANKING) as made:
         seconds = [made.advance()[1] for _ in range(made.steps)]
     return {"independent_adds": median(seconds) * made.steps / base, "step_seconds": seconds}
 
 
-def embedder_search(
-    config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder: Path, rungs: int, base: float
-) -> dict[str, Any]:
+def embedder_search(run: Run, rungs: int, base: float) -> dict[str, Any]:
     """Nine copies of the embedder on a cache that starts empty."""
-    assembler = make_assembler(config, RETRIEVER, pipeline, dataset, folder)
-    found = train_stacked(config, RATES, pipeline, assembler, rungs)
+    found = train_stacked(run, RATES, make_assembler(run, RETRIEVER), rungs)
     evaluation = found.cost.part("evaluation")
     return {
         "adds": median(found.step_seconds) * len(found.step_seconds) / base,
         "adds_by_sum": sum(found.step_seconds) / base,
-        "pairs_scored_per_question": found.pairs / len(dataset.train),
+        "pairs_scored_per_question": found.pairs / len(run.dataset.train),
         "dev_measurements": {
             "seconds": evaluation.seconds,
             "tokens": evaluation.tokens,
             "share": evaluation.seconds / base,
         },
         "step_seconds": found.step_seconds,
-        **copies_table(found, pipeline, dataset),
+        **copies_table(found, run),
     }
 
 
-def ranking_direction(config: RunConfig, pipeline: Pipeline, dataset: Dataset, folder: Path) -> dict[str, Any]:
+def ranking_direction(run: Run) -> dict[str, Any]:
     """Multiple negatives ranking on every labelled training question."""
-    assembler = make_assembler(config, RANKING, pipeline, dataset, folder)
-    found = train_stacked(config, [*RATES, 3e-4], pipeline, assembler)
-    return {"training_questions": len(assembler.questions), **copies_table(found, pipeline, dataset)}
+    assembler = make_assembler(run, RANKING)
+    found = train_stacked(run, [*RATES, 3e-4], assembler)
+    return {"training_questions": len(assembler.questions), **copies_table(found, run)}
 
 
-def copies_table(found: StackedResult, pipeline: Pipeline, dataset: Dataset) -> dict[str, Any]:
+def copies_table(found: StackedResult, run: Run) -> dict[str, Any]:
     """Each rate's change of the dev loss with its standard error, and Recall@5 on the whole dev split."""
     rows = []
     for copy in found.copies:
@@ -218,22 +216,22 @@ def copies_table(found: StackedResult, pipeline: Pipeline, dataset: Dataset) -> 
                 "dev_loss": float(copy.dev_losses.mean()),
                 "change": float(change.mean()),
                 "standard_error": float(change.std(ddof=1) / math.sqrt(len(change))),
-                "recall_at_5": None if params is None else recall(pipeline, params, dataset),
+                "recall_at_5": None if params is None else recall(run, params),
             }
         )
     best = min((row for row in rows if row["recall_at_5"] is not None), key=lambda row: row["dev_loss"])
     return {
         "dev_loss_before": float(found.start_losses.mean()),
-        "recall_at_5_before": recall(pipeline, pipeline.embedder.params, dataset),
+        "recall_at_5_before": recall(run, run.embedder.params),
         "winner": best["embedder_lr"],
         "rates": rows,
     }
 
 
-def recall(pipeline: Pipeline, params: Any, dataset: Dataset) -> float | None:
-    trained = pipeline.with_trained({"embedder": {"params": params}})
-    rows = trained.retrieve([question.question for question in dataset.dev], 5).rows
-    return mean_recall(pipeline.store, dataset.dev, rows)
+def recall(run: Run, params: Any) -> float | None:
+    trained, dev = run.with_trained({"embedder": {"params": params}}), run.dataset.dev
+    rows = trained.retrieve([question.question for question in dev], 5).rows
+    return mean_recall(run.pipeline.store, dev, rows)
 
 
 def print_costs(result: dict[str, Any]) -> None:

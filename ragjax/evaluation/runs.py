@@ -7,14 +7,13 @@ from typing import Any
 
 from ragjax.config import DECODERS, DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.data.questions import Question, read_questions
-from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table
 from ragjax.evaluation.runner import evaluate, holds
 from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
 from ragjax.files import write_json
 from ragjax.generation import check_decoding
-from ragjax.pipeline import Run, build_pipeline, load_models, open_run
+from ragjax.runs import Run, open_run, prepare
 
 _DEFAULT_RUN = "runs/joint"
 _PLAIN_RUN = "runs/plain"
@@ -48,7 +47,7 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[
     found = _evaluated(config, run, settings, questions, label, _folder(config, run))
     result: dict[str, Any] = {"questions": label, "n": len(questions), **found}
     if other:
-        folder = Path(config.out) / "paired" if config.out else other.folder / "predictions"
+        folder = Path(config.out) / "paired" if config.out else other.files.predictions_folder
         second = _evaluated(config, other, _alike(settings, other.config), questions, label, folder)
         result["pairs"] = _pairs(found["results"], second["results"])
         result["paired_with"] = {key: second[key] for key in ("run", "step")}
@@ -82,10 +81,7 @@ def _open(config: EvaluateConfig, numbers: Sequence[int]) -> Run:
         raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
     given = {name: value for name in ("embedder", "generator", "data") if (value := getattr(config, name))}
     given |= {"top_k": numbers[0]} if numbers else {}
-    plain = RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given)
-    dataset = load_dataset(plain.data)
-    pipeline = build_pipeline(plain, dataset, *load_models(plain))
-    return Run(plain, Path(_PLAIN_RUN), dataset, pipeline, 0)
+    return prepare(RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given))
 
 
 def _opened(folder: str) -> Run:
@@ -96,7 +92,7 @@ def _opened(folder: str) -> Run:
 
 
 def _folder(config: EvaluateConfig, run: Run) -> Path:
-    return Path(config.out) if config.out else run.folder / "predictions"
+    return Path(config.out) if config.out else run.files.predictions_folder
 
 
 def _settings(
@@ -150,7 +146,7 @@ def _evaluated(
     results = []
     for each in settings:
         # What training has decoded at its end need not be decoded again.
-        path = run.folder / "predictions" / f"{config.split}.after.jsonl"
+        path = run.files.measured(config.split, "after")
         if not holds(path, run.pipeline, questions, each, config.passage_answers):
             path = folder / f"{_name(label, each, config.passage_answers)}.jsonl"
         run.pipeline.prompts.passages_cut.clear()

@@ -1,11 +1,10 @@
 """Model cards: the README.md of an exported folder, which says what it is, where it comes from and how to load it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ragjax.config import RunConfig
 from ragjax.evaluation.report import before_after_table
+from ragjax.runs import Summary
 from ragjax.version import __version__
 from ragjax.weights import ModelSource
 from ragjax.weights.resolve import KNOWN_MODELS
@@ -18,7 +17,7 @@ class Provenance:
     config: RunConfig
     data: str  # its name
     state: str  # of the run, in words
-    summary: Mapping[str, Any] | None  # summary.json
+    summary: Summary | None  # of a finished run
 
 
 def hub_name(source: ModelSource) -> str | None:
@@ -57,9 +56,9 @@ def _front_matter(library: str, hub: str | None) -> str:
     return "\n".join(lines)
 
 
-def _scores(summary: Mapping[str, Any] | None) -> str:
+def _scores(summary: Summary | None) -> str:
     if summary is None:
         return ""
-    table = before_after_table(summary["before"], summary["after"], summary.get("change_95", {}))
-    heading = f"The whole pipeline on {summary['n']} {summary['split']} questions, before and after training:"
+    table = before_after_table(summary.before, summary.after, summary.change_95)
+    heading = f"The whole pipeline on {summary.n} {summary.split} questions, before and after training:"
     return f"## Scores\n\n{heading}\n\n```\n{table}\n```"

@@ -1,7 +1,7 @@
 """A whole export: which folders a run gives, from what its phases trained."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from ragjax.config import RunConfig
 from ragjax.errors import UserError
 from ragjax.exporting.cards import Provenance
 from ragjax.exporting.folders import plan_adapter, plan_embedder, plan_generator
-from ragjax.files import read_json_object, write_folder
+from ragjax.files import write_folder
 from ragjax.models.lora import COLLECTION
-from ragjax.pipeline import SUMMARY_FILE, check_input_unchanged, read_phases, read_run_record
+from ragjax.runs import RunFolder, read_phases
 from ragjax.weights import ModelSource, resolve_model
 from ragjax.weights.save import MAX_SHARD_BYTES, Trained
 
@@ -39,36 +39,36 @@ def export_run(
     """
     if not str(out).strip():
         raise UserError("--out is empty: name the folder to write, which must not exist yet.")
-    folder, out = Path(run_dir), Path(out).expanduser()
-    config, record = read_run_record(folder)
+    files, out = RunFolder(Path(run_dir)), Path(out).expanduser()
+    record = files.record()
     if os.path.lexists(out):  # asked again when it is written; this saves the wait
         raise UserError(f"{out} exists already: choose another folder for --out, or remove it first.")
-    summary = read_json_object(folder / SUMMARY_FILE) if (folder / SUMMARY_FILE).is_file() else None
-    results = read_results(folder, record["phases"], finished=summary is not None)
-    sources = {name: _source(name, config, record, folder) for name in ("embedder", "generator")}
-    provenance = Provenance(config, record["inputs"]["data"]["name"], results.state, summary)
-    print(f"run: {folder}, {results.state}", flush=True)
+    summary = files.read_summary()
+    results = read_results(files, record.phases, finished=summary is not None)
+    sources = {name: _source(name, record.config, files) for name in ("embedder", "generator")}
+    provenance = Provenance(record.config, record.inputs["data"]["name"], results.state, summary)
+    print(f"run: {files.path}, {results.state}", flush=True)
 
     generator = results.trained.get("generator", {})
     lora = generator.get(COLLECTION, {})
-    scale = config.lora_alpha / config.lora_rank if lora else 0.0
-    files = plan_embedder(
+    scale = record.config.lora_alpha / record.config.lora_rank if lora else 0.0
+    planned = plan_embedder(
         sources["embedder"], _trained(results.trained.get("embedder", {})), provenance, max_shard_bytes
     )
     if lora:
-        files += plan_adapter(sources["generator"], lora, provenance)
+        planned += plan_adapter(sources["generator"], lora, provenance)
     if merge or not lora:
-        files += plan_generator(sources["generator"], _trained(generator, scale), provenance, max_shard_bytes)
-    write_folder(out, files)
-    for name in sorted({file.path.partition("/")[0] for file in files}):
-        size = sum(file.size for file in files if file.path.startswith(f"{name}/"))
+        planned += plan_generator(sources["generator"], _trained(generator, scale), provenance, max_shard_bytes)
+    write_folder(out, planned)
+    for name in sorted({file.path.partition("/")[0] for file in planned}):
+        size = sum(file.size for file in planned if file.path.startswith(f"{name}/"))
         print(f"{out / name}: {size:,} bytes")
     return out
 
 
-def read_results(folder: Path, phases: list[str], finished: bool) -> Results:
+def read_results(files: RunFolder, phases: Sequence[str], finished: bool) -> Results:
     """What a run has trained so far. Raises UserError when there should be a checkpoint and is none."""
-    found = read_phases(folder, phases)
+    found = read_phases(files, phases)
     if not found:
         return Results()
     trained = {model: trees for phase in found for model, trees in phase.trained.items()}
@@ -78,9 +78,9 @@ def read_results(folder: Path, phases: list[str], finished: bool) -> Results:
     return Results(trained, f"not finished: its last checkpoint, step {last.step} of the phase {last.name}")
 
 
-def _source(name: str, config: RunConfig, record: Mapping[str, Any], folder: Path) -> ModelSource:
+def _source(name: str, config: RunConfig, files: RunFolder) -> ModelSource:
     source = resolve_model(getattr(config, name))
-    check_input_unchanged(record, folder, name, source.sha256)
+    files.check_inputs({name: {"sha256": source.sha256}})
     print(f"{name}: {source.describe()}", flush=True)
     return source
 

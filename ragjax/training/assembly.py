@@ -10,7 +10,6 @@ Each has `questions` (those it trains on), `dev`, `objective`, `batch_size`, and
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -31,12 +30,10 @@ from ragjax.data.batches import (
     sequence_lengths,
 )
 from ragjax.data.questions import Question
-from ragjax.data.sources import Dataset
 from ragjax.models.encoders import sentence_vectors
-from ragjax.pipeline import Pipeline
 from ragjax.pretrained import embed
-from ragjax.training import likelihoods
-from ragjax.training.likelihoods import Likelihoods
+from ragjax.runs import Run
+from ragjax.training.likelihoods import Likelihoods, row_limits
 from ragjax.training.objectives import AnswerMixture, AnswerObjective, LikelihoodObjective, Objective
 from ragjax.training.strategies import Phase
 
@@ -94,14 +91,14 @@ _embed_stacked = jax.jit(jax.vmap(sentence_vectors, in_axes=(None, 0, None, None
 class QuestionSide:
     """The embedder's half of every batch, and the split of a step over devices and micro-batches."""
 
-    def __init__(self, config: RunConfig, pipeline: Pipeline, questions: Sequence[Question], batch_size: int):
+    def __init__(self, run: Run, questions: Sequence[Question], batch_size: int):
         """questions: all that will be assembled (training and dev), for the bound on lengths."""
-        self._pipeline = pipeline
-        self._groups = (jax.local_device_count(), config.gradient_accumulation)
-        self._top_k = config.top_k
+        self._pipeline = run.pipeline
+        self._groups = (jax.local_device_count(), run.config.gradient_accumulation)
+        self._top_k = run.config.top_k
         self._batch_size = batch_size
         self.group_size = -(-batch_size // (self._groups[0] * self._groups[1]))
-        longest = max(map(len, pipeline.embedder.tokenize([q.question for q in questions])))
+        longest = max(map(len, run.embedder.tokenize([q.question for q in questions])))
         self.question_length = round_up(longest, 8)
 
     def tokens(self, questions: Sequence[Question]) -> list[list[int]]:
@@ -171,21 +168,22 @@ class NoCache:
 class AnswerAssembler(NoCache):
     """Batches with prompts and answers: the generator runs inside the step."""
 
-    def __init__(self, config: RunConfig, phase: Phase, pipeline: Pipeline, dataset: Dataset):
-        self.questions, self.dev = dataset.train, dev_questions(config, dataset)
+    def __init__(self, run: Run, phase: Phase):
+        config = run.config
+        self.questions, self.dev = run.dataset.train, dev_questions(run)
         self.batch_size = config.batch_size
-        self._config, self._phase, self._pipeline = config, phase, pipeline
+        self._phase, self._pipeline = phase, run.pipeline
         everything = [*self.questions, *self.dev]
-        self._side = QuestionSide(config, pipeline, everything, self.batch_size)
+        self._side = QuestionSide(run, everything, self.batch_size)
         self._concatenated = config.objective == "concat_nll"
         self.objective = AnswerObjective(
-            pipeline.embedder.module,
-            pipeline.generator.module,
+            run.embedder.module,
+            run.generator.module,
             None if self._concatenated else answer_mixture(config, phase),
             dropout=config.lora_dropout > 0,
         )
         per_prompt = config.top_k if self._concatenated else 1
-        lengths, longest, answers = prompt_lengths(config, pipeline, everything, per_prompt)
+        lengths, longest, answers = prompt_lengths(run, everything, per_prompt)
         prompts_per_batch = self._side.group_size * config.top_k // per_prompt
         self._shapes = choose_shapes(lengths, answers, prompts_per_batch, longest)
 
@@ -224,19 +222,19 @@ class AnswerAssembler(NoCache):
 class LikelihoodAssembler:
     """Batches with the frozen generator's answer log-probs: only the embedder runs inside the step."""
 
-    def __init__(self, config: RunConfig, phase: Phase, pipeline: Pipeline, dataset: Dataset, folder: Path):
-        """folder: of the run; the likelihoods are kept in it."""
-        self.questions, self.dev = dataset.train, dev_questions(config, dataset)
-        self.batch_size = config.batch_size
-        self._pipeline, self._phase = pipeline, phase
+    def __init__(self, run: Run, phase: Phase):
+        """The likelihoods are kept in the run's folder."""
+        self.questions, self.dev = run.dataset.train, dev_questions(run)
+        self.batch_size = run.config.batch_size
+        self._pipeline = run.pipeline
         everything = [*self.questions, *self.dev]
-        self.side = QuestionSide(config, pipeline, everything, self.batch_size)
-        self.objective = LikelihoodObjective(pipeline.embedder.module, answer_mixture(config, phase))
-        lengths, longest, answers = prompt_lengths(config, pipeline, everything, 1)
-        shortest = min(pipeline.prompts.frame_length(question.question, 1) for question in everything)
-        limits = likelihoods.row_limits(lengths, shortest, longest, answers)
+        self.side = QuestionSide(run, everything, self.batch_size)
+        self.objective = LikelihoodObjective(run.embedder.module, answer_mixture(run.config, phase))
+        lengths, longest, answers = prompt_lengths(run, everything, 1)
+        shortest = min(run.pipeline.prompts.frame_length(question.question, 1) for question in everything)
+        limits = row_limits(lengths, shortest, longest, answers)
         self._answer_length = limits.longest_answer
-        self.likelihoods = Likelihoods(pipeline.generator, limits, folder / likelihoods.FILE)
+        self.likelihoods = Likelihoods(run.generator, limits, run.files.likelihoods_file)
 
     @property
     def position(self) -> int:
@@ -323,26 +321,24 @@ def answer_mixture(config: RunConfig, phase: Phase) -> AnswerMixture:
     return AnswerMixture(config.objective, config.score_scale, retriever, config.retriever_temperature)
 
 
-def dev_questions(config: RunConfig, dataset: Dataset) -> Sequence[Question]:
+def dev_questions(run: Run) -> Sequence[Question]:
     """Questions of the dev loss."""
-    return dataset.dev[: config.dev_limit] if config.dev_every else []
+    return run.dataset.dev[: run.config.dev_limit] if run.config.dev_every else []
 
 
-def prompt_lengths(
-    config: RunConfig, pipeline: Pipeline, questions: Sequence[Question], per_prompt: int
-) -> tuple[list[int], int, list[int]]:
+def prompt_lengths(run: Run, questions: Sequence[Question], per_prompt: int) -> tuple[list[int], int, list[int]]:
     """Lengths of prompts of `per_prompt` passages with their answers, in tokens.
 
     Returns:
       A sample of them, a bound that none exceeds, and the length of every answer.
     """
-    prompts, store = pipeline.prompts, pipeline.store
+    prompts, store = run.pipeline.prompts, run.pipeline.store
     answers = [len(prompts.answer(question.answers[0])) for question in questions]
     for question, answer in zip(questions, answers, strict=True):
         prompts.room(question.question, per_prompt, reserve=answer)
     stride = -(-len(store) // _LENGTH_SAMPLE)
     passages = [len(prompts.passage(store[row])) for row in range(0, len(store), stride)]
-    longest_passage = max(passages) if stride == 1 else config.max_passage_tokens
+    longest_passage = max(passages) if stride == 1 else run.config.max_passage_tokens
     # Passages and questions meet at random, under a seed that no flag moves: the shapes belong to the data.
     rng = np.random.default_rng(0)
     drawn = rng.choice(np.asarray(passages), (_TRIED_PROMPTS, per_prompt)).sum(axis=1)

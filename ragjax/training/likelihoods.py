@@ -27,7 +27,6 @@ from ragjax.scoring import score_answers
 
 Ids = Sequence[int]
 
-FILE = "likelihoods.jsonl"
 # Rows that a device scores in one call. With the wider shape for long answers that makes four programs.
 _ROWS_PER_CALL = (16, 4, 1)
 

@@ -11,7 +11,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,10 +21,10 @@ from tqdm import tqdm
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, Ledger
-from ragjax.data.sources import Dataset
 from ragjax.errors import DivergedError
 from ragjax.parallel import pmap_step, pmap_sums, replicate
-from ragjax.pipeline import CHECKPOINT_FOLDER, Pipeline, trained_collection
+from ragjax.pipeline import trained_collection
+from ragjax.runs import Run
 from ragjax.training.assembly import AnswerAssembler, Asked, Assembled, Assembler, LikelihoodAssembler
 from ragjax.training.health import RetrievalHealth
 from ragjax.training.objectives import Objective
@@ -81,35 +80,28 @@ def total_steps(config: RunConfig, questions: int, batch_size: int) -> int:
     return config.max_steps or config.epochs * math.ceil(questions / batch_size)
 
 
-def make_assembler(
-    config: RunConfig, phase: Phase, pipeline: Pipeline, dataset: Dataset, folder: Path
-) -> AnswerAssembler | LikelihoodAssembler | RankingAssembler:
-    """The assembler of the phase's signal; `folder` is the run's."""
+def make_assembler(run: Run, phase: Phase) -> AnswerAssembler | LikelihoodAssembler | RankingAssembler:
+    """The assembler of the phase's signal."""
     if phase.signal == "positives":
-        return RankingAssembler(config, pipeline, dataset)
+        return RankingAssembler(run)
     if phase.signal == "likelihoods":
-        return LikelihoodAssembler(config, phase, pipeline, dataset, folder)
-    return AnswerAssembler(config, phase, pipeline, dataset)
+        return LikelihoodAssembler(run, phase)
+    return AnswerAssembler(run, phase)
 
 
-def train_phase(
-    config: RunConfig, phase: Phase, pipeline: Pipeline, dataset: Dataset, folder: Path, stop_at: int | None = None
-) -> PhaseResult:
+def train_phase(run: Run, phase: Phase, stop_at: int | None = None) -> PhaseResult:
     """Trains one phase to its end (or to step `stop_at`), from its last checkpoint if there is one.
 
     Args:
-      config: flags.
+      run: the models to start from, the questions, and the folder for checkpoints, metrics and likelihoods.
       phase: what is trained.
-      pipeline: the models to start from.
-      dataset: questions.
-      folder: of the run: checkpoints, metrics and the likelihood cache live there.
       stop_at: steps after which it stops with a checkpoint, to be continued by another call.
 
     Raises:
       UserError: a non-finite loss or gradient, or a checkpoint that cannot be written; the last one stays.
     """
-    with contextlib.closing(MetricsLog(folder)) as log:
-        trainer = Trainer(config, phase, pipeline, dataset, folder, log)
+    with contextlib.closing(MetricsLog(run.files)) as log:
+        trainer = Trainer(run, phase, log)
         end = trainer.steps if stop_at is None else min(stop_at, trainer.steps)
         if trainer.step == 0:
             log.start_phase(phase.name)
@@ -130,20 +122,19 @@ def train_phase(
 class Trainer:
     """A phase's moving parts: state, step number, costs."""
 
-    def __init__(
-        self, config: RunConfig, phase: Phase, pipeline: Pipeline, dataset: Dataset, folder: Path, log: MetricsLog
-    ):
-        self._config, self._phase, self._pipeline, self._log = config, phase, pipeline, log
-        self._checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER / phase.name)
-        self._assembler: Assembler = make_assembler(config, phase, pipeline, dataset, folder)
+    def __init__(self, run: Run, phase: Phase, log: MetricsLog):
+        config = run.config
+        self._config, self._phase, self._pipeline, self._log = config, phase, run.pipeline, log
+        self._checkpoints = Checkpoints(run.files.checkpoints(phase.name))
+        self._assembler: Assembler = make_assembler(run, phase)
         self.steps = total_steps(config, len(self._assembler.questions), self._assembler.batch_size)
         optimizer, train_step = make_step(config, self._assembler.objective, self.steps)
         self._train_step = pmap_step(train_step)
         self._eval_step = pmap_sums(make_eval_step(self._assembler.objective))
-        watched = dataset.dev if config.dev_every and "embedder" in phase.trains else []
-        self._health = RetrievalHealth(pipeline, watched, config.top_k)
+        watched = run.dataset.dev if config.dev_every and "embedder" in phase.trains else []
+        self._health = RetrievalHealth(run.pipeline, watched, config.top_k)
         self._has_warned = False
-        trainable, frozen = split_trainable(config, phase, pipeline)
+        trainable, frozen = split_trainable(run, phase)
         self.frozen = replicate(frozen)
         state = init_state(trainable, phase.learning_rates(config), optimizer)
         self.ledger = Ledger()
@@ -265,13 +256,13 @@ class Trainer:
         self._checkpoints.save(self.step, trees, extras)
 
 
-def split_trainable(config: RunConfig, phase: Phase, pipeline: Pipeline) -> tuple[dict[str, Tree], dict[str, Tree]]:
+def split_trainable(run: Run, phase: Phase) -> tuple[dict[str, Tree], dict[str, Tree]]:
     """(trainable, frozen), each {"embedder" | "generator": {collection: parameters}}."""
-    trained = {"embedder": "params", "generator": trained_collection(config)}
+    trained = {"embedder": "params", "generator": trained_collection(run.config)}
     trainable: dict[str, Tree] = {}
     frozen: dict[str, Tree] = {}
     for name in trained:
-        variables = getattr(pipeline, name).variables
+        variables = getattr(run, name).variables
         moves = {trained[name]} if name in phase.trains else set()
         trainable[name] = {collection: tree for collection, tree in variables.items() if collection in moves}
         frozen[name] = {collection: tree for collection, tree in variables.items() if collection not in moves}

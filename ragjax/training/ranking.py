@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ragjax.config import RunConfig
 from ragjax.costs import Cost, Ledger
 from ragjax.data.batches import RankingBatch, pad_tokens
 from ragjax.data.questions import Question
-from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
-from ragjax.pipeline import Pipeline
+from ragjax.runs import Run
 from ragjax.training.assembly import Asked, Assembled, NoCache, QuestionSide, dev_questions
 from ragjax.training.objectives import RankingObjective
 
@@ -26,10 +24,11 @@ Tree = Mapping[str, Any]
 class RankingAssembler(NoCache):
     """Batches of labelled questions; unlabelled ones are skipped (`skipped` counts those of the training split)."""
 
-    def __init__(self, config: RunConfig, pipeline: Pipeline, dataset: Dataset):
+    def __init__(self, run: Run):
         """Raises UserError where no training question is labelled, or more hard negatives are asked for than exist."""
+        config, pipeline, dataset = run.config, run.pipeline, run.dataset
         self.questions = [question for question in dataset.train if question.positive_ids]
-        self.dev = [question for question in dev_questions(config, dataset) if question.positive_ids]
+        self.dev = [question for question in dev_questions(run) if question.positive_ids]
         self.skipped = len(dataset.train) - len(self.questions)
         if not self.questions:
             raise UserError(
@@ -40,7 +39,7 @@ class RankingAssembler(NoCache):
         self.objective = RankingObjective(pipeline.embedder.module, config.ranking_scale)
         self._config, self._pipeline = config, pipeline
         everything = [*self.questions, *self.dev]
-        self.side = QuestionSide(config, pipeline, everything, self.batch_size)
+        self.side = QuestionSide(run, everything, self.batch_size)
         self._positives = {q.id: set(pipeline.store.rows_of(q.positive_ids).tolist()) for q in everything}
         # The untrained embedder's question vectors: hard negatives and the filter are its, not the moving one's.
         self._guide: dict[str, np.ndarray] = {}

@@ -5,23 +5,21 @@ tensorboardX is imported where it is used: a step can be built where it is missi
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragjax.files import append_line, write_atomic
+from ragjax.runs import RunFolder
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
-
-FILE = "metrics.jsonl"
 
 
 class MetricsLog:
     """Appends a line a step. Lines hold only what the run determines; timings go to TensorBoard alone."""
 
-    def __init__(self, folder: Path):
-        self._path = Path(folder) / FILE
-        self._events = Path(folder) / "tensorboard"
+    def __init__(self, files: RunFolder):
+        """files: of the run."""
+        self._files, self._path = files, files.metrics_file
         self._writer: SummaryWriter | None = None
 
     def start_phase(self, phase: str) -> None:
@@ -33,7 +31,7 @@ class MetricsLog:
         from tensorboardX import SummaryWriter
 
         self._keep(lambda line: line["phase"] != phase or line["step"] <= step)
-        self._writer = SummaryWriter(str(self._events / phase), purge_step=step + 1)
+        self._writer = SummaryWriter(str(self._files.events(phase)), purge_step=step + 1)
 
     def write(self, line: Mapping[str, Any], timings: Mapping[str, float] | None = None) -> None:
         """One step's figures; `timings` are shown in TensorBoard but not in the file."""

@@ -6,7 +6,7 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger
 from ragjax.errors import UserError
-from ragjax.pipeline import CHECKPOINT_FOLDER, SUMMARY_FILE, Pipeline, check_input_unchanged, read_run_record
+from ragjax.runs import Run, RunFolder
 from ragjax.training.loop import PhaseResult
 from ragjax.training.strategies import Phase
 
@@ -19,31 +19,37 @@ def source_run(config: RunConfig, phase: Phase) -> str:
     return {"embedder": config.embedder_run, "generator": config.generator_run}.get(phase.name, "")
 
 
-def adopt(config: RunConfig, phase: Phase, pipeline: Pipeline, folder: Path) -> PhaseResult:
+def adopt(run: Run, phase: Phase) -> PhaseResult:
     """What the phase made in the run that the configuration names, copied into this run's folder.
 
     Raises:
       UserError: that run is not finished, has no such phase, or began from other models.
     """
-    flag = f"{phase.name}_run"
-    source = Path(source_run(config, phase))
-    own = Checkpoints(folder / CHECKPOINT_FOLDER / phase.name)
+    source = RunFolder(Path(source_run(run.config, phase)))
+    own = Checkpoints(run.files.checkpoints(phase.name))
     if own.latest_step() is None:
-        other, record = read_run_record(source)
-        if phase.name not in record["phases"] or not (source / SUMMARY_FILE).is_file():
-            raise UserError(
-                f"--{flag}={source} is no finished run that tuned the {phase.name} by itself: finish it, or choose "
-                "another."
-            )
-        check_input_unchanged(record, source, phase.name, getattr(pipeline, phase.name).source.sha256)
-        if phase.name == "generator":
-            for name in _ADAPTER_FLAGS:
-                if getattr(other, name) != getattr(config, name):
-                    raise UserError(
-                        f"--{flag}={source} was trained with --{name}={getattr(other, name)} (now "
-                        f"{getattr(config, name)}): repeat that flag or choose another run."
-                    )
-        step, trees, extras = Checkpoints(source / CHECKPOINT_FOLDER / phase.name).restore({"trainable": None})
-        own.save(step, trees, {"cost": extras["cost"], "questions": extras["questions"], "source": str(source)})
+        _check_source(source, run, phase)
+        step, trees, extras = Checkpoints(source.checkpoints(phase.name)).restore({"trainable": None})
+        own.save(step, trees, {"cost": extras["cost"], "questions": extras["questions"], "source": str(source.path)})
     _, trees, extras = own.restore({"trainable": None})
     return PhaseResult(trees["trainable"], Ledger(extras["cost"]), extras["questions"])
+
+
+def _check_source(source: RunFolder, run: Run, phase: Phase) -> None:
+    """Raises UserError where the source has nothing that the phase could take over."""
+    flag, record = f"{phase.name}_run", source.record()
+    if phase.name not in record.phases or not source.is_finished:
+        raise UserError(
+            f"--{flag}={source.path} is no finished run that tuned the {phase.name} by itself: finish it, or choose "
+            "another."
+        )
+    source.check_inputs({phase.name: {"sha256": getattr(run, phase.name).source.sha256}})
+    if phase.name != "generator":
+        return
+    for name in _ADAPTER_FLAGS:
+        before, now = getattr(record.config, name), getattr(run.config, name)
+        if before != now:
+            raise UserError(
+                f"--{flag}={source.path} was trained with --{name}={before} (now {now}): repeat that flag or choose "
+                "another run."
+            )

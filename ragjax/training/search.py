@@ -23,21 +23,19 @@ import jax.numpy as jnp
 from ragjax.config import RunConfig, SearchConfig
 from ragjax.costs import Ledger
 from ragjax.data.questions import Question
-from ragjax.data.sources import Dataset, load_dataset
+from ragjax.data.sources import load_dataset
 from ragjax.errors import DivergedError, UserError
 from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_search, search_table, summarise
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
-from ragjax.pipeline import Pipeline, build_pipeline, describe_inputs, load_models
+from ragjax.runs import Run, RunFolder, differing_flags, prepare
 from ragjax.training.loop import PhaseResult, make_assembler, total_steps, train_phase
-from ragjax.training.records import FILE as METRICS_FILE
-from ragjax.training.run import on_device, only_process
+from ragjax.training.run import on_device, settle_strategy
 from ragjax.training.stacked import train_stacked
-from ragjax.training.strategies import Phase, choose_strategy, phases_of
+from ragjax.training.strategies import Phase, phases_of
 
 # Halving cuts a training into so many parts.
 _RUNGS = 3
-SEARCH_FILE = "search.json"
 MODELS = ("embedder", "generator")
 
 Trial = dict[str, Any]
@@ -61,30 +59,28 @@ def search(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
     """
     config = dataclasses.replace(config, run_dir=config.run_dir or f"runs/search-{config.strategy}")
     rates = {model: _parse_rates(model, getattr(options, f"{model}_rates")) for model in MODELS}
-    dataset = load_dataset(config.data)
-    strategy = config.strategy
-    if strategy == "auto":
-        strategy, reason = choose_strategy(config, dataset.train)
-        print(f"--strategy=auto picks {strategy}: {reason}.", flush=True)
+    strategy, dataset = settle_strategy(config)
+    dataset = dataset or load_dataset(config.data)
     phases = _phases(dataclasses.replace(config, strategy=strategy), options)
     check_decoding(config)
     for split in ("train", "dev"):
         if not getattr(dataset, split):
             raise UserError(f"{dataset.folder} has no {split} questions, which the search needs: add {split}.jsonl.")
-    folder = Path(config.run_dir)
-    with only_process(folder):
-        record = _open_record(folder, config, options)
+    files = RunFolder(Path(config.run_dir))
+    with files.held():
+        record = _open_record(files, config, options)
         if "winner" not in record:
-            embedder, generator = load_models(config)
-            for role, model in (("embedder", embedder), ("generator", generator)):
-                print(f"{role}: {model.describe()}", flush=True)
-            pipeline = build_pipeline(config, dataset, embedder, generator)
-            inputs = describe_inputs(dataset, embedder, generator)
-            if record.setdefault("inputs", inputs) != inputs:
-                raise UserError(f"{folder} was begun with other models or data: bring those back or choose another.")
+
+            def check(inputs: Mapping[str, Any]) -> None:
+                if record.setdefault("inputs", inputs) != inputs:
+                    raise UserError(
+                        f"{files.path} was begun with other models or data: bring those back or choose another."
+                    )
+
+            run = prepare(config, dataset, check=check, announced=MODELS)
             record["strategy"] = strategy
-            _Search(config, options, folder, dataset, pipeline, record).run(phases, rates)
-        _print(folder, record, options)
+            _Search(run, options, record).run(phases, rates)
+        _print(files, record, options)
         return record
 
 
@@ -113,18 +109,17 @@ def _phases(config: RunConfig, options: SearchConfig) -> Sequence[Phase]:
     return phases
 
 
-def _open_record(folder: Path, config: RunConfig, options: SearchConfig) -> dict[str, Any]:
+def _open_record(files: RunFolder, config: RunConfig, options: SearchConfig) -> dict[str, Any]:
     """search.json, or its beginning for a new search."""
     asked = {"flags": dataclasses.asdict(config) | {"run_dir": ""}, "options": dataclasses.asdict(options)}
-    if not (folder / SEARCH_FILE).is_file():
+    if not files.search_file.is_file():
         return {**asked, "trials": []}
-    record = read_json_object(folder / SEARCH_FILE)
+    record = read_json_object(files.search_file)
     for part, values in asked.items():
-        differ = [name for name, value in values.items() if record[part].get(name) != value]
-        if differ:
+        if differ := differing_flags(record[part], values):
             was, now = record[part].get(differ[0]), values[differ[0]]
             raise UserError(
-                f"{folder} holds a search with --{differ[0]}={was} (now {now}): repeat that flag or choose another "
+                f"{files.path} holds a search with --{differ[0]}={was} (now {now}): repeat that flag or choose another "
                 "--run_dir."
             )
     return record
@@ -133,24 +128,17 @@ def _open_record(folder: Path, config: RunConfig, options: SearchConfig) -> dict
 class _Search:
     """A search that is going on; `record` grows with it."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        options: SearchConfig,
-        folder: Path,
-        dataset: Dataset,
-        pipeline: Pipeline,
-        record: dict[str, Any],
-    ):
-        self._options, self._folder, self._dataset, self._pipeline = options, folder, dataset, pipeline
-        self._record, self._rungs = record, _RUNGS if options.halving else 1
-        self._asked: Sequence[Question] = dataset.dev[: config.eval_limit or None]
-        self._config = config
+    def __init__(self, run: Run, options: SearchConfig, record: dict[str, Any]):
+        """run: untrained; phases behind the first may start from one with a tuned generator."""
+        self._run, self._options, self._record = run, options, record
+        self._config, self._files = run.config, run.files
+        self._rungs = _RUNGS if options.halving else 1
+        self._asked: Sequence[Question] = run.dataset.dev[: run.config.eval_limit or None]
 
     def run(self, phases: Sequence[Phase], rates: Mapping[str, Sequence[float]]) -> None:
         """Every phase's rates, then the winner."""
         given = {"embedder": self._config.embedder_lr, "generator": self._config.generator_lr}
-        winner, pipeline = {}, self._pipeline
+        winner, start = {}, self._run
         for phase in phases:
             tried = [
                 dict(zip(phase.trains, values, strict=True))
@@ -159,65 +147,64 @@ class _Search:
                 )
             ]
             if phase.trains == ("embedder",):
-                trials = self._stacked(phase, [trial["embedder"] for trial in tried], pipeline)
+                trials = self._stacked(phase, [trial["embedder"] for trial in tried], start)
                 winner |= self._best(trials)["rates"]
                 continue
-            trials = self._one_by_one(phase, tried, pipeline)
+            trials = self._one_by_one(phase, tried, start)
             best = self._best(trials)["rates"]
             winner |= best
             if phase is not phases[-1] and "likelihoods" in {later.signal for later in phases}:
-                result = self._train(phase, best, pipeline)
-                pipeline = pipeline.with_trained(on_device({phase.name: result}))
+                result = self._train(phase, best, start)
+                start = start.with_trained(on_device({phase.name: result}))
         cost = Ledger(_sum(*(trial["cost"] for trial in self._record["trials"])))
         self._record |= {"winner": winner, "cost": cost.summary()}
-        write_json(self._folder / SEARCH_FILE, self._record)
+        write_json(self._files.search_file, self._record)
 
     # --- trials that need a run each
 
-    def _one_by_one(self, phase: Phase, tried: Sequence[dict[str, float]], pipeline: Pipeline) -> list[Trial]:
+    def _one_by_one(self, phase: Phase, tried: Sequence[dict[str, float]], start: Run) -> list[Trial]:
         known = {_name(phase.name, trial["rates"]): trial for trial in self._trials_of(phase)}
         trials = [known.get(_name(phase.name, rates)) or _new_trial(phase, rates) for rates in tried]
         if any(trial["steps"] == 0 for trial in trials) and self._options.grid == "2d":
-            self._announce(phase, tried, pipeline)
+            self._announce(phase, tried, start)
         steps, alive = self._steps(phase), list(trials)
         for rung in range(self._rungs):
             end = self._end_of(rung, steps)
             for trial in alive:
                 if trial["steps"] < end and not trial["diverged"]:
-                    self._advance(phase, trial, pipeline, end)
+                    self._advance(phase, trial, start, end)
             if end < steps:
                 alive = sorted(alive, key=_loss)[: -(-len(alive) // 2)]
         for trial in alive:
             if self._options.selection != "dev_loss" and trial["f1"] is None and not trial["diverged"]:
-                result = self._train(phase, trial["rates"], pipeline)
-                self._answer(trial, pipeline.with_trained(on_device({phase.name: result})), None)
+                result = self._train(phase, trial["rates"], start)
+                self._answer(trial, start.with_trained(on_device({phase.name: result})), None)
                 self._keep(trial)
         return trials
 
-    def _advance(self, phase: Phase, trial: Trial, pipeline: Pipeline, end: int) -> None:
+    def _advance(self, phase: Phase, trial: Trial, start: Run, end: int) -> None:
         try:
-            result = self._train(phase, trial["rates"], pipeline, end)
+            result = self._train(phase, trial["rates"], start, end)
         except DivergedError as error:
             print(f"{_name(phase.name, trial['rates'])} diverged: {error}")
             trial["diverged"] = True
         else:
-            lines = read_json_lines(self._trial_folder(phase, trial["rates"]) / METRICS_FILE)
+            lines = read_json_lines(self._files.trial(_name(phase.name, trial["rates"])).metrics_file)
             losses = [line["dev_loss"] for line in lines if "dev_loss" in line]
             trial |= {"steps": end, "start_loss": losses[0], "dev_loss": losses[-1], "cost": result.cost.as_dict()}
         self._keep(trial)
 
-    def _train(
-        self, phase: Phase, rates: Mapping[str, float], pipeline: Pipeline, end: int | None = None
-    ) -> PhaseResult:
+    def _train(self, phase: Phase, rates: Mapping[str, float], start: Run, end: int | None = None) -> PhaseResult:
         """A trial's training up to a step, or what it has trained."""
         flags = {f"{model}_lr": rate for model, rate in rates.items()}
         # Dev losses at the start and where trials are compared.
         config = dataclasses.replace(self._config, dev_every=self._end_of(0, self._steps(phase)), **flags)
-        return train_phase(config, phase, pipeline, self._dataset, self._trial_folder(phase, rates), end)
+        files = self._files.trial(_name(phase.name, rates))
+        return train_phase(dataclasses.replace(start, config=config, files=files), phase, end)
 
-    def _announce(self, phase: Phase, tried: Sequence[dict[str, float]], pipeline: Pipeline) -> None:
+    def _announce(self, phase: Phase, tried: Sequence[dict[str, float]], start: Run) -> None:
         """What all pairs will cost, from the second step of the first one."""
-        one, two = (self._train(phase, tried[0], pipeline, end).cost.total() for end in (1, 2))
+        one, two = (self._train(phase, tried[0], start, end).cost.total() for end in (1, 2))
         steps = len(tried) * self._steps(phase)
         seconds, flops = (two.seconds - one.seconds) * steps, (two.flops - one.flops) * steps
         print(
@@ -228,13 +215,12 @@ class _Search:
 
     # --- rates that share one run
 
-    def _stacked(self, phase: Phase, rates: Sequence[float], pipeline: Pipeline) -> list[Trial]:
+    def _stacked(self, phase: Phase, rates: Sequence[float], start: Run) -> list[Trial]:
         if found := self._trials_of(phase):
             return found
-        config = dataclasses.replace(self._config, dev_every=1)
-        assembler = make_assembler(config, phase, pipeline, self._dataset, self._folder)
-        result = train_stacked(config, rates, pipeline, assembler, self._rungs)
-        generations = CachedGenerations(pipeline.generator, self._folder / "generations.jsonl")
+        watched = dataclasses.replace(start, config=dataclasses.replace(self._config, dev_every=1))
+        result = train_stacked(watched, rates, make_assembler(watched, phase), self._rungs)
+        generations = CachedGenerations(start.generator, self._files.generations_file)
         trials = []
         for copy in result.copies:
             change = copy.dev_losses - result.start_losses
@@ -246,7 +232,7 @@ class _Search:
             }
             trial["diverged"] = not math.isfinite(trial["dev_loss"])
             if copy.params is not None and not trial["diverged"]:
-                trained = pipeline.with_trained({"embedder": {"params": jax.tree.map(jnp.asarray, copy.params)}})
+                trained = start.with_trained({"embedder": {"params": jax.tree.map(jnp.asarray, copy.params)}})
                 if self._options.selection == "dev_loss":
                     trial["recall_at_5"] = self._recall(trained)
                 else:
@@ -256,29 +242,24 @@ class _Search:
         # All at once: a search that was cut off before repeats the copies, whose likelihoods and answers are there.
         self._record["trials"] += trials
         self._record["pairs_scored"] = result.pairs
-        write_json(self._folder / SEARCH_FILE, self._record)
+        write_json(self._files.search_file, self._record)
         return trials
 
     # --- what they share
 
-    def _answer(self, trial: Trial, pipeline: Pipeline, generations: CachedGenerations | None) -> None:
+    def _answer(self, trial: Trial, run: Run, generations: CachedGenerations | None) -> None:
         """Answers the dev questions end to end."""
-        config = self._config
-        records, spent = evaluate(
-            pipeline,
-            self._asked,
-            self._folder / "predictions" / f"{_name(trial['phase'], trial['rates'])}.jsonl",
-            config,
-            generations=generations,
-        )
+        path = self._files.predictions(_name(trial["phase"], trial["rates"]))
+        records, spent = evaluate(run.pipeline, self._asked, path, self._config, generations=generations)
         ledger = Ledger(trial["cost"])
         ledger.add("evaluation", spent)
         means = summarise(records)
         trial |= {"cost": ledger.as_dict()} | {key: means[key] for key in ("em", "f1", "recall_at_5")}
 
-    def _recall(self, pipeline: Pipeline) -> float | None:
-        rows = pipeline.retrieve([question.question for question in self._asked], min(5, len(pipeline.store))).rows
-        return mean_recall(pipeline.store, self._asked, rows)
+    def _recall(self, run: Run) -> float | None:
+        store = run.pipeline.store
+        rows = run.retrieve([question.question for question in self._asked], min(5, len(store))).rows
+        return mean_recall(store, self._asked, rows)
 
     def _best(self, trials: Sequence[Trial]) -> Trial:
         """The winner among the trials that went to the end; of equal scores the one with the lower dev loss."""
@@ -297,13 +278,10 @@ class _Search:
         """Writes search.json with this trial's figures in it."""
         if not any(trial is known for known in self._record["trials"]):
             self._record["trials"].append(trial)
-        write_json(self._folder / SEARCH_FILE, self._record)
-
-    def _trial_folder(self, phase: Phase, rates: Mapping[str, float]) -> Path:
-        return self._folder / "trials" / _name(phase.name, rates)
+        write_json(self._files.search_file, self._record)
 
     def _steps(self, phase: Phase) -> int:
-        return total_steps(self._config, len(self._dataset.train), phase.batch_size(self._config))
+        return total_steps(self._config, len(self._run.dataset.train), phase.batch_size(self._config))
 
     def _end_of(self, rung: int, steps: int) -> int:
         return min(-(-steps // self._rungs) * (rung + 1), steps)
@@ -329,11 +307,11 @@ def _loss(trial: Trial) -> float:
     return math.inf if trial["diverged"] or trial["dev_loss"] is None else trial["dev_loss"]
 
 
-def _print(folder: Path, record: Mapping[str, Any], options: SearchConfig) -> None:
+def _print(files: RunFolder, record: Mapping[str, Any], options: SearchConfig) -> None:
     print(f"\n{record['strategy']}, chosen by {options.selection} on the dev questions\n")
     print(search_table(record["trials"]))
-    plot_search(record["trials"], options.selection, folder / "search.png")
+    plot_search(record["trials"], options.selection, files.search_plot)
     cost = record["cost"]
     print(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
     rates = " ".join(f"--{model}_lr={rate:g}" for model, rate in record["winner"].items())
-    print(f"plot: {folder / 'search.png'}\nNext:\n  python -m ragjax.train --strategy={record['strategy']} {rates}")
+    print(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train --strategy={record['strategy']} {rates}")

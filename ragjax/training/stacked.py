@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ragjax.config import RunConfig
 from ragjax.costs import Cost, Ledger
 from ragjax.parallel import pmap_map, pmap_step, replicate
-from ragjax.pipeline import Pipeline
+from ragjax.runs import Run
 from ragjax.training.assembly import Asked, LikelihoodAssembler
 from ragjax.training.loop import asked_in_step, asked_of_dev, make_step, total_steps
 from ragjax.training.ranking import RankingAssembler
@@ -49,43 +48,32 @@ class StackedResult:
 
 
 def train_stacked(
-    config: RunConfig,
-    rates: Sequence[float],
-    pipeline: Pipeline,
-    assembler: LikelihoodAssembler | RankingAssembler,
-    rungs: int = 1,
+    run: Run, rates: Sequence[float], assembler: LikelihoodAssembler | RankingAssembler, rungs: int = 1
 ) -> StackedResult:
     """Trains one copy of the embedder at each rate.
 
     Args:
-      config: flags of the phase; its own embedder_lr is not used.
+      run: the models to start from, and the flags of the phase; its own embedder_lr is not used.
       rates: peak learning rates.
-      pipeline: the models to start from.
       assembler: of the phase. Likelihoods that it keeps are found again by a later call.
       rungs: 1: all copies are trained to the end. Otherwise the training is cut into so many equal parts, and after
         each but the last the half with the higher dev loss is stopped (successive halving, Jamieson and Talwalkar
         2016, arXiv 1502.07943).
     """
-    return _Stack(config, rates, pipeline, assembler).train(rungs)
+    return _Stack(run, rates, assembler).train(rungs)
 
 
 class _Stack:
     """The copies' moving parts."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        rates: Sequence[float],
-        pipeline: Pipeline,
-        assembler: LikelihoodAssembler | RankingAssembler,
-    ):
-        self._config, self._pipeline, self._assembler = config, pipeline, assembler
-        self._steps = total_steps(config, len(assembler.questions), assembler.batch_size)
+    def __init__(self, run: Run, rates: Sequence[float], assembler: LikelihoodAssembler | RankingAssembler):
+        self._seed, self._assembler = run.config.seed, assembler
+        self._steps = total_steps(run.config, len(assembler.questions), assembler.batch_size)
         self._rates = list(rates)
-        optimizer, make = make_step(config, assembler.objective, self._steps)
+        optimizer, make = make_step(run.config, assembler.objective, self._steps)
         self._train_step = pmap_step(lambda reducer: jax.vmap(make(reducer), in_axes=(0, None, 0)))
         self._losses = pmap_map(_question_losses(assembler.objective))
-        variables = {"embedder": pipeline.embedder.variables}
+        variables = {"embedder": run.embedder.variables}
         states = [init_state(variables, {"embedder": rate}, optimizer) for rate in self._rates]
         self._state: TrainState = replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
         self._ledger = Ledger()
@@ -120,7 +108,7 @@ class _Stack:
     def _advance(self, step: int) -> float:
         """One step of all copies; its seconds."""
         began = time.perf_counter()
-        batch, work = self._assemble(asked_in_step(self._assembler, step, self._config.seed), self._ledger)
+        batch, work = self._assemble(asked_in_step(self._assembler, step, self._seed), self._ledger)
         started = time.perf_counter()
         self._state, metrics = self._train_step(self._state, {}, batch)
         jax.block_until_ready(metrics)

@@ -21,6 +21,7 @@ from ragjax.training.assembly import Asked
 from ragjax.training.ranking import RankingAssembler
 from ragjax.training.step import make_eval_step, means
 from tests.tiny import TEXT, write_tiny_bert
+from tests.tiny_runs import run_of
 
 pytestmark = pytest.mark.parity
 
@@ -68,7 +69,7 @@ def test_loss_equals_sentence_transformers(models, hard):
         config = RunConfig(
             strategy="embedder", ranking_batch_size=BATCH, hard_negatives=hard, gradient_accumulation=accumulation
         )
-        assembler = RankingAssembler(config, pipeline, dataset)
+        assembler = RankingAssembler(run_of(config, pipeline, dataset))
         batch = assembler.assemble(Asked(questions, range(BATCH), 0, False), {}, Ledger()).batch
         batch = jax.tree.map(lambda leaf: leaf[0], batch)  # of the one device
         step = jax.jit(make_eval_step(assembler.objective)(ONE_DEVICE))

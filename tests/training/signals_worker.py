@@ -25,7 +25,7 @@ from ragjax.training.likelihoods import Likelihoods, RowLimits
 from ragjax.training.ranking import RankingAssembler
 from ragjax.training.state import init_state
 from ragjax.training.step import make_train_step
-from tests.tiny_runs import World
+from tests.tiny_runs import World, run_of
 from tests.training.devices_worker import named, recording_sgd
 
 LIMITS = RowLimits(row_length=128, prompts_per_row=16, usual_answer=8, longest_answer=16)
@@ -65,7 +65,7 @@ def ranking_pipeline(world: World) -> tuple[Dataset, Pipeline]:
 def ranking_step(world: World, dataset: Dataset, pipeline: Pipeline, accumulation: int) -> dict[str, np.ndarray]:
     """Metrics and gradients of the first five labelled questions, on all devices."""
     config = world.config("unused", **RANKING, gradient_accumulation=accumulation)
-    assembler = RankingAssembler(config, pipeline, dataset)
+    assembler = RankingAssembler(run_of(config, pipeline, dataset))
     asked = Asked(assembler.questions[:5], range(5), 0, True)
     batch = assembler.assemble(asked, pipeline.embedder.variables, Ledger()).batch
     step = pmap_step(make_train_step(assembler.objective, recording_sgd(), 4, 0.0, "sum", seed=3))

@@ -24,7 +24,7 @@ from ragjax.training.assembly import AnswerAssembler, Asked, LikelihoodAssembler
 from ragjax.training.likelihoods import Likelihoods, RowLimits, row_limits
 from ragjax.training.step import summed_loss
 from ragjax.training.strategies import STRATEGIES, Phase
-from tests.tiny_runs import tiny_world
+from tests.tiny_runs import run_of, tiny_world
 from tests.training.signals_worker import LIMITS, on_eight_devices, pairs_of, random_adapters
 
 RETRIEVER = STRATEGIES["two_phase"][1]
@@ -90,13 +90,14 @@ def test_kept_scores_give_the_gradient_of_the_whole_graph(world, dataset, pipeli
     pipeline = dataclasses.replace(pipeline, index=ExactIndex(vectors))
     rows = np.stack([rng.choice(len(dataset.passages), config.top_k, replace=False) for _ in questions])
 
-    graph = AnswerAssembler(config, WHOLE_GRAPH, pipeline, dataset)
+    run = run_of(config, pipeline, dataset)
+    graph = AnswerAssembler(run, WHOLE_GRAPH)
     batch = first(graph.with_passages(Asked(questions, range(4), 0, True), rows).batch)
     frozen = {"generator": pipeline.generator.variables}
     expected, sums = embedder_gradient(graph.objective, pipeline, frozen, batch)
     scores = np.asarray(compiled_scores(pipeline.generator.module, frozen["generator"], batch.rows))
 
-    keeper = LikelihoodAssembler(config, RETRIEVER, pipeline, dataset, tmp_path)
+    keeper = LikelihoodAssembler(run, RETRIEVER)
     kept = first(keeper.batch(questions, rows, keeper.score(questions, [rows], Ledger())[0]))
     # Room for longer answers than these.
     padding = kept.answer_mask.shape[1] - scores.shape[2]
@@ -138,7 +139,7 @@ def first(batch):
 
 def test_an_assembler_scores_what_is_new_and_nothing_else(world, dataset, pipeline, tmp_path):
     config = world.config(tmp_path, dev_every=0)
-    assembler = LikelihoodAssembler(config, RETRIEVER, pipeline, dataset, tmp_path)
+    assembler = LikelihoodAssembler(run_of(config, pipeline, dataset), RETRIEVER)
     questions, ledger = dataset.train[:2], Ledger()
     embedder = pipeline.embedder.variables
     scored = assembler.assemble(Asked(questions, range(2), 0, True), embedder, ledger)

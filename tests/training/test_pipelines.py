@@ -14,8 +14,9 @@ import pytest
 from ragjax import load_embedder, load_generator
 from ragjax.data.prompts import prompt_text
 from ragjax.data.sources import load_dataset
-from ragjax.pipeline import load_models, open_run
-from ragjax.training import run
+from ragjax.pipeline import load_models
+from ragjax.runs import open_run
+from ragjax.training import train
 from ragjax.training.strategies import STRATEGIES
 from tests.tiny import write_tiny_llama, write_tiny_mpnet
 from tests.tiny_runs import changed, flat, read_lines, tiny_world
@@ -54,8 +55,8 @@ def world(tmp_path_factory):
 def test_a_pipeline_trains(world, tmp_path, embedder, generator, objective, how):
     models = {"embedder": str(world.folder / embedder), "generator": str(world.folder / generator)}
     config = world.config(tmp_path / "run", objective=objective, max_steps=1, eval_limit=1, **models, **how)
-    summary = run(config)
-    assert summary["objective"] == objective
+    summary = train(config)
+    assert summary.objective == objective
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert lines[0]["dev_nll_per_answer"] == pytest.approx(enumerated_loss(config), rel=1e-5)
     assert_moved(config, {"embedder", "generator"})
@@ -67,7 +68,7 @@ def test_every_other_strategy_trains_a_pipeline(world, tmp_path, case, strategy)
     models = {"embedder": str(world.folder / embedder), "generator": str(world.folder / generator)}
     changes = {"objective": objective, "max_steps": 1, "eval_limit": 1, "dev_every": 0, **models, **how}
     config = world.config(tmp_path / "run", strategy=strategy, **changes)
-    assert run(config)["strategy"] == strategy
+    assert train(config).strategy == strategy
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [line["phase"] for line in lines] == [phase.name for phase in STRATEGIES[strategy]]
     assert all(math.isfinite(line["loss"]) and line["loss"] > 0 for line in lines)

@@ -16,7 +16,7 @@ from ragjax.errors import UserError
 from ragjax.retrieval import ExactIndex, PassageStore
 from ragjax.training.assembly import Asked
 from ragjax.training.ranking import RankingAssembler
-from tests.tiny_runs import tiny_world
+from tests.tiny_runs import run_of, tiny_world
 from tests.training.signals_worker import RANKING, on_eight_devices, ranking_pipeline, ranking_step
 
 # --- hand-made vectors: passage i of the corpus points at 10 * i degrees
@@ -53,7 +53,7 @@ class Made:
         self.config = RunConfig(
             **{"strategy": "embedder", "ranking_batch_size": len(train), "hard_negatives": 0} | changes
         )
-        self.assembler = RankingAssembler(self.config, pipeline, dataset)
+        self.assembler = RankingAssembler(run_of(self.config, pipeline, dataset))
 
     def assemble(self, questions=None, step=0, training=True):
         questions = self.assembler.questions if questions is None else questions
@@ -276,7 +276,7 @@ def enumerated(config, dataset, pipeline, questions, assembler) -> float:
 def test_the_loss_equals_enumeration(world, made_world, one_device, accumulation):
     dataset, pipeline = made_world
     config = world.config("unused", **RANKING)
-    assembler = RankingAssembler(config, pipeline, dataset)
+    assembler = RankingAssembler(run_of(config, pipeline, dataset))
     expected = enumerated(config, dataset, pipeline, assembler.questions[:5], assembler)
     assert expected > 0.01
     np.testing.assert_allclose(one_device[accumulation]["metric loss"], expected, rtol=1e-5)
@@ -291,7 +291,7 @@ def test_the_loss_of_each_question_equals_enumeration(world, made_world, negativ
         config = world.config(
             "unused", ranking_batch_size=6, hard_negatives=hard, negative_filter=negatives, dev_every=0
         )
-        assembler = RankingAssembler(config, pipeline, dataset)
+        assembler = RankingAssembler(run_of(config, pipeline, dataset))
         chosen = assembler.questions[:4]
         batch = assembler.assemble(Asked(chosen, range(4), 0, True), {}, Ledger()).batch
         batch = jax.tree.map(lambda leaf: leaf[0, 0], batch)

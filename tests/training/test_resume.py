@@ -11,7 +11,7 @@ import pytest
 from ragjax.checkpoints import Checkpoints
 from ragjax.errors import UserError
 from ragjax.files import read_json
-from ragjax.training import run
+from ragjax.training import train
 from ragjax.training.state import make_optimizer
 from tests.tiny_runs import read_lines, run_flags, tiny_world
 
@@ -88,7 +88,7 @@ def configuration(world, folder: Path, **changes):
 def whole(world) -> Path:
     """The folder of a run that nothing interrupted."""
     folder = world.folder / "whole"
-    run(configuration(world, folder))
+    train(configuration(world, folder))
     return folder
 
 
@@ -158,7 +158,7 @@ def test_a_run_killed_at_moments_of_every_kind_ends_like_one_that_was_not(world,
     killed(world, folder, "after 1")  # in the first batch of the table after
     assert [line["step"] for line in read_lines(metrics)] == list(range(STEPS + 1))
     assert not (folder / "summary.json").exists()
-    run(configuration(world, folder))
+    train(configuration(world, folder))
     assert_same_run(folder, whole)
 
 
@@ -167,7 +167,7 @@ def test_a_run_of_two_phases_killed_in_each_ends_like_one_that_was_not(world):
     """In the middle of the generator's phase, of the retriever's, and of a line of the likelihoods."""
     flags = {"strategy": "two_phase", "eval_limit": 1}
     whole, folder = world.folder / "whole-two-phase", world.folder / "killed-two-phase"
-    run(configuration(world, whole, **flags))
+    train(configuration(world, whole, **flags))
     checkpoints, likelihoods = folder / "checkpoints", folder / "likelihoods.jsonl"
     lines = (whole / "likelihoods.jsonl").read_bytes().splitlines(keepends=True)
 
@@ -186,7 +186,7 @@ def test_a_run_of_two_phases_killed_in_each_ends_like_one_that_was_not(world):
     killed(world, folder, f"scored {len(kept)}", **flags)
     assert steps_kept("retriever") == [2]
     assert not likelihoods.read_bytes().endswith(b"\n")
-    run(configuration(world, folder, **flags))
+    train(configuration(world, folder, **flags))
     assert_same_run(folder, whole)
 
 
@@ -208,12 +208,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(world, whol
     content[len(content) // 2] ^= 0xFF
     largest.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        run(configuration(world, tmp_path / "run"))
+        train(configuration(world, tmp_path / "run"))
     assert f"The checkpoint {newest} " in str(caught.value)
     assert "delete that folder" in str(caught.value)
     assert "\n" not in str(caught.value)
     shutil.rmtree(newest)  # as the message says
-    run(configuration(world, tmp_path / "run"))
+    train(configuration(world, tmp_path / "run"))
     assert_same_run(tmp_path / "run", whole)
 
 
@@ -223,7 +223,7 @@ def test_a_half_written_checkpoint_is_passed_over(world, whole, tmp_path):
     (checkpoints / str(STEPS)).rename(half)
     files = [path for path in half.rglob("*") if path.is_file()]
     files[0].write_bytes(files[0].read_bytes()[:1])
-    run(configuration(world, tmp_path / "run"))
+    train(configuration(world, tmp_path / "run"))
     assert_same_run(tmp_path / "run", whole)
 
 

@@ -1,7 +1,6 @@
 """ragjax.training.run: whole runs on tiny models, from their flags to their summary."""
 
 import dataclasses
-import importlib
 import json
 import math
 from pathlib import Path
@@ -14,11 +13,17 @@ import pytest
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import OBJECTIVES, RunConfig
 from ragjax.costs import PARTS, TRAINING_PARTS
+from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
-from ragjax.pipeline import Pipeline, load_models, open_run
-from ragjax.training import run
+from ragjax.pipeline import Pipeline, load_models
+from ragjax.pretrained import load_embedder, load_generator
+from ragjax.runs import RunFolder, Summary, open_run, prepare
+from ragjax.training import run as run_module
+from ragjax.training import train
 from ragjax.training.assembly import AnswerAssembler, QuestionSide
 from ragjax.training.loop import question_order, total_steps
+from ragjax.training.run import measure, run_phases
+from ragjax.training.strategies import STRATEGIES
 from tests.tiny_runs import PLACES, changed, flat, passages, questions, read_lines, tiny_world, write_data
 
 METRICS = {"em", "f1", "contains", "recall_at_5", "hit_at_5"}
@@ -39,7 +44,7 @@ class Finished:
 
     config: RunConfig
     folder: Path
-    summary: dict[str, Any]
+    summary: Summary | None
     pipelines: list[Pipeline]  # that were evaluated: before, after
     embedders: list[Any]  # the embedder's variables at each retrieval of training and dev
     found: list[tuple[tuple[str, ...], Any]]  # (questions, passage rows) at each of them
@@ -50,9 +55,8 @@ class Finished:
 
 def finish(config: RunConfig) -> Finished:
     """Runs to the end, watching retrieval and evaluation."""
-    finished = Finished(config, Path(config.run_dir), {}, [], [], [])
-    module = importlib.import_module("ragjax.training.run")
-    evaluate, vectors, with_passages = module.evaluate, QuestionSide.vectors, AnswerAssembler.with_passages
+    finished = Finished(config, Path(config.run_dir), None, [], [], [])
+    evaluate, vectors, with_passages = run_module.evaluate, QuestionSide.vectors, AnswerAssembler.with_passages
 
     def watched_evaluate(pipeline, *arguments, **options):
         finished.pipelines.append(pipeline)
@@ -67,10 +71,10 @@ def finish(config: RunConfig) -> Finished:
         return with_passages(self, asked, rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "evaluate", watched_evaluate)
+        patch.setattr(run_module, "evaluate", watched_evaluate)
         patch.setattr(QuestionSide, "vectors", watched_vectors)
         patch.setattr(AnswerAssembler, "with_passages", watched_with_passages)
-        finished.summary = run(config)
+        finished.summary = train(config)
     return finished
 
 
@@ -130,6 +134,24 @@ def test_config_json_says_what_the_run_was_made_from(trained):
     assert {"ragjax", "jax", "flax", "optax", "faiss-cpu"} <= record["versions"].keys()
 
 
+def test_a_run_folder_holds_these_files_and_no_others(trained):
+    strategy, measured = trained.config.strategy, ("before", "after")
+    assert {path.name for path in trained.folder.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "predictions",
+        "summary.json",
+        "tensorboard",
+    }
+    assert {path.name for path in (trained.folder / "predictions").iterdir()} == {
+        f"test.{moment}.{ending}" for moment in measured for ending in ("jsonl", "cost.json")
+    }
+    for folder in ("checkpoints", "tensorboard"):
+        assert [path.name for path in (trained.folder / folder).iterdir()] == [strategy]
+
+
 def test_metrics_hold_each_step_once_in_order(trained):
     lines, steps = trained.lines(), trained.config.max_steps
     first = 0 if trained.config.dev_every else 1
@@ -175,25 +197,27 @@ def test_predictions_have_a_line_for_every_question_in_file_order(trained, momen
         assert sum(shares) == pytest.approx(1)
         assert record["log_prob"] < 0
         assert {passage["id"] for passage in record["passages"]} <= known
-    scores = trained.summary[moment]
+    scores = getattr(trained.summary, moment)
     assert scores == {name: pytest.approx(np.mean([record[name] for record in records]), abs=1e-12) for name in METRICS}
 
 
 def test_summary_has_the_schema_of_the_contract(trained):
     config, summary = trained.config, trained.summary
-    assert json.loads((trained.folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert json.loads((trained.folder / "summary.json").read_text()) == json.loads(
+        json.dumps(dataclasses.asdict(summary))
+    )
     contract = {"strategy", "objective", "split", "n", "before", "after", "cost", "peak_memory_bytes", "retrieval"}
-    assert summary.keys() == contract | {"change_95", "strategy_costs", "skipped_questions"}
-    assert (summary["strategy"], summary["objective"]) == (config.strategy, config.objective)
-    assert (summary["split"], summary["n"]) == ("test", 6)
+    assert dataclasses.asdict(summary).keys() == contract | {"change_95", "strategy_costs", "skipped_questions"}
+    assert (summary.strategy, summary.objective) == (config.strategy, config.objective)
+    assert (summary.split, summary.n) == ("test", 6)
     for moment in ("before", "after"):
-        assert summary[moment].keys() == METRICS
-        assert all(0 <= value <= 1 for value in summary[moment].values())
-    assert summary["peak_memory_bytes"] > 1 << 20
+        assert getattr(summary, moment).keys() == METRICS
+        assert all(0 <= value <= 1 for value in getattr(summary, moment).values())
+    assert summary.peak_memory_bytes > 1 << 20
 
 
 def test_cost_at_the_top_is_training_without_evaluation(trained):
-    cost = trained.summary["cost"]
+    cost = trained.summary.cost
     assert cost.keys() == {*UNITS, *PARTS, "phases"}
     for unit in UNITS:
         assert cost[unit] == pytest.approx(sum(cost[part][unit] for part in TRAINING_PARTS))
@@ -296,11 +320,11 @@ def test_a_finished_run_prints_its_table_and_does_nothing_else(joint, monkeypatc
     def files():
         return {path: path.stat().st_mtime_ns for path in joint.folder.rglob("*") if path.name != ".lock"}
 
-    module = importlib.import_module("ragjax.training.run")
-    for name in ("load_dataset", "load_models", "train_phase", "evaluate"):
-        monkeypatch.setattr(module, name, None)
+    for name in ("load_dataset", "prepare", "run_phases"):
+        monkeypatch.setattr(run_module, name, None)
     before = files()
-    assert run(joint.config) == json.loads(json.dumps(joint.summary))
+    again = dataclasses.asdict(train(joint.config))
+    assert again == json.loads(json.dumps(dataclasses.asdict(joint.summary)))
     assert files() == before
     printed = capsys.readouterr().out
     for words in ("before", "after", "recall_at_5", "evaluation (apart)", "ragjax.ask", "ragjax.evaluate"):
@@ -310,43 +334,71 @@ def test_a_finished_run_prints_its_table_and_does_nothing_else(joint, monkeypatc
 @pytest.mark.parametrize(("flag", "value"), [("generator_lr", 5e-3), ("eval_limit", 2), ("top_k", 4)])
 def test_another_configuration_on_a_run_folder_is_refused(joint, flag, value):
     with pytest.raises(UserError, match=rf"--{flag}=.* \(now {value}\)") as caught:
-        run(dataclasses.replace(joint.config, **{flag: value}))
+        train(dataclasses.replace(joint.config, **{flag: value}))
     assert str(joint.folder) in str(caught.value)
 
 
 def test_a_run_folder_may_be_moved(joint, tmp_path):
     moved = tmp_path / "moved"
     moved.symlink_to(joint.folder)
-    assert run(dataclasses.replace(joint.config, run_dir=str(moved)))["n"] == 6
+    assert train(dataclasses.replace(joint.config, run_dir=str(moved))).n == 6
 
 
-def test_none_measures_the_models_as_they_are(world):
+def test_none_measures_the_models_as_they_are(world, capsys):
+    """Having said first what it is made from."""
     finished = finish(world.config(world.folder / "none", strategy="none", eval_split="dev", eval_limit=3))
-    assert finished.summary["split"] == "dev"
-    assert finished.summary["n"] == 3
-    assert finished.summary["before"] == finished.summary["after"]
-    assert finished.summary["cost"]["generator"] == dict.fromkeys(UNITS, 0)
-    assert finished.summary["cost"]["phases"] == {}
-    assert finished.summary["cost"]["tokens"] == finished.summary["cost"]["encode"]["tokens"] > 0
+    data = load_dataset(world.data)
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        f"embedder: {load_embedder(world.embedder).describe()}",
+        f"generator: {load_generator(world.generator).describe()}",
+        f"data: data, 30 passages, 12 / 4 / 6 questions, sha256 {data.sha256[:12]}",
+        "",
+    ]
+    assert finished.summary.split == "dev"
+    assert finished.summary.n == 3
+    assert finished.summary.before == finished.summary.after
+    assert finished.summary.cost["generator"] == dict.fromkeys(UNITS, 0)
+    assert finished.summary.cost["phases"] == {}
+    assert finished.summary.cost["tokens"] == finished.summary.cost["encode"]["tokens"] > 0
     assert [record["id"] for record in read_lines(finished.folder / "predictions" / "dev.before.jsonl")] == [
         question["id"] for question in questions()["dev"][:3]
     ]
     assert not (finished.folder / "metrics.jsonl").exists()
 
 
+def test_strategies_can_share_what_is_prepared_and_what_is_measured_before(generator_only, tmp_path):
+    """The same lines, bit for bit, as in a run that did all of it by itself."""
+    config = generator_only.config
+    prepared = prepare(dataclasses.replace(config, strategy="none", run_dir=str(tmp_path / "none")))
+    before = measure(prepared, "before")
+    own = dataclasses.replace(prepared, config=config, files=RunFolder(tmp_path / "generator"))
+    summary = run_phases(own, STRATEGIES["generator"], before)
+    assert summary.strategy == "generator"
+    assert (summary.before, summary.after) == (generator_only.summary.before, generator_only.summary.after)
+    for name in ("metrics.jsonl", "predictions/test.after.jsonl"):
+        assert (own.folder / name).read_bytes() == (generator_only.folder / name).read_bytes(), name
+    assert not own.files.measured("test", "before").exists()
+    for unit in UNITS - {"seconds"}:
+        assert summary.cost["evaluation"][unit] == generator_only.summary.cost["evaluation"][unit]
+    # What was shared is still untrained: the next strategy begins where this one did.
+    assert changed(prepared.generator.variables, generator_only.pipelines[0].generator.variables) == set()
+    none = run_phases(prepared, STRATEGIES["none"], before)
+    assert (none.strategy, none.before, none.after) == ("none", summary.before, summary.before)
+
+
 def test_recall_of_unlabelled_questions_is_null(world):
     splits = {split: [record | {"positive_ids": []} for record in records] for split, records in questions().items()}
     data = write_data(world.folder / "unlabelled", passages(), splits)
-    summary = run(world.config(world.folder / "unlabelled-run", strategy="none", data=str(data), eval_limit=2))
-    assert summary["before"]["recall_at_5"] is None
-    assert summary["after"]["hit_at_5"] is None
-    assert summary["before"]["f1"] is not None
+    summary = train(world.config(world.folder / "unlabelled-run", strategy="none", data=str(data), eval_limit=2))
+    assert summary.before["recall_at_5"] is None
+    assert summary.after["hit_at_5"] is None
+    assert summary.before["f1"] is not None
 
 
 def test_an_objective_without_gradient_for_the_embedder_is_refused(world, tmp_path):
     assert "concat_nll" in OBJECTIVES
     with pytest.raises(UserError, match="--objective=concat_nll gives the embedder no gradient"):
-        run(world.config(tmp_path / "run", objective="concat_nll"))
+        train(world.config(tmp_path / "run", objective="concat_nll"))
 
 
 def test_every_epoch_asks_every_question_once_in_an_order_of_its_own():

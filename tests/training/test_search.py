@@ -1,21 +1,23 @@
 """Learning-rate search: stacked copies against single runs, what is shared, who wins, and going on after a stop."""
 
 import dataclasses
+import fcntl
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from ragjax.config import RunConfig, SearchConfig
-from ragjax.data.sources import load_dataset
 from ragjax.errors import DivergedError, UserError
-from ragjax.pipeline import build_pipeline, load_models
+from ragjax.pretrained import load_embedder, load_generator
+from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training import search as search_module
 from ragjax.training.loop import make_assembler, train_phase
 from ragjax.training.search import search
 from ragjax.training.stacked import train_stacked
 from ragjax.training.strategies import STRATEGIES
-from tests.tiny_runs import World, flat, read_lines, tiny_world
+from tests.tiny_runs import World, flat, passages, questions, read_lines, tiny_world, write_data
 
 pytestmark = pytest.mark.slow
 
@@ -35,22 +37,27 @@ def searching(world: World, folder, **changes) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def pipeline(world):
-    config = world.config("unused")
-    return build_pipeline(config, load_dataset(config.data), *load_models(config), show_progress=False)
+def prepared(world):
+    return prepare(world.config("unused"))
+
+
+def rerun(prepared: Run, folder, **changes) -> Run:
+    """The prepared run with other flags in another folder."""
+    return dataclasses.replace(
+        prepared, config=dataclasses.replace(prepared.config, **changes), files=RunFolder(folder)
+    )
 
 
 @pytest.mark.parametrize("phase", [STRATEGIES["two_phase"][1], STRATEGIES["embedder"][0]], ids=lambda phase: phase.name)
-def test_a_stacked_copy_is_the_single_run_at_its_rate(world, pipeline, tmp_path, phase):
-    config = world.config(tmp_path, max_steps=3, dev_every=3, ranking_batch_size=3)
-    dataset = load_dataset(config.data)
-    assembler = make_assembler(config, phase, pipeline, dataset, tmp_path / "stacked")
-    found = train_stacked(config, RATES, pipeline, assembler)
+def test_a_stacked_copy_is_the_single_run_at_its_rate(prepared, tmp_path, phase):
+    flags = {"max_steps": 3, "dev_every": 3, "ranking_batch_size": 3}
+    run = rerun(prepared, tmp_path / "stacked", **flags)
+    found = train_stacked(run, RATES, make_assembler(run, phase))
     for copy in found.copies:
         single = tmp_path / f"{copy.rate}"
-        at_rate = dataclasses.replace(config, embedder_lr=copy.rate)
-        trained = train_phase(at_rate, phase, pipeline, dataset, single).trained["embedder"]["params"]
-        start = flat(pipeline.embedder.params)
+        at_rate = rerun(prepared, single, **flags, embedder_lr=copy.rate)
+        trained = train_phase(at_rate, phase).trained["embedder"]["params"]
+        start = flat(prepared.embedder.params)
         for name, leaf in flat(trained).items():
             if "key/bias" not in name:  # their gradient is rounding noise, which Adam makes large
                 moved = leaf - start[name]
@@ -62,27 +69,25 @@ def test_a_stacked_copy_is_the_single_run_at_its_rate(world, pipeline, tmp_path,
         assert copy.steps == 3
 
 
-def test_copies_share_what_they_score(world, pipeline, tmp_path):
+def test_copies_share_what_they_score(prepared, tmp_path):
     """Two copies that hardly move find the same passages: as many pairs as one copy; a second search scores none."""
-    config = world.config(tmp_path, max_steps=2, dev_every=1)
-    dataset, phase = load_dataset(config.data), STRATEGIES["two_phase"][1]
 
     def pairs(rates, folder):
-        return train_stacked(config, rates, pipeline, make_assembler(config, phase, pipeline, dataset, folder)).pairs
+        run = rerun(prepared, folder, max_steps=2, dev_every=1)
+        return train_stacked(run, rates, make_assembler(run, STRATEGIES["two_phase"][1])).pairs
 
     one = pairs([1e-12], tmp_path / "one")
-    assert one == 2 * config.batch_size * config.top_k
+    assert one == 2 * prepared.config.batch_size * prepared.config.top_k
     assert pairs([1e-12, 2e-12], tmp_path / "two") == one
     assert pairs([1e-12, 2e-12], tmp_path / "two") == 0
 
 
-def test_halving_stops_the_half_with_the_higher_dev_loss(world, pipeline, tmp_path):
-    config = world.config(tmp_path, max_steps=3, dev_every=1)
-    dataset, phase = load_dataset(config.data), STRATEGIES["two_phase"][1]
+def test_halving_stops_the_half_with_the_higher_dev_loss(prepared, tmp_path):
+    run = rerun(prepared, tmp_path, max_steps=3, dev_every=1)
     rates = [1e-9, 1e-4, 1e-3, 3.0]
-    assembler = make_assembler(config, phase, pipeline, dataset, tmp_path)
-    whole = train_stacked(dataclasses.replace(config, max_steps=3), rates, pipeline, assembler)
-    halved = train_stacked(config, rates, pipeline, assembler, rungs=3)
+    assembler = make_assembler(run, STRATEGIES["two_phase"][1])
+    whole = train_stacked(run, rates, assembler)
+    halved = train_stacked(run, rates, assembler, rungs=3)
     assert sorted(copy.steps for copy in halved.copies) == [1, 1, 2, 3]
     assert [copy.params is None for copy in halved.copies] == [copy.steps < 3 for copy in halved.copies]
     (last,) = (copy for copy in halved.copies if copy.steps == 3)
@@ -123,6 +128,25 @@ def test_a_search_leaves_a_table_and_a_plot(two_phase, world):
     assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_search_folder_holds_these_files_and_no_others(two_phase, world):
+    folder = world.folder / "search"
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock",
+        "generations.jsonl",
+        "likelihoods.jsonl",
+        "predictions",
+        "search.json",
+        "search.png",
+        "trials",
+    }
+    assert {path.name for path in (folder / "trials").iterdir()} == {"generator-0.001", "generator-0.01"}
+    for trial in (folder / "trials").iterdir():
+        assert {path.name for path in trial.iterdir()} == {"checkpoints", "metrics.jsonl", "tensorboard"}
+    assert {path.name for path in (folder / "predictions").glob("*.jsonl")} == {
+        f"{name}.jsonl" for name in ("generator-0.001", "generator-0.01", "retriever-0.0001", "retriever-0.01")
+    }
+
+
 def test_answers_are_generated_once_for_a_prompt(two_phase, world):
     """As many as there are different prompts, whichever copies asked them."""
     lines = read_lines(world.folder / "search" / "generations.jsonl")
@@ -155,10 +179,10 @@ def test_a_search_that_was_stopped_goes_on(two_phase, world, tmp_path, monkeypat
 
 
 def test_a_rate_that_diverges_loses(world, tmp_path, monkeypatch):
-    def diverging(config, *arguments, **options):
-        if config.generator_lr == 1e-2:
+    def diverging(run, *arguments, **options):
+        if run.config.generator_lr == 1e-2:
             raise DivergedError("Step 1 has a non-finite loss.")
-        return train_phase(config, *arguments, **options)
+        return train_phase(run, *arguments, **options)
 
     monkeypatch.setattr(search_module, "train_phase", diverging)
     options = dataclasses.replace(OPTIONS, select="dev_loss")
@@ -209,3 +233,52 @@ def test_another_search_on_the_folder_is_refused(two_phase, world):
         search(config, dataclasses.replace(OPTIONS, select="em"))
     with pytest.raises(UserError, match=r"--top_k=3 \(now 2\)"):
         search(dataclasses.replace(config, top_k=2), OPTIONS)
+
+
+def test_a_search_folder_in_use_is_refused(world, tmp_path):
+    with (tmp_path / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # another open file: for the system, another process
+        with pytest.raises(UserError, match=f"Another process is working on {tmp_path}"):
+            search(searching(world, tmp_path), OPTIONS)
+    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
+
+
+def test_a_search_needs_questions_to_train_on_and_to_choose_by(world, tmp_path):
+    for split in ("train", "dev"):
+        splits = {name: records for name, records in questions().items() if name != split}
+        data = write_data(tmp_path / split, passages(), splits)
+        with pytest.raises(UserError, match=f"{data} has no {split} questions, which the search needs"):
+            search(searching(world, tmp_path / "run", data=str(data)), OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_auto_is_settled_and_the_models_are_named_before_the_search(world, tmp_path, monkeypatch, capsys):
+    """The search is stopped where it would begin to train."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_module._Search, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(searching(world, tmp_path / "auto", strategy="auto"), OPTIONS)
+    picked, *models = capsys.readouterr().out.splitlines()
+    assert picked.startswith("--strategy=auto picks independent: 12 of 12 training questions have labelled passages")
+    assert models == [
+        f"embedder: {load_embedder(world.embedder).describe()}",
+        f"generator: {load_generator(world.generator).describe()}",
+    ]
+
+
+def test_a_search_does_not_go_on_with_other_models(world, tmp_path):
+    """A model of the same name whose content has changed since the search was begun."""
+    model = tmp_path / "bert"
+    shutil.copytree(world.embedder, model)
+    config = searching(world, tmp_path / "run", strategy="generator", embedder=str(model))
+    record = search(config, dataclasses.replace(OPTIONS, select="dev_loss", generator_rates="1e-3"))
+    del record["winner"]
+    (tmp_path / "run" / "search.json").write_text(json.dumps(record))
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="was begun with other models or data: bring those back or choose another"):
+        search(config, dataclasses.replace(OPTIONS, select="dev_loss", generator_rates="1e-3"))

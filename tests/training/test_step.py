@@ -25,6 +25,7 @@ from ragjax.training.state import apply_gradients, init_state, linear_schedule, 
 from ragjax.training.step import make_eval_step, make_train_step, means, summed_loss
 from ragjax.training.strategies import STRATEGIES
 from tests.tiny_modules import random_examples, stacked_batch, tiny_objective
+from tests.tiny_runs import run_of
 from tests.training.cases import CASES, examples_of, objective_of, split
 
 pytestmark = pytest.mark.slow
@@ -269,17 +270,21 @@ def test_the_state_is_donated():
 def test_generator_strategy_leaves_the_embedder_frozen():
     (phase,) = STRATEGIES["generator"]
     objective, variables = objective_of("rag_token_mean")
-    pipeline = SimpleNamespace(
+    models = SimpleNamespace(
         embedder=SimpleNamespace(variables=variables["embedder"]),
         generator=SimpleNamespace(variables=variables["generator"]),
     )
-    trainable, frozen = split_trainable(RunConfig(strategy="generator"), phase, pipeline)
+
+    def split_of(phase, **flags):
+        return split_trainable(run_of(RunConfig(**flags), models, None), phase)
+
+    trainable, frozen = split_of(phase, strategy="generator")
     assert {name: set(tree) for name, tree in trainable.items()} == {"generator": {"lora"}}
     assert {name: set(tree) for name, tree in frozen.items()} == {"embedder": {"params"}, "generator": {"params"}}
-    full, rest = split_trainable(RunConfig(strategy="generator", lora_rank=0), phase, pipeline)
+    full, rest = split_of(phase, strategy="generator", lora_rank=0)
     assert set(full["generator"]) == {"params"} and "embedder" not in full and set(rest["embedder"]) == {"params"}
     (joint,) = STRATEGIES["joint"]
-    both, _ = split_trainable(RunConfig(), joint, pipeline)
+    both, _ = split_of(joint)
     assert {name: set(tree) for name, tree in both.items()} == {"embedder": {"params"}, "generator": {"lora"}}
     state = init_state(trainable, RATES, make_optimizer(1.0, 0.0))
     assert set(state.trainable) == set(state.optimizer) == set(state.learning_rates) == {"generator"}

@@ -1,7 +1,6 @@
 """Every strategy as a whole run: what each phase trains, on which passages, and what it is charged for."""
 
 import dataclasses
-import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from ragjax.data.questions import Question
 from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation import strategy_table
-from ragjax.pipeline import Pipeline, build_pipeline, load_models, open_run
-from ragjax.training import run
+from ragjax.pipeline import Pipeline
+from ragjax.runs import Summary, open_run, prepare
+from ragjax.training import run as run_module
+from ragjax.training import train
 from ragjax.training.assembly import LikelihoodAssembler
 from ragjax.training.loop import train_phase
 from ragjax.training.ranking import RankingAssembler
@@ -27,8 +28,6 @@ pytestmark = pytest.mark.slow
 
 STEPS, BATCH = 5, 4  # of 12 questions: the second epoch begins behind the third step
 UNLABELLED = ("train-1", "train-7")
-
-run_module = importlib.import_module("ragjax.training.run")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ class Finished:
 
     config: RunConfig
     folder: Path
-    summary: dict[str, Any]
+    summary: Summary | None
     pipelines: list[Pipeline]  # that were evaluated: before, after
 
     def lines(self, phase: str) -> list[dict[str, Any]]:
@@ -71,7 +70,7 @@ class Finished:
 
 
 def finish(config: RunConfig) -> Finished:
-    finished = Finished(config, Path(config.run_dir), {}, [])
+    finished = Finished(config, Path(config.run_dir), None, [])
     evaluate = run_module.evaluate
 
     def watched_evaluate(pipeline, *arguments, **options):
@@ -80,7 +79,7 @@ def finish(config: RunConfig) -> Finished:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "evaluate", watched_evaluate)
-        finished.summary = run(config)
+        finished.summary = train(config)
     return finished
 
 
@@ -194,13 +193,13 @@ def test_questions_without_labels_are_skipped_and_counted(embedder_and_asked, ca
     assert {question for batch in asked.training[:3] for question in batch} == labelled
     assert {question for batch in asked.training[3:] for question in batch} <= labelled
     assert [line["questions"] for line in finished.lines("embedder")[1:]] == [4, 4, 2, 4, 4]
-    assert finished.summary["skipped_questions"] == len(UNLABELLED)
-    run(finished.config)  # a finished run prints its summary
+    assert finished.summary.skipped_questions == len(UNLABELLED)
+    train(finished.config)  # a finished run prints its summary
     assert "2 questions without positive_ids" in capsys.readouterr().out
 
 
 def test_the_embedder_costs_no_generator(embedder):
-    cost = embedder.summary["cost"]["phases"]["embedder"]
+    cost = embedder.summary.cost["phases"]["embedder"]
     assert cost["generator"]["tokens"] == cost["search"]["flops"] == 0
     # Each question is read once a step, forward and backward.
     assert cost["embedder"]["backward_tokens"] == cost["embedder"]["tokens"] > 0
@@ -211,7 +210,7 @@ def test_without_any_label_there_is_nothing_to_rank(world, tmp_path):
     splits["train"] = [question | {"positive_ids": []} for question in splits["train"]]
     data = write_data(tmp_path / "data", passages(), splits)
     with pytest.raises(UserError, match="no training question of data has positive_ids") as caught:
-        run(config_of(world, tmp_path / "run", strategy="embedder", data=str(data), eval_limit=1))
+        train(config_of(world, tmp_path / "run", strategy="embedder", data=str(data), eval_limit=1))
     assert "\n" not in str(caught.value)
 
 
@@ -230,8 +229,8 @@ def test_independent_is_both_runs_side_by_side(embedder, generator, independent)
     assert not same(after.embedder.params, before.embedder.params)
     assert not same(after.generator.lora, before.generator.lora)
     for part in ("embedder", "generator", "search"):
-        one, other = (run.summary["cost"]["phases"] for run in (embedder, generator))
-        tokens = independent.summary["cost"][part]["tokens"]
+        one, other = (run.summary.cost["phases"] for run in (embedder, generator))
+        tokens = independent.summary.cost[part]["tokens"]
         assert tokens == one["embedder"][part]["tokens"] + other["generator"][part]["tokens"]
 
 
@@ -260,14 +259,14 @@ def test_finished_runs_are_taken_over(world, embedder, generator, independent, m
         assert same(taken.trained(name), independent.trained(name))
     for moment in ("before", "after"):
         assert taken.predictions(moment) == independent.predictions(moment)
-        assert taken.summary[moment] == independent.summary[moment]
-    cost = taken.summary["cost"]
-    assert without_seconds(cost) == without_seconds(independent.summary["cost"])
+        assert getattr(taken.summary, moment) == getattr(independent.summary, moment)
+    cost = taken.summary.cost
+    assert without_seconds(cost) == without_seconds(independent.summary.cost)
     for name, alone in (("embedder", embedder), ("generator", generator)):
-        assert cost["phases"][name] == alone.summary["cost"]["phases"][name]
+        assert cost["phases"][name] == alone.summary.cost["phases"][name]
     # The same command on the finished folder, and on one that was killed before its end.
     (taken.folder / "summary.json").unlink()
-    assert run(config)["cost"]["phases"] == cost["phases"]
+    assert train(config).cost["phases"] == cost["phases"]
 
 
 @pytest.mark.parametrize("flag", ["embedder_run", "generator_run"])
@@ -312,8 +311,8 @@ def test_only_a_finished_run_of_the_same_kind_is_taken_over(world, tmp_path, emb
 def test_the_first_of_two_phases_is_a_generator_run(generator, two_phase):
     assert same(two_phase.trained("generator"), generator.trained("generator"))
     assert two_phase.lines("generator") == generator.lines("generator")
-    assert two_phase.summary["skipped_questions"] == generator.summary["skipped_questions"] == 0
-    one, other = (run.summary["cost"]["phases"]["generator"] for run in (two_phase, generator))
+    assert two_phase.summary.skipped_questions == generator.summary.skipped_questions == 0
+    one, other = (run.summary.cost["phases"]["generator"] for run in (two_phase, generator))
     assert without_seconds(one) == without_seconds(other)
 
 
@@ -340,7 +339,7 @@ def test_the_second_phase_begins_where_the_first_has_ended(two_phase):
 
 
 def test_a_frozen_generator_is_charged_forward_only(two_phase):
-    phases = two_phase.summary["cost"]["phases"]
+    phases = two_phase.summary.cost["phases"]
     generator, embedder = phases["generator"]["generator"], phases["generator"]["embedder"]
     assert generator["tokens"] == generator["backward_tokens"] > 0
     assert generator["tokens"] == sum(line["generator_tokens"] for line in two_phase.lines("generator")[1:])
@@ -352,7 +351,7 @@ def test_a_frozen_generator_is_charged_forward_only(two_phase):
     assert embedder["tokens"] == 2 * embedder["backward_tokens"] > 0
     flops_a_token = [phases[name]["generator"]["flops"] / phases[name]["generator"]["tokens"] for name in phases]
     assert 1.5 < flops_a_token[0] / flops_a_token[1] < 3
-    assert two_phase.summary["cost"]["generator"]["tokens"] == sum(phases[p]["generator"]["tokens"] for p in phases)
+    assert two_phase.summary.cost["generator"]["tokens"] == sum(phases[p]["generator"]["tokens"] for p in phases)
 
 
 def test_a_pair_is_scored_once(two_phase_and_scored):
@@ -377,11 +376,9 @@ def test_a_pair_is_scored_once(two_phase_and_scored):
 def test_the_retriever_can_have_a_loss_of_its_own(world, tmp_path, objective, strategy):
     """One step of the phase that trains the embedder, from the untrained models."""
     config = config_of(world, tmp_path, strategy=strategy, retriever_objective=objective, max_steps=1, dev_limit=2)
-    dataset = load_dataset(config.data)
-    pipeline = build_pipeline(config, dataset, *load_models(config), show_progress=False)
-    phase = STRATEGIES[strategy][-1]
-    trained = train_phase(config, phase, pipeline, dataset, tmp_path).trained
-    assert not same(trained["embedder"]["params"], pipeline.embedder.params)
+    run = prepare(config)
+    trained = train_phase(run, STRATEGIES[strategy][-1]).trained
+    assert not same(trained["embedder"]["params"], run.embedder.params)
     start, step = read_lines(tmp_path / "metrics.jsonl")
     for name in ("loss", "nll_per_answer", "retriever_loss", "embedder_grad_norm"):
         assert math.isfinite(step[name]), name
@@ -393,9 +390,7 @@ def test_the_retriever_can_have_a_loss_of_its_own(world, tmp_path, objective, st
 def test_the_retrievers_loss_is_no_part_of_the_generators(world, tmp_path):
     """The first of two phases is the same whatever the second one minimises."""
     config = config_of(world, tmp_path, strategy="two_phase", retriever_objective="pdist", max_steps=1)
-    dataset = load_dataset(config.data)
-    pipeline = build_pipeline(config, dataset, *load_models(config), show_progress=False)
-    train_phase(config, STRATEGIES["two_phase"][0], pipeline, dataset, tmp_path)
+    train_phase(prepare(config), STRATEGIES["two_phase"][0])
     start, step = read_lines(tmp_path / "metrics.jsonl")
     assert "retriever_loss" not in step
     assert step["loss"] == pytest.approx(step["nll_per_answer"], rel=1e-6)
@@ -456,12 +451,12 @@ def test_an_automatic_run_is_one_of_the_picked_strategy(world, independent, caps
     config = config_of(world, "auto", strategy="auto")
     automatic = finish(config)
     assert "--strategy=auto picks independent: 10 of 12 training questions" in capsys.readouterr().out
-    assert automatic.summary["strategy"] == "independent"
+    assert automatic.summary.strategy == "independent"
     for name in ("embedder", "generator"):
         assert same(automatic.trained(name), independent.trained(name))
     assert automatic.predictions("after") == independent.predictions("after")
     # It is the same run when the command is given again.
-    assert run(config)["strategy"] == "independent"
+    assert train(config).strategy == "independent"
     assert "--strategy=auto picks independent" in capsys.readouterr().out
 
 
@@ -478,12 +473,12 @@ MEASURED = {
 @pytest.mark.parametrize("strategy", MEASURED)
 def test_every_strategy_has_a_cost_beside_the_others(request, strategy, capsys):
     finished = request.getfixturevalue(strategy)
-    costs = {cost["strategy"]: cost for cost in finished.summary["strategy_costs"]}
+    costs = {cost["strategy"]: cost for cost in finished.summary.strategy_costs}
     assert list(costs) == [name for name in STRATEGIES if name != "none"]
     assert {name for name, cost in costs.items() if cost["is_measured"]} == MEASURED[strategy]
     # Questions of an epoch, and those that were trained on in five steps.
     counts = {"embedder": (10, 18), "generator": (12, 20), "retriever": (12, 20)}
-    phases = finished.summary["cost"]["phases"]
+    phases = finished.summary.cost["phases"]
     epoch = {name: cost["seconds"] * counts[name][0] / counts[name][1] for name, cost in phases.items()}
     if "retriever" in phases:  # its generator has scored the pairs in the first epoch
         scoring = phases["retriever"]["generator"]["seconds"]
@@ -495,7 +490,7 @@ def test_every_strategy_has_a_cost_beside_the_others(request, strategy, capsys):
         assert costs["joint"]["seconds"] is costs["two_phase"]["seconds"] is costs["independent"]["seconds"] is None
     else:
         assert all(cost["seconds"] > 0 for cost in costs.values())
-    run(finished.config)  # a finished run prints its summary
+    train(finished.config)  # a finished run prints its summary
     printed = capsys.readouterr().out
-    assert strategy_table(finished.summary["strategy_costs"]) in printed
+    assert strategy_table(finished.summary.strategy_costs) in printed
     assert "One epoch of each strategy" in printed

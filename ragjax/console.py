@@ -1,0 +1,152 @@
+"""Questions and answers at a terminal or in a pipe: the prompt with its history, streaming, what is printed.
+
+Imports nothing that takes time to load, so that a command can refuse bad flags at once.
+"""
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ragjax.errors import UserError
+
+if TYPE_CHECKING:
+    from ragjax.runs import Answer
+
+_BOLD, _PLAIN = "\033[1m", "\033[0m"
+NOTHING_ASKED = 'Ask something: python -m ragjax.ask --run_dir=FOLDER "your question".'
+
+
+def checked(question: str) -> str:
+    """The question. Raises UserError where its bytes were no UTF-8."""
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the question {ascii(question[:60])} is not UTF-8 text: convert it.") from None
+    return question
+
+
+def answer_lines(answer: Callable[[str], None], as_json: bool) -> None:
+    """Calls `answer` for every line of standard input; one that fails leaves the others their answers.
+
+    Raises UserError at the end where input that was not typed held no question, or one that failed.
+    """
+    is_prompted, asked, failed = sys.stdin.isatty(), 0, 0
+    for line in _questions():
+        asked += 1
+        try:
+            answer(line)
+        except UserError as error:  # of this question; the next one can be asked
+            failed += 1
+            if as_json:
+                print(json.dumps({"question": line, "error": str(error)}), flush=True)
+            else:
+                print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            if not is_prompted:
+                raise
+            print(file=sys.stderr)  # this question is dropped
+    if is_prompted:
+        return
+    if not asked:
+        raise UserError(NOTHING_ASKED)
+    if failed:
+        raise UserError(f"{failed} of {asked} questions could not be answered: see the errors above.")
+
+
+def _questions() -> Iterator[str]:
+    """Lines of standard input; at a terminal with a prompt, and with the history of earlier times."""
+    sys.stdin.reconfigure(errors="surrogateescape")  # for `checked` to refuse
+    if not sys.stdin.isatty():
+        yield from filter(None, map(str.strip, sys.stdin))
+        return
+    with _history():
+        while True:
+            try:
+                line = _prompted("question> ").strip()
+            except KeyboardInterrupt:  # a new line instead of this one
+                print(file=sys.stderr)
+                continue
+            except EOFError:
+                print(file=sys.stderr)
+                return
+            if line:
+                yield line
+
+
+def _prompted(prompt: str) -> str:
+    """A line typed at the terminal."""
+    if sys.stdout.isatty():
+        return input(prompt)
+    # `input` would write the prompt among the answers.
+    print(prompt, end="", file=sys.stderr, flush=True)
+    return input()
+
+
+@contextlib.contextmanager
+def _history() -> Iterator[None]:
+    """Arrow keys bring back the questions of this and earlier times, where Python has readline."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    from ragjax.files import default_cache_dir
+
+    path = default_cache_dir() / "ask_history"
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(1000)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(path)
+
+
+class Stream:
+    """Writes what is new in a growing text."""
+
+    def __init__(self):
+        self._shown = ""
+
+    def __call__(self, text: str) -> None:
+        if not text.startswith(self._shown):  # a character that was not whole has changed
+            sys.stdout.write("\r" + " " * len(self._shown) + "\r")
+            self._shown = ""
+        sys.stdout.write(text[len(self._shown) :])
+        sys.stdout.flush()
+        self._shown = text
+
+
+def print_answer(answer: "Answer", is_streamed: bool) -> None:
+    """An answer and its passages; a terminal that a `Stream` wrote to has seen the text already."""
+    shown = "" if is_streamed else f"\n{answer.text}"
+    print(f"{shown}  (probability {answer.probability:.3f})\n")
+    rows = zip(answer.passages, answer.probabilities, answer.posterior, strict=True)
+    for rank, (passage, share, after) in enumerate(rows, start=1):
+        text = passage.prompt_text
+        if is_streamed and "NO_COLOR" not in os.environ:
+            text = _highlight(text, answer.text)
+        print(f"{rank}. p(z|x) = {share:.3f}  p(z|x,y) = {after:.3f}  [{passage.id}]  {text}")
+    print(flush=True)
+
+
+def _highlight(text: str, answer: str) -> str:
+    """The answer in bold wherever the text has it, in any case."""
+    return re.sub(re.escape(answer), lambda match: f"{_BOLD}{match[0]}{_PLAIN}", text, flags=re.I) if answer else text
+
+
+def json_line(question: str, answer: "Answer") -> str:
+    """An answer and its passages as one JSON object."""
+    rows = zip(answer.passages, answer.probabilities.tolist(), answer.posterior.tolist(), strict=True)
+    passages = [
+        {"id": passage.id, "title": passage.title, "text": passage.text, "probability": share, "posterior": after}
+        for passage, share, after in rows
+    ]
+    record = {"question": question, "answer": answer.text, "probability": answer.probability, "passages": passages}
+    return json.dumps(record, ensure_ascii=False)

@@ -1,0 +1,242 @@
+"""The run folder: what it holds and under which names, which process may write it, and whose run it is.
+
+    config.json          flags, phases, inputs with their hashes, versions
+    metrics.jsonl        the figures of each step
+    tensorboard/         the same as events, a folder for each phase
+    checkpoints/         a folder for each phase
+    likelihoods.jsonl    of a frozen generator
+    predictions/         SPLIT.before.jsonl, SPLIT.after.jsonl, and those of ragjax.evaluate
+    summary.json         once the run has ended
+    .lock                held by the process that writes
+
+The folder of a learning-rate search has search.json, search.png, generations.jsonl (answers by prompt) and trials/ (a
+run folder for each trial) beside the likelihoods, the predictions and the lock. No other module spells these names.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ragjax.checkpoints import Checkpoints
+from ragjax.config import RunConfig
+from ragjax.errors import UserError, reason
+from ragjax.files import read_json, read_json_object, write_json
+from ragjax.runs.summary import Summary
+
+Tree = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What config.json says of a run."""
+
+    config: RunConfig
+    phases: tuple[str, ...]  # their names, in order
+    inputs: Mapping[str, Mapping[str, str]]  # {"embedder" | "generator" | "data": {"sha256", ...}}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Where each part of a run stands; nothing is made or read before it is asked for."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events_folder(self) -> Path:
+        return self.path / "tensorboard"
+
+    def events(self, phase: str) -> Path:
+        return self.events_folder / phase
+
+    def checkpoints(self, phase: str) -> Path:
+        return self.path / "checkpoints" / phase
+
+    @property
+    def likelihoods_file(self) -> Path:
+        return self.path / "likelihoods.jsonl"
+
+    @property
+    def predictions_folder(self) -> Path:
+        return self.path / "predictions"
+
+    def predictions(self, name: str) -> Path:
+        return self.predictions_folder / f"{name}.jsonl"
+
+    def measured(self, split: str, moment: str) -> Path:
+        """The predictions that training makes, at the moment "before" or "after"."""
+        return self.predictions(f"{split}.{moment}")
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def search_file(self) -> Path:
+        return self.path / "search.json"
+
+    @property
+    def search_plot(self) -> Path:
+        return self.path / "search.png"
+
+    @property
+    def generations_file(self) -> Path:
+        return self.path / "generations.jsonl"
+
+    def trial(self, name: str) -> "RunFolder":
+        """The run folder of one trial of a search."""
+        return RunFolder(self.path / "trials" / name)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run has left its configuration here."""
+        return self.config_file.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.summary_file.is_file()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder and holds it for this process: two at once would mix their records.
+
+        The lock goes with the process, however that ends. Raises UserError where another process has it, or where the
+        folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"--run_dir={self.path} cannot be written ({error.strerror}): choose another folder."
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"Another process is working on {self.path}: wait for it or choose another --run_dir."
+                ) from None
+            yield
+
+    def begin(
+        self,
+        record: RunRecord,
+        learning_rates: Mapping[str, Mapping[str, float]],
+        index: Mapping[str, Any],
+        versions: Mapping[str, str],
+        devices: Sequence[str],
+    ) -> None:
+        """Writes config.json: whose run this is, and beside that what its phases, index, packages and devices are.
+
+        learning_rates: peak rates by phase and model. Raises UserError where the file cannot be written.
+        """
+        content = {
+            "flags": dataclasses.asdict(record.config),
+            "phases": record.phases,
+            "learning_rates": learning_rates,
+            "inputs": record.inputs,
+            "index": index,
+            "versions": versions,
+            "devices": devices,
+        }
+        write_json(self.config_file, content)
+
+    def record(self) -> RunRecord:
+        """What config.json says. Raises UserError where the folder holds no run of this version."""
+        if not self.is_begun:
+            raise UserError(
+                f"{self.path} holds no {self.config_file.name}: give --run_dir the folder of a ragjax.train run."
+            )
+        content = read_json_object(self.config_file)
+        try:
+            if missing := {"flags", "phases", "inputs"} - content.keys():
+                raise TypeError(f"it lacks {sorted(missing)[0]!r}")
+            return RunRecord(RunConfig(**content["flags"]), tuple(content["phases"]), content["inputs"])
+        except TypeError as error:  # a flag that this version does not know, too
+            raise UserError(
+                f"{self.config_file} is not that of a run of this version ({reason(error)}): give --run_dir the folder "
+                "of a ragjax.train run."
+            ) from error
+
+    def check_flags(self, config: RunConfig) -> None:
+        """Raises UserError where the folder holds a run with other flags; --run_dir may differ, a folder can move."""
+        if not self.is_begun:
+            return
+        recorded, flags = read_json(self.config_file)["flags"], dataclasses.asdict(config)
+        if differ := [name for name in differing_flags(recorded, flags) if name != "run_dir"]:
+            details = ", ".join(f"--{name}={recorded.get(name)} (now {flags[name]})" for name in differ)
+            raise UserError(f"{self.path} holds a run with {details}: repeat those flags or choose another --run_dir.")
+
+    def check_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
+        """Raises UserError where one of the inputs, {name: {"sha256"}}, is no longer what the run was started with."""
+        if not self.is_begun:
+            return
+        recorded = read_json(self.config_file)["inputs"]
+        for name, now in inputs.items():
+            before, sha256 = recorded[name]["sha256"], now["sha256"]
+            if before != sha256:
+                raise UserError(
+                    f"{self.path} was made with another content of --{name} (sha256 {before[:12]}, now {sha256[:12]}): "
+                    "bring that back or choose another --run_dir."
+                )
+
+    def read_summary(self) -> Summary | None:
+        """What a finished run has found; None where the run is not finished. Raises UserError where it is damaged."""
+        if not self.is_finished:
+            return None
+        try:
+            return Summary(**read_json_object(self.summary_file))
+        except TypeError as error:  # a field too many or too few
+            raise UserError(
+                f"{self.summary_file} is not that of a run of this version ({reason(error)}): run ragjax.train with "
+                "another --run_dir."
+            ) from error
+
+    def write_summary(self, summary: Summary) -> None:
+        """Ends the run. Raises UserError where the file cannot be written."""
+        write_json(self.summary_file, dataclasses.asdict(summary))
+
+
+def differing_flags(recorded: Mapping[str, Any], flags: Mapping[str, Any]) -> list[str]:
+    """Names of the flags that have another value than the recorded one, in order."""
+    return [name for name, value in flags.items() if recorded.get(name) != value]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedPhase:
+    """A phase's last checkpoint."""
+
+    name: str
+    step: int
+    trained: dict[str, dict[str, Tree]]  # {"embedder" | "generator": {collection: parameters}} on the host
+
+
+def read_phases(files: RunFolder, phases: Sequence[str]) -> list[TrainedPhase]:
+    """What a run has trained so far: the last checkpoint of each phase, up to the first that has none.
+
+    Raises:
+      UserError: there should be a checkpoint and is none, or one is damaged.
+    """
+    found = []
+    for name in phases:
+        path = files.checkpoints(name)
+        # Asking for the checkpoints of a folder that is not there would make it.
+        checkpoints = Checkpoints(path) if path.is_dir() else None
+        if checkpoints is None or checkpoints.latest_step() is None:
+            break
+        step, trees, _ = checkpoints.restore({"trainable": None})
+        found.append(TrainedPhase(name, step, trees["trainable"]))
+    if phases and not found:
+        raise UserError(f"{files.path} holds no checkpoint: run ragjax.train on this run folder first.")
+    return found

@@ -1,0 +1,118 @@
+"""A run: its configuration, folder, data and pipeline, which go together from its preparation to its answers."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ragjax.config import RunConfig
+from ragjax.data.sources import Dataset, load_dataset
+from ragjax.pipeline import Pipeline, Retrieval, build_pipeline, load_models
+from ragjax.pretrained import Embedder, Generator
+from ragjax.runs.asking import Answer, ask
+from ragjax.runs.folder import RunFolder, read_phases
+
+Tree = Mapping[str, Any]
+# What a run is made from, in the order in which it is announced.
+INPUTS = ("embedder", "generator", "data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run with all that it works on. Its models are those that it starts from, or what was trained so far."""
+
+    config: RunConfig
+    files: RunFolder
+    dataset: Dataset
+    pipeline: Pipeline
+    step: int = 0  # of the checkpoint that the models come from; 0: none
+
+    @property
+    def folder(self) -> Path:
+        return self.files.path
+
+    @property
+    def embedder(self) -> Embedder:
+        return self.pipeline.embedder
+
+    @property
+    def generator(self) -> Generator:
+        return self.pipeline.generator
+
+    def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
+        """The k nearest passages of each question."""
+        return self.pipeline.retrieve(questions, k)
+
+    def ask(self, question: str) -> Answer:
+        """Answers a question as the configuration says. Raises UserError where it is too long for the generator."""
+        return ask(self.pipeline, question, self.config)
+
+    def with_trained(self, trained: Mapping[str, Mapping[str, Tree]]) -> "Run":
+        """The same run with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}."""
+        return dataclasses.replace(self, pipeline=self.pipeline.with_trained(trained))
+
+    def unfinished(self) -> str | None:
+        """A sentence for the user where training has not come to its end."""
+        if self.files.is_finished:
+            return None
+        return f"{self.folder} is not finished: its last checkpoint, step {self.step}, is used."
+
+
+def describe_inputs(dataset: Dataset, embedder: Embedder, generator: Generator) -> dict[str, dict[str, str]]:
+    """What a run is made from, with hashes: part of config.json."""
+    return {
+        "embedder": {"source": embedder.describe(), "sha256": embedder.source.sha256},
+        "generator": {"source": generator.describe(), "sha256": generator.source.sha256},
+        "data": {"name": dataset.name, "sha256": dataset.sha256},
+    }
+
+
+def prepare(
+    config: RunConfig,
+    dataset: Dataset | None = None,
+    *,
+    check: Callable[[Mapping[str, Mapping[str, str]]], None] | None = None,
+    announced: Sequence[str] = (),
+) -> Run:
+    """Loads what a configuration names: data, untrained models, and the index over the corpus.
+
+    Args:
+      config: flags; `run_dir` is the run's folder, in which nothing is written yet.
+      dataset: its data, where they are loaded already.
+      check: is called with `describe_inputs` of them, and may refuse them, before the corpus is encoded.
+      announced: which of INPUTS are printed, in that order.
+
+    Raises:
+      UserError: bad data, models that cannot be loaded, a --top_k larger than the corpus.
+    """
+    dataset = dataset or load_dataset(config.data)
+    embedder, generator = load_models(config)
+    words = {"embedder": embedder.describe(), "generator": generator.describe(), "data": _describe_data(dataset)}
+    for name in announced:
+        print(f"{name}: {words[name]}", flush=True)
+    if check is not None:
+        check(describe_inputs(dataset, embedder, generator))
+    pipeline = build_pipeline(config, dataset, embedder, generator)
+    return Run(config, RunFolder(Path(config.run_dir)), dataset, pipeline)
+
+
+def _describe_data(dataset: Dataset) -> str:
+    counts = f"{len(dataset.train)} / {len(dataset.dev)} / {len(dataset.test)} questions"
+    return f"{dataset.name}, {len(dataset.passages)} passages, {counts}, sha256 {dataset.sha256[:12]}"
+
+
+def open_run(run_dir: str | Path) -> Run:
+    """The trained pipeline of a run folder, from its last checkpoint.
+
+    Raises:
+      UserError: the folder holds no run, no checkpoint yet, or its models or data have changed since.
+    """
+    files = RunFolder(Path(run_dir))
+    record = files.record()
+    run = prepare(record.config, check=files.check_inputs)
+    phases = read_phases(files, record.phases)
+    for phase in phases:
+        run = run.with_trained(jax.tree.map(jax.numpy.asarray, phase.trained))
+    return dataclasses.replace(run, files=files, step=phases[-1].step if phases else 0)
