@@ -107,7 +107,9 @@ def test_kept_scores_give_the_gradient_of_the_whole_graph(world, dataset, pipeli
     )
     np.testing.assert_array_equal(kept.answer_mask, mask)
     scores = np.where(mask[:, None], scores, 0.0)
-    np.testing.assert_allclose(kept.answer_log_probs, scores, rtol=0, atol=5e-6)
+    # Eight units in the last place of the largest: 2 were seen, and 6 where LLVM does not optimise (`make test`).
+    rounding = 8 * np.spacing(np.abs(scores).max())
+    np.testing.assert_allclose(kept.answer_log_probs, scores, rtol=0, atol=rounding)
     for numbers, tolerance in ((kept._replace(answer_log_probs=scores), 1e-6), (kept, 1e-5)):
         got, their_sums = embedder_gradient(keeper.objective, pipeline, {}, numbers)
         assert set(their_sums) == set(sums)
