@@ -46,7 +46,6 @@ setup(
     package_data={
         "ragjax": ["py.typed"],
         "ragjax.data": ["sample/*.jsonl.gz", "sample/*.md"],
-        "ragjax.weights": ["*.json"],
     },
     install_requires=[f"{name}>={lowest},<{untried}" for name, lowest, untried in TRIED],
     extras_require={

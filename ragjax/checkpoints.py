@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ragjax.errors import UserError
+from ragjax.errors import UserError, reason
 
 
 class Checkpoints:
@@ -66,13 +66,13 @@ class Checkpoints:
         except Exception as error:  # orbax passes on whatever its storage layers raise
             for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            raise self._not_written(step, _reason(error)) from error
+            raise self._not_written(step, reason(error)) from error
 
-    def _not_written(self, step: int, reason: str) -> UserError:
+    def _not_written(self, step: int, cause: str) -> UserError:
         last_good = self.latest_step()
         kept = "no earlier checkpoint exists" if last_good is None else f"the one of step {last_good} is kept"
         return UserError(
-            f"The checkpoint of step {step} could not be written to {self._folder} ({reason}); {kept}: "
+            f"The checkpoint of step {step} could not be written to {self._folder} ({cause}); {kept}: "
             "free some disk space and run the same command again."
         )
 
@@ -93,7 +93,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items, record=ocp.args.JsonRestore()))
         except Exception as error:
-            raise UserError(self._damaged(step, f"cannot be read ({_reason(error)})")) from error
+            raise UserError(self._damaged(step, f"cannot be read ({reason(error)})")) from error
         trees = {name: restored[name] for name in templates}
         for name, tree in trees.items():
             # Orbax minds the template's names, not its shapes.
@@ -114,10 +114,6 @@ def _empty(tree: Any) -> Any:
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
     return [tuple(leaf.shape) for leaf in jax.tree.leaves(tree)]
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 def tree_sha256(tree: Any) -> str:

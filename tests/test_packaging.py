@@ -17,12 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(importlib.util.find_spec("ragjax").submodule_search_locations[0])
-# The scripts that made the sample stand beside it and are no part of the package.
-SOURCES = {
-    path.relative_to(PACKAGE).as_posix(): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.relative_to(PACKAGE).parts[:2] != ("data", "sample")
-}
+SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 in_checkout = pytest.mark.skipif(
     not (ROOT / "setup.py").exists(),
     reason="reads files that only a checkout has",
@@ -285,8 +280,6 @@ def test_a_wheel_holds_the_whole_package_and_nothing_else(tmp_path):
     for name in ["setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"]:
         shutil.copy(ROOT / name, source)
     wanted = {path.relative_to(source).as_posix() for path in (source / "ragjax").rglob("*") if path.is_file()}
-    sample = {name for name in wanted if name.startswith("ragjax/data/sample/")}
-    wanted -= {name for name in sample if not name.endswith((".jsonl.gz", ".md"))}  # what the sample is made with
     # In a process of its own: the backend works in the current directory and patches the standard library.
     build = "from setuptools import build_meta; build_meta.build_wheel('..')"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=600)

@@ -1,0 +1,26 @@
+"""What is trained and evaluated on, from files to token rows.
+
+Passage, Question,
+read_corpus, read_questions   the schema of JSON Lines files, checked         questions.py
+Dataset, load_dataset         a data set by name or folder                    sources.py
+PromptBuilder                 prompts from pieces that are tokenised once     prompts.py
+Batch, Rows, make_batch       packed rows of tokens                           batches.py
+"""
+
+from ragjax.data.batches import Batch, Rows, make_batch
+from ragjax.data.prompts import PromptBuilder
+from ragjax.data.questions import Passage, Question, read_corpus, read_questions
+from ragjax.data.sources import Dataset, load_dataset
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Passage",
+    "PromptBuilder",
+    "Question",
+    "Rows",
+    "load_dataset",
+    "make_batch",
+    "read_corpus",
+    "read_questions",
+]

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from ragjax.costs import TRAINING_PARTS
 from ragjax.evaluation.statistics import Interval
 
 METRICS = ("em", "f1", "contains", "recall_at_5", "hit_at_5")
-COST_PARTS = ("embedder", "generator", "search", "encode")
 
 
 def before_after_table(
@@ -66,7 +66,7 @@ def cost_table(cost: Mapping) -> str:
     "embedder", "generator", "search", "encode" and "evaluation". The total does not hold the evaluation,
     which stands below it.
     """
-    parts = [(name, cost.get(name) or {}) for name in COST_PARTS]
+    parts = [(name, cost.get(name) or {}) for name in TRAINING_PARTS]
     parts += [("total", cost), ("evaluation (apart)", cost.get("evaluation") or {})]
     rows = [("part", "seconds", "tokens", "TFLOPs")]
     for name, part in parts:

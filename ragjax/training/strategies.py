@@ -31,7 +31,7 @@ class Phase:
 
 
 _RANKING = Phase("embedder", ("embedder",), "positives", "labels", {"embedder": 2e-5})
-# Never gold passages: the generator has to cope with what retrieval finds (PAPER: Lawton et al. 2025, section 3).
+# Never gold passages: the generator has to cope with what retrieval finds (Lawton et al. 2025, section 3).
 _GENERATOR = Phase("generator", ("generator",), "answers", "baseline", {"generator": 2e-4})
 _RETRIEVER = Phase("retriever", ("embedder",), "likelihoods", "live", {"embedder": 1e-6})
 _JOINT = Phase("joint", ("embedder", "generator"), "answers", "live", {"embedder": 1e-6, "generator": 2e-4})

