@@ -157,7 +157,13 @@ def test_each_folder_has_a_card(joint, world):
     for role, library in (("embedder", "SentenceTransformer("), ("adapter", "PeftModel"), ("generator", "AutoModel")):
         text = (joint[1] / role / "README.md").read_text(encoding="utf-8")
         source = resolve_model(world.embedder if role == "embedder" else world.generator)
-        for words in (source.sha256, "Strategy: joint", "objective: rag_token", "Data: data", "see the base model"):
+        for words in (
+            source.weights_sha256,
+            "Strategy: joint",
+            "objective: rag_token",
+            "Data: data",
+            "see the base model",
+        ):
             assert words in text, (role, words)
         assert library in text
         assert re.search(r"^em +0\.250 +0\.750 +\+0\.500", text, re.MULTILINE)

@@ -128,3 +128,15 @@ def test_the_real_files_have_the_published_number_of_parameters(name):
     assert {field: config[field] for field in hf} == hf
     stored = [entry for file in source.files for entry in read_safetensors_header(file)]
     assert sum(int(np.prod(entry.shape)) for entry in stored if entry.name != "embeddings.position_ids") == published
+
+
+def test_another_tokenizer_or_another_end_token_makes_another_model(tmp_path):
+    """What is kept (vectors, predictions, likelihoods) goes by these keys."""
+    embedder, generator = write_tiny_bert(tmp_path / "bert"), write_tiny_llama(tmp_path / "llama")
+    before = load_embedder(embedder).key, load_generator(generator).key
+    tokenizer = json.loads((embedder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["normalizer"]["lowercase"] = not tokenizer["normalizer"]["lowercase"]
+    (embedder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (generator / "generation_config.json").write_text('{"eos_token_id": [2, 5]}', encoding="utf-8")
+    assert load_embedder(embedder).key != before[0]
+    assert load_generator(generator).key != before[1]

@@ -36,7 +36,7 @@ def card(title: str, library: str, what: str, load: str, source: ModelSource, pr
         "\n".join(
             [
                 f"- Base model: {source.describe()}",
-                f"- sha256 of the base model's weights: `{source.sha256}`",
+                f"- sha256 of the base model's weights: `{source.weights_sha256}`",
                 f"- Strategy: {config.strategy}, objective: {config.objective}, top k: {config.top_k}",
                 f"- Data: {provenance.data}",
                 f"- Run: {provenance.state}",

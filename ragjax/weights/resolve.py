@@ -5,14 +5,15 @@ the Hugging Face hub, from its cache or by download. What was found is a `ModelS
 description is the first thing that a command prints.
 
 Notable choices
-- The files' sha256 is always taken: for a package (packages.py) it must be the pinned one, for all others it is
-  recorded with the run.
+- The weights' sha256 is always taken: for a package (packages.py) it must be the pinned one. What is recorded with
+  runs, vectors and predictions covers the settings and the tokenizer too: other ones make another model of them.
 - From the hub come safetensors, JSON and tokenizer files only, config.json first: a model type that cannot be
   served is refused before gigabytes of it are downloaded. Nothing of a repository is ever run.
 """
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +42,25 @@ KNOWN_MODELS = (
 )
 
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+# Files of a model folder, besides the weights, that shape what it computes: settings and tokenizer, at the top and in
+# the folders of sentence-transformers' modules.
+SHAPING_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "[0-9]*_*/config.json",
+)
 HUB_IGNORED = (
     "consolidated*",
     "original/*",
@@ -54,9 +74,9 @@ class ModelSource:
     """Where a model's files lie and what they are.
 
     Fields: `name` (the short name of a known model, else as given), `path` (folder, or .gguf file), `format`
-    ("safetensors" or "gguf"), `files` (the weight files, in order), `origin` (in words), `sha256` (of the one
-    weight file; of several, the sha256 of the lines `sha256sum` prints for them), `quantization` (None or
-    GGUF's name for it).
+    ("safetensors" or "gguf"), `files` (the weight files, in order), `origin` (in words), `weights_sha256` (of the one
+    weight file; of several, the sha256 of the lines `sha256sum` prints for them), `sha256` (of all that shapes a
+    result: weights, settings, tokenizer), `quantization` (None or GGUF's name for it).
     """
 
     name: str
@@ -64,6 +84,7 @@ class ModelSource:
     format: str
     files: tuple[Path, ...]
     origin: str
+    weights_sha256: str
     sha256: str
     quantization: str | None = None
 
@@ -142,26 +163,29 @@ def _what_else(folder: Path) -> str:
     return "pass a folder with the model's weights"
 
 
-def _from_folder(name: str, folder: Path, origin: str, sha256: str | None = None) -> ModelSource:
+def _from_folder(name: str, folder: Path, origin: str, weights_sha256: str | None = None) -> ModelSource:
     if not (folder / "config.json").is_file():
         gguf_files = sorted(folder.glob("*.gguf"))
         mend = f"pass the file {gguf_files[0]} itself" if gguf_files else "pass a Hugging Face model folder"
         raise UserError(f"{folder} has no config.json: {mend}")
     files = weight_files(folder)
-    return ModelSource(name, folder, "safetensors", files, origin, sha256 or _sha256(files))
+    weights_sha256 = weights_sha256 or (sha256_file(files[0]) if len(files) == 1 else _listing_sha256(folder, files))
+    shaping = sorted({path for pattern in SHAPING_FILES for path in folder.glob(pattern) if path.is_file()})
+    whole = hashlib.sha256(f"{weights_sha256} {_listing_sha256(folder, shaping)}".encode()).hexdigest()
+    return ModelSource(name, folder, "safetensors", files, origin, weights_sha256, whole)
 
 
 def _from_gguf(name: str, path: Path, origin: str, sha256: str | None = None) -> ModelSource:
     from ragjax.weights import gguf  # reads its own package, which a safetensors model does not need
 
     kind = gguf.quantization(gguf.read_gguf(path))
-    return ModelSource(name, path, "gguf", (path,), origin, sha256 or sha256_file(path), kind)
+    sha256 = sha256 or sha256_file(path)  # one file holds everything
+    return ModelSource(name, path, "gguf", (path,), origin, sha256, sha256, kind)
 
 
-def _sha256(files: tuple[Path, ...]) -> str:
-    if len(files) == 1:
-        return sha256_file(files[0])
-    lines = "".join(f"{sha256_file(file)}  {file.name}\n" for file in files)
+def _listing_sha256(folder: Path, files: Sequence[Path]) -> str:
+    """The sha256 of the lines that `sha256sum` prints for files below `folder`."""
+    lines = "".join(f"{sha256_file(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

