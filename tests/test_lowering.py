@@ -65,6 +65,16 @@ def assert_full_precision(text: str, is_half: bool) -> None:
     assert (("bf16", "bf16", "DEFAULT") in kinds) == is_half
 
 
+def assert_long_sums_are_float32(text: str) -> None:
+    """No sum over an axis, and none into the rows of a table (its gradient), is rounded to bfloat16 on the way."""
+    sums = re.findall(r"stablehlo\.reduce\([^\n]*applies stablehlo\.add [^\n]*", text)
+    assert sums, "a loss has sums"
+    assert not [line for line in sums if "bf16" in line]
+    scatters = re.findall(r'"stablehlo\.scatter"[^\n]*\n.*?\}\) : \((tensor<[^>]*>)', text, re.DOTALL)
+    tables = [f"tensor<{DECODER['vocab_size']}x{DECODER['hidden_size']}xbf16>"]
+    assert not [shape for shape in scatters if shape in tables]
+
+
 def test_a_product_that_keeps_its_default_is_seen():
     text = lowered(jnp.matmul, np.ones((2, 3), np.float32), np.ones((3, 4), np.float32))
     assert set(products(text)) == {("f32", "f32", "DEFAULT")}
@@ -101,9 +111,27 @@ def test_the_training_step_lowers(loss, decoder, encoder):
     batch = jax.tree.map(lambda leaf: leaf[0], stacked_batch(examples, 1, 1, SHAPE))
 
     step = make_train_step(objective, optimizer, 10, 0.1, "sum", seed=0)(ONE_DEVICE)
-    assert_full_precision(lowered(step, state, frozen, batch), "dtype" in options)
+    text = lowered(step, state, frozen, batch)
+    assert_full_precision(text, "dtype" in options)
+    assert_long_sums_are_float32(text)
     evaluate = make_eval_step(objective)(ONE_DEVICE)
     assert_full_precision(lowered(evaluate, trainable, frozen, batch), "dtype" in options)
+
+
+def test_all_weights_in_bfloat16_have_gradients_that_are_summed_in_float32():
+    generator, embedder = (
+        Decoder(DecoderConfig(**DECODER, dtype="bfloat16", attention_bias=True)),
+        ENCODERS["bert"]("bfloat16"),
+    )
+    trainable = {"generator": abstract(generator, "full_logits"), "embedder": abstract(embedder)}
+    objective, optimizer = (
+        AnswerObjective(embedder, generator, AnswerMixture("rag_token", 5.0)),
+        make_optimizer(1.0, 0.01),
+    )
+    state = jax.eval_shape(lambda tree: init_state(tree, RATES, optimizer), trainable)
+    batch = jax.tree.map(lambda leaf: leaf[0], stacked_batch(random_examples(3), 1, 1, SHAPE))
+    text = lowered(make_train_step(objective, optimizer, 10, 0.1, "sum", seed=0)(ONE_DEVICE), state, {}, batch)
+    assert_long_sums_are_float32(text)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,10 +9,12 @@ import argparse
 import functools
 import itertools
 import json
+import math
 import random
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,7 @@ MPNET = {
     "layer_norm_eps": 1e-5,
 }
 MODELS = {"llama3-8b": LLAMA3_8B, "mistral-7b": MISTRAL_7B, "minilm": MINILM, "mpnet": MPNET}
+TEXTS_AT_ONCE = 256
 LONGEST_TEXT = {"minilm": 256, "mpnet": 384}  # tokens of a passage that the embedder reads, specials included
 # --small: the same kinds of model, for a CPU.
 _SMALL = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -99,11 +102,15 @@ class Recorder:
         self.small = small
         self._path = path
         self._end = time.monotonic() + seconds
-        self._longest = 0.0
+        self._last = 0.0  # seconds of the last case: what the next may take
 
     def record(self, name: str, **figures: Any) -> None:
-        """One finding. `ok` is False where something is wrong; `skipped` or `error` says why there is no figure."""
-        line = json.dumps({"name": name, **figures})
+        """One finding. `ok` is False where something is wrong; `skipped` or `error` says why there is no figure.
+
+        A figure that is not finite becomes null: JSON has no word for it.
+        """
+        finite = {key: value for key, value in figures.items() if not isinstance(value, float) or math.isfinite(value)}
+        line = json.dumps({"name": name, **dict.fromkeys(figures), **finite})
         if self._path is None:
             print(line, flush=True)
         else:
@@ -111,20 +118,26 @@ class Recorder:
                 file.write(f"{line}\n")
 
     def measure(self, name: str, find: Callable[[], Mapping[str, Any]]) -> None:
-        """Records what `find` returns, or why it could not: no time left, no memory."""
+        """Records what `find` returns, or why it could not: no time left, no memory, or what broke (which is wrong)."""
+        self.measure_each(name, lambda: {"": find()})
+
+    def measure_each(self, name: str, find: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
+        """The same for several findings at once, by what comes after `name`."""
         left = self._end - time.monotonic()
-        if left < 0.7 * self._longest or left < 0:
+        if left < max(0.7 * self._last, 0.0):
             self.record(name, skipped=f"{left:.0f} s left")
             return
         began = time.monotonic()
         try:
-            figures = find()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            figures = {"error": "out of memory", "detail": str(error).splitlines()[0][:300]}
-        self._longest = max(self._longest, time.monotonic() - began)
-        self.record(name, **figures)
+            for part, figures in find().items():
+                self.record(f"{name}{part}", **figures)
+        except Exception as error:  # the cases after it are to be heard all the same
+            if is_out_of_memory(error):
+                self.record(name, error="out of memory", detail=str(error).splitlines()[0][:300])
+            else:
+                traceback.print_exc()
+                self.record(name, ok=False, error=f"{type(error).__name__}: {str(error).strip()[:300]}")
+        self._last = time.monotonic() - began
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -202,7 +215,7 @@ def word_tokenizer(model: str, small: bool) -> Any:
 def word_texts(model: str, small: bool) -> tuple[list[str], int]:
     """(texts of HotPotQA's passage lengths in those words, their tokens, specials included)."""
     chosen = lengths(small)["passages"]
-    chosen = chosen[:64] if small else chosen * 8
+    chosen = chosen[:64] if small else chosen * 4
     chosen = [min(length, LONGEST_TEXT[model]) for length in chosen]
     rng = random.Random(0)
     vocab_size = shape_of(model, small)["vocab_size"]
@@ -216,17 +229,19 @@ def word_texts(model: str, small: bool) -> tuple[list[str], int]:
 # Dense bfloat16 FLOP/s of data sheets, by what jax and torch call the device.
 _PEAKS = {
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "B200": 2250e12,
     "A100": 312e12,
     "A10G": 70e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
+    "TPU v5": 459e12,  # v5p
     "TPU v6 lite": 918e12,
 }
 

@@ -7,6 +7,7 @@ HotPotQA chooses. Tokens are real ones, padding left out. MFU counts 4N FLOPs a 
 (2N forward only) with N the weights of the layers' products; attention, the head and recomputation are left out.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,27 +32,31 @@ SCALE = 20.0
 
 
 def run(recorder: Recorder) -> None:
-    sizes = (1,) if recorder.small else (4, 1, 8)
-    embedder = models.encoder(common.shape_of("minilm", recorder.small))
-    if not recorder.small:
-        recorder.record("product", **large_product())
-    llama = common.shape_of("llama3-8b", recorder.small)
-    bench = Bench(recorder, embedder, models.decoder(llama, "bfloat16", lora=True))
-    for questions in sizes:
-        bench.train("rag_token", "bf16", questions)
-    if not recorder.small:  # the time goes into compiling
-        bench.train("rag_token", "bf16", sizes[0], trains=("generator",))
-        bench.train("rag_sequence", "bf16", sizes[0])
-    bench.forward("bf16", sizes[0])
-    bench.embedder_step(sizes[0])
-    del bench  # the weights' memory
-    bench = Bench(recorder, embedder, models.decoder(llama, "bfloat16", "nf4", lora=True))
-    for questions in sizes:
-        bench.train("rag_token", "nf4", questions)
-    del bench
-    if not recorder.small:
-        bench = Bench(recorder, embedder, models.decoder(common.MISTRAL_7B, "bfloat16", lora=True))
-        bench.train("rag_token", "mistral-7b bf16", sizes[0])
+    small = recorder.small
+    if not small:
+        recorder.measure("product", large_product)
+    embedder = models.encoder(common.shape_of("minilm", small))
+    bf16 = Bench(recorder, embedder, "llama3-8b", "bf16")
+    nf4 = Bench(recorder, embedder, "llama3-8b", "nf4")
+    if small:  # fewer: the time goes into compiling
+        bf16.train("rag_token", 1)
+        bf16.forward(1)
+        bf16.embedder_step(1)
+        nf4.train("rag_token", 1)
+        return
+    bf16.train("rag_token", 4)
+    nf4.train("rag_token", 4)
+    bf16.train("rag_token", 8)
+    bf16.train("rag_token", 1)
+    bf16.embedder_step(4)
+    bf16.forward(4)
+    bf16.train("rag_sequence", 4)
+    bf16.train("rag_token", 4, trains=("generator",))
+    bf16.free()
+    nf4.train("rag_token", 8)
+    nf4.train("rag_token", 1)
+    nf4.free()
+    Bench(recorder, embedder, "mistral-7b", "bf16").train("rag_token", 4)
 
 
 def large_product() -> dict[str, Any]:
@@ -65,22 +70,37 @@ def large_product() -> dict[str, Any]:
 
 
 class Bench:
-    """Steps over one pair of models."""
+    """Steps over one pair of models. The generator is made when a case first needs it: there may be no room."""
 
-    def __init__(self, recorder: Recorder, embedder: tuple[Any, Tree], generator: tuple[Any, Tree]):
+    def __init__(self, recorder: Recorder, embedder: tuple[Any, Tree], generator: str, stored: str):
         self._recorder = recorder
-        self._embedder, self._generator = embedder, generator
-        self._size = models.model_size(*generator)
+        self._embedder, self._name = embedder, stored if generator == "llama3-8b" else f"{generator} {stored}"
+        self._make = functools.partial(
+            models.decoder,
+            common.shape_of(generator, recorder.small),
+            "bfloat16",
+            None if stored == "bf16" else stored,
+            lora=True,
+        )
+        self._made: tuple[Any, Tree] | None = None
         self._optimizer = make_optimizer(1.0, 0.01)
 
-    def train(
-        self, loss: str, stored: str, questions: int, trains: tuple[str, ...] = ("embedder", "generator")
-    ) -> None:
+    @property
+    def _generator(self) -> tuple[Any, Tree]:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def free(self) -> None:
+        """Lets go of the generator's memory."""
+        self._made = None
+
+    def train(self, loss: str, questions: int, trains: tuple[str, ...] = ("embedder", "generator")) -> None:
         """A joint step, or one of the generator alone."""
         trained = "joint" if "embedder" in trains else "generator alone"
-        objective = AnswerObjective(self._embedder[0], self._generator[0], AnswerMixture(loss, SCALE))
 
         def find() -> dict[str, Any]:
+            objective = AnswerObjective(self._embedder[0], self._generator[0], AnswerMixture(loss, SCALE))
             batch, tokens, layout = self._batch(questions)
             trainable, frozen = self._split(trains)
             state = init_state(jax.tree.map(jnp.copy, trainable), RATES, self._optimizer)
@@ -88,20 +108,20 @@ class Bench:
             figures = self._time_train(step, state, frozen, batch)
             return figures | layout | self._rates(tokens, 4, figures["seconds"])
 
-        self._recorder.measure(f"{trained} {loss} {stored} B={questions}", find)
+        self._recorder.measure(f"{trained} {loss} {self._name} B={questions}", find)
 
-    def forward(self, stored: str, questions: int) -> None:
+    def forward(self, questions: int) -> None:
         """The same loss without gradients."""
-        objective = AnswerObjective(self._embedder[0], self._generator[0], AnswerMixture("rag_token", SCALE))
 
         def find() -> dict[str, Any]:
+            objective = AnswerObjective(self._embedder[0], self._generator[0], AnswerMixture("rag_token", SCALE))
             batch, tokens, layout = self._batch(questions)
             trainable, frozen = self._split(("embedder", "generator"))
             compiled, seconds = compile_for(make_eval_step(objective)(ONE_DEVICE), trainable, frozen, batch)
             median = common.timed(lambda: compiled(trainable, frozen, batch), jax.block_until_ready)
             return self._program(compiled, seconds, median) | layout | self._rates(tokens, 2, median)
 
-        self._recorder.measure(f"forward only rag_token {stored} B={questions}", find)
+        self._recorder.measure(f"forward only rag_token {self._name} B={questions}", find)
 
     def embedder_step(self, questions: int) -> None:
         """Two-phase's second phase: the generator's likelihoods are numbers in the batch."""
@@ -162,7 +182,7 @@ class Bench:
 
     def _rates(self, tokens: int, passes: int, seconds: float) -> dict[str, Any]:
         """passes: FLOPs a token as a multiple of N."""
-        flops = passes * self._size.layer_weights * tokens
+        flops = passes * models.model_size(*self._generator).layer_weights * tokens
         kind = jax.devices()[0].device_kind
         return {"tokens_per_second": tokens / seconds, "mfu": common.utilisation(flops, seconds, kind)}
 

@@ -278,7 +278,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         config = self.config
-        self.embed_tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=jnp.dtype(config.dtype))
+        self.embed_tokens = nn.Embed(config.vocab_size, config.hidden_size)
         if config.decoding_layout:
             self.layers = _UnstackedLayers(config)
         else:
@@ -349,7 +349,9 @@ class Decoder(nn.Module):
 
     def _through_layers(self, tokens, positions, prompt, slots, mask, filled, dropout_ids):
         angles = rotary_angles(positions, self.config)
-        hidden, slots = self.layers(self.embed_tokens(tokens), prompt, slots, angles, mask, filled, dropout_ids)
+        # Rounded after the lookup, so that the table's gradient is summed in the table's own dtype.
+        embedded = self.embed_tokens(tokens).astype(self.config.dtype)
+        hidden, slots = self.layers(embedded, prompt, slots, angles, mask, filled, dropout_ids)
         return self.norm(hidden), slots
 
     def logits(self, hidden: Array) -> Array:

@@ -39,7 +39,9 @@ class Projection(nn.Module):
         else:
             y = matmul(flat, kernel.astype(self.dtype))
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            # In float32: its gradient is a sum over all rows, which a GPU would add up in bfloat16.
+            y = (y.astype(jnp.float32) + bias).astype(self.dtype)
         if self.lora is not None:
             y = y + lora_delta(self, x, self.features, self.lora, dropout_ids)
         return y.reshape(*x.shape[:-1], self.features)

@@ -90,6 +90,6 @@ def test_the_check_compares_with_torch(tmp_path):
     assert compared == {
         "decode bf16 B=1",
         "decode bf16 B=2",
-        "encode minilm float32 batch=64",
-        "encode mpnet float32 batch=64",
+        "encode minilm float32",
+        "encode mpnet float32",
     }
