@@ -262,7 +262,7 @@ def _random(module: Any, method: str | None, rng: np.random.Generator) -> Tree:
         if name == "codes":
             return rng.integers(-127, 128, leaf.shape).astype(leaf.dtype)
         if name == "absmax":
-            return rng.uniform(0.05, 0.2, leaf.shape).astype(leaf.dtype)
+            return rng.uniform(0.02, 0.05, leaf.shape).astype(leaf.dtype)
         # A projection makes a quarter of its input's size, so that rounding grows no more than in trained models.
         deviation = 0.25 * leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 0.1
         return (float(name == "scale") + deviation * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
