@@ -124,7 +124,7 @@ def test_one_group_is_the_step_by_itself():
 
 
 def test_eight_groups_add_up():
-    code = "import sys; sys.path.insert(0, '.'); from tests.test_parallel import on_all_groups; on_all_groups(8)"
+    code = "from tests.test_parallel import on_all_groups; on_all_groups(8)"
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
