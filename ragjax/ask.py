@@ -16,6 +16,7 @@ from absl import flags as absl_flags
 from ragjax import console, flags
 from ragjax.config import DecodeConfig
 from ragjax.errors import UserError
+from ragjax.voice import say
 
 _RUN_DIR = absl_flags.DEFINE_string("run_dir", "runs/joint", "Folder of a ragjax.train run.")
 _TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Passages to read; 0: as many as the run.", lower_bound=0)
@@ -37,13 +38,13 @@ def main(arguments: Sequence[str]) -> None:
     check_decoding(config)
     run.pipeline.check_top_k(config.top_k)
     if sentence := run.unfinished():
-        print(sentence, file=sys.stderr)
+        say(sentence, to_stderr=True)
     is_terminal = sys.stdout.isatty() and not _JSON.value
 
     def answer(question: str) -> None:
         found = ask(run.pipeline, console.checked(question), config, console.Stream() if is_terminal else None)
         if _JSON.value:
-            print(console.json_line(question, found), flush=True)
+            say(console.json_line(question, found), flush=True)
         else:
             console.print_answer(found, is_streamed=is_terminal)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ragjax.errors import UserError
+from ragjax.voice import say
 
 if TYPE_CHECKING:
     from ragjax.runs import Answer
@@ -42,13 +43,13 @@ def answer_lines(answer: Callable[[str], None], as_json: bool) -> None:
         except UserError as error:  # of this question; the next one can be asked
             failed += 1
             if as_json:
-                print(json.dumps({"question": line, "error": str(error)}), flush=True)
+                say(json.dumps({"question": line, "error": str(error)}), flush=True)
             else:
-                print(f"error: {error}", file=sys.stderr)
+                say(f"error: {error}", to_stderr=True)
         except KeyboardInterrupt:
             if not is_prompted:
                 raise
-            print(file=sys.stderr)  # this question is dropped
+            say(to_stderr=True)  # this question is dropped
     if is_prompted:
         return
     if not asked:
@@ -68,10 +69,10 @@ def _questions() -> Iterator[str]:
             try:
                 line = _prompted("question> ").strip()
             except KeyboardInterrupt:  # a new line instead of this one
-                print(file=sys.stderr)
+                say(to_stderr=True)
                 continue
             except EOFError:
-                print(file=sys.stderr)
+                say(to_stderr=True)
                 return
             if line:
                 yield line
@@ -82,7 +83,7 @@ def _prompted(prompt: str) -> str:
     if sys.stdout.isatty():
         return input(prompt)
     # `input` would write the prompt among the answers.
-    print(prompt, end="", file=sys.stderr, flush=True)
+    say(prompt, end="", to_stderr=True, flush=True)
     return input()
 
 
@@ -116,24 +117,23 @@ class Stream:
 
     def __call__(self, text: str) -> None:
         if not text.startswith(self._shown):  # a character that was not whole has changed
-            sys.stdout.write("\r" + " " * len(self._shown) + "\r")
+            say("\r" + " " * len(self._shown) + "\r", end="")
             self._shown = ""
-        sys.stdout.write(text[len(self._shown) :])
-        sys.stdout.flush()
+        say(text[len(self._shown) :], end="", flush=True)
         self._shown = text
 
 
 def print_answer(answer: "Answer", is_streamed: bool) -> None:
     """An answer and its passages; a terminal that a `Stream` wrote to has seen the text already."""
     shown = "" if is_streamed else f"\n{answer.text}"
-    print(f"{shown}  (probability {answer.probability:.3f})\n")
+    say(f"{shown}  (probability {answer.probability:.3f})\n")
     rows = zip(answer.passages, answer.probabilities, answer.posterior, strict=True)
     for rank, (passage, share, after) in enumerate(rows, start=1):
         text = passage.prompt_text
         if is_streamed and "NO_COLOR" not in os.environ:
             text = _highlight(text, answer.text)
-        print(f"{rank}. p(z|x) = {share:.3f}  p(z|x,y) = {after:.3f}  [{passage.id}]  {text}")
-    print(flush=True)
+        say(f"{rank}. p(z|x) = {share:.3f}  p(z|x,y) = {after:.3f}  [{passage.id}]  {text}")
+    say(flush=True)
 
 
 def _highlight(text: str, answer: str) -> str:

@@ -1,4 +1,8 @@
-"""Small file helpers of the whole house: atomic writes of files and folders, JSON, hashes, and the cache."""
+"""Small file helpers of the whole house: atomic writes of files and folders, JSON, hashes, and the cache.
+
+Of several processes the first alone writes (`ragjax.voice`): what the others are told to write is dropped, but for the
+cache's files (`everywhere`), as each host has a cache of its own.
+"""
 
 import contextlib
 import fcntl
@@ -6,21 +10,23 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ragjax.errors import UserError
+from ragjax.voice import is_first, say
 
 
-def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
+def write_atomic(path: str | os.PathLike, content: bytes | str, everywhere: bool = False) -> None:
     """Writes `content` (str as UTF-8) to `path`; readers see the old file or the whole new one, never a part.
 
     The parent folder is made when missing. Raises UserError when the file cannot be written (a full disk, no
     permission); the old file, if any, then stands unchanged and nothing is left beside it.
     """
+    if not (everywhere or is_first()):
+        return
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -44,6 +50,8 @@ def append_line(path: str | os.PathLike, line: str) -> None:
     Raises UserError when it cannot be written; a part of the line may then stand at the file's end, without its
     newline.
     """
+    if not is_first():
+        return
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,12 +107,12 @@ def read_json_lines(path: str | os.PathLike) -> list[Any]:
     return values
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike, value: Any, everywhere: bool = False) -> None:
     """Writes `value` as indented UTF-8 JSON with a final newline, atomically.
 
     Raises UserError as `write_atomic` does, and ValueError for NaN or infinity, which JSON lacks: use None.
     """
-    write_atomic(path, _json_text(value))
+    write_atomic(path, _json_text(value), everywhere)
 
 
 # ---- folders -----------------------------------------------------------------------------------------------
@@ -158,13 +166,15 @@ def read_pieces(path: Path, start: int, size: int) -> Iterator[bytes]:
         raise _unreadable(path, error) from error
 
 
-def write_folder(folder: str | os.PathLike, files: Sequence[PlannedFile]) -> None:
+def write_folder(folder: str | os.PathLike, files: Sequence[PlannedFile], everywhere: bool = False) -> None:
     """Writes a new folder: under its name stands either nothing or the whole of it.
 
     The files go into a hidden folder beside it, which is renamed at the end; what a killed process left there is
     removed first. Raises UserError when the folder exists, the disk has too little room for it, another process is
     writing it, or a file cannot be made or written.
     """
+    if not (everywhere or is_first()):
+        return
     folder = Path(folder)
     part = folder.with_name(f".{folder.name}.ragjax-part") if folder.name else folder
     _refuse_existing(folder)
@@ -310,7 +320,7 @@ def lock_file(path: Path, waiting: str) -> BinaryIO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(waiting, file=sys.stderr)
+        say(waiting, to_stderr=True)
         fcntl.flock(file, fcntl.LOCK_EX)
     return file
 

@@ -11,6 +11,7 @@ from absl import app, flags, logging
 
 from ragjax.errors import UserError
 from ragjax.version import __version__
+from ragjax.voice import say
 
 FLAGS = flags.FLAGS
 Config = TypeVar("Config")
@@ -64,7 +65,7 @@ def run_command(main: Callable[[Sequence[str]], None], goes_on: bool = True) -> 
     goes_on: the command keeps what it has done, and the same one goes on from there.
     """
     if "--version" in sys.argv[1:]:
-        print(f"ragjax {__version__}")
+        say(f"ragjax {__version__}", everywhere=True)
         return
 
     def guarded(argv: Sequence[str]) -> int:
@@ -74,10 +75,11 @@ def run_command(main: Callable[[Sequence[str]], None], goes_on: bool = True) -> 
             _use_compilation_cache()
             main(argv[1:])
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", to_stderr=True, everywhere=True)
             return 1
         except KeyboardInterrupt:
-            print("stopped; the same command goes on where it was" if goes_on else "stopped", file=sys.stderr)
+            sentence = "stopped; the same command goes on where it was" if goes_on else "stopped"
+            say(sentence, to_stderr=True, everywhere=True)
             return 130
         return 0
 

@@ -1,7 +1,9 @@
-"""Data parallelism over the local devices.
+"""The layout of devices: how a step's questions are shared out, where its arrays lie, how it is compiled.
 
-The training step is one pure function written against a `Reducer`; under `jax.pmap` its `sum` and `gather` cross
-the devices, on one device they are the identity, so the step itself names no axis.
+Every batch has the leading axes [groups, micro-batches, ...]: groups compute side by side, one on each of the process's
+devices, and each takes its micro-batches one after another. No other module counts devices or names an axis. The
+training step is one pure function written against a `Reducer`: under `jax.pmap` its `sum` crosses the groups, on one
+device it is the identity.
 """
 
 import dataclasses
@@ -12,43 +14,116 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-_AXIS = "devices"
+from ragjax.errors import UserError
+
+_AXIS = "groups"
+
+
+def refuse_several_processes() -> None:
+    """Raises UserError where this process is one of several that JAX has joined."""
+    if (count := jax.process_count()) > 1:
+        raise UserError(
+            f"ragjax runs in one process, and this is one of {count}: start it once, on one host; it uses all devices "
+            "there."
+        )
+
+
+# ---- sharing out -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the items of a step are shared out, in their order."""
+
+    groups: int
+    micro_batches: int  # of each group
+    size: int  # items in a micro-batch, at most
+
+    def split(self, items: Sequence[Any]) -> list[Sequence[Any]]:
+        """Items of each group and micro-batch, groups first; the last ones may have none."""
+        return [items[place * self.size : (place + 1) * self.size] for place in range(self.groups * self.micro_batches)]
+
+    def stack(self, items: Sequence[Any], make: Callable[[Sequence[Any]], Any]) -> Any:
+        """`make` for the items of each group and micro-batch, stacked [groups, micro-batches, ...].
+
+        What has no items gets the zeros of a made batch: its masks are then empty.
+        """
+        made = [make(part) for part in self.split(items) if part]
+        stacked = stack_groups(made, self.groups * self.micro_batches)
+        return jax.tree.map(lambda leaf: leaf.reshape(self.groups, self.micro_batches, *leaf.shape[1:]), stacked)
+
+
+def layout_of(batch_size: int, micro_batches: int) -> Layout:
+    """The layout of at most `batch_size` items over all groups."""
+    groups = group_count()
+    return Layout(groups, micro_batches, -(-batch_size // (groups * micro_batches)))
+
+
+def group_count() -> int:
+    return jax.local_device_count()
+
+
+def device_kinds() -> list[str]:
+    """What the groups' devices are."""
+    return [str(device.device_kind) for device in jax.local_devices()]
+
+
+def stack_groups(made: Sequence[Any], count: int) -> Any:
+    """[count, ...] from at least one tree of host arrays and at most `count` of them; zeros stand for those missing."""
+    empty = [jax.tree.map(np.zeros_like, made[0])] * (count - len(made))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *made, *empty)
+
+
+def stack_copies(batches: Sequence[Any]) -> Any:
+    """[groups, copies, micro-batches, ...] from each copy's batch [groups, micro-batches, ...]."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *batches)
+
+
+def join_copies(values: np.ndarray) -> np.ndarray:
+    """[copies, n] from values [groups, copies, micro-batches, questions]: each copy's, in the order of the items."""
+    return np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
+
+
+# ---- placing -----------------------------------------------------------------------------------------------
+
+
+def place(tree: Any, devices: Sequence[jax.Device] | None = None, *, donated: bool = False) -> Any:
+    """Puts every leaf where all groups have it, once, so that a call of a compiled step copies nothing.
+
+    donated: in memory of its own, for a step that reuses it; the given arrays stay usable.
+    """
+    mesh = Mesh(np.asarray(devices or jax.local_devices()), (_AXIS,))
+    placed = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(jax.numpy.copy, placed) if donated else placed
+
+
+# ---- compiling ---------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Reducer:
-    """How a step's per-device values meet: `sum` adds pytrees over devices, `gather` joins leading axes."""
+    """How a step's values of each group meet: `sum` adds pytrees over the groups."""
 
     sum: Callable[[Any], Any]
-    gather: Callable[[Any], Any]
 
 
-ONE_DEVICE = Reducer(sum=lambda tree: tree, gather=lambda tree: tree)
-_PMAP = Reducer(
-    sum=lambda tree: jax.lax.psum(tree, _AXIS),
-    gather=lambda tree: jax.lax.all_gather(tree, _AXIS, tiled=True),
-)
+ONE_DEVICE = Reducer(sum=lambda tree: tree)
+_GROUPS = Reducer(sum=lambda tree: jax.lax.psum(tree, _AXIS))
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-    """Puts every leaf on all devices once, so that a pmapped call copies nothing."""
-    mesh = Mesh(np.asarray(devices or jax.local_devices()), (_AXIS,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def pmap_step(make_step: Callable[[Reducer], Callable], devices: Sequence[jax.Device] | None = None) -> Callable:
-    """Compiles a step for all devices.
+def compile_step(make_step: Callable[[Reducer], Callable], devices: Sequence[jax.Device] | None = None) -> Callable:
+    """Compiles a step for all groups.
 
     Args:
       make_step: builds `step(state, frozen, batch) -> (state, metrics)` for a reducer.
-      devices: the local devices by default.
+      devices: one for each group; the local ones by default.
 
     Returns:
-      The step. State and frozen parameters are replicated arrays without a device axis (`in_axes=None`); every
-      leaf of the batch has a leading device axis; the state is donated.
+      The step. State and frozen parameters come from `place`, without an axis of groups (`in_axes=None`); every leaf
+      of the batch has that axis first, and the given function sees its group's part without it. The state is donated.
     """
     return jax.pmap(
-        make_step(_PMAP),
+        make_step(_GROUPS),
         axis_name=_AXIS,
         in_axes=(None, None, 0),
         out_axes=(None, None),
@@ -57,11 +132,11 @@ def pmap_step(make_step: Callable[[Reducer], Callable], devices: Sequence[jax.De
     )
 
 
-def pmap_sums(make_step: Callable[[Reducer], Callable], devices: Sequence[jax.Device] | None = None) -> Callable:
-    """`pmap_step` for a step that changes nothing: (trainable, frozen, batch) -> sums."""
-    return jax.pmap(make_step(_PMAP), axis_name=_AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
+def compile_sums(make_step: Callable[[Reducer], Callable], devices: Sequence[jax.Device] | None = None) -> Callable:
+    """`compile_step` for a step that changes nothing: (trainable, frozen, batch) -> sums."""
+    return jax.pmap(make_step(_GROUPS), axis_name=_AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
 
 
-def pmap_map(function: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
-    """`function(replicated, x)` for every device's own x: leaves of x and of the result have a leading device axis."""
+def compile_map(function: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
+    """`function(placed, x)` for every group's own x: leaves of x and of the result have the axis of groups first."""
     return jax.pmap(function, axis_name=_AXIS, in_axes=(None, 0), devices=devices)

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from tqdm import tqdm
 
 from ragjax.checkpoints import tree_sha256
 from ragjax.config import QUANTIZE, DecodeConfig
@@ -30,6 +29,7 @@ from ragjax.models.encoders import EncoderConfig, sentence_vectors
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.scoring import score_answers
+from ragjax.voice import progress
 from ragjax.weights import (
     ModelSource,
     load_params,
@@ -109,7 +109,7 @@ class Embedder:
         vectors = np.empty((len(tokens), self.config.hidden_size), np.float32)
         # XLA runs much of a small batch on one core, so as many batches run at once as there are cores.
         with (
-            tqdm(total=len(tokens), desc="encoding", unit=" texts", disable=not show_progress) as bar,
+            progress(total=len(tokens), desc="encoding", unit=" texts", shown=show_progress) as bar,
             ThreadPoolExecutor(os.cpu_count() if jax.default_backend() == "cpu" else 1) as pool,
         ):
             for (chosen, _), found in zip(batches, pool.map(vectors_of, batches), strict=True):

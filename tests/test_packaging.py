@@ -26,7 +26,9 @@ in_checkout = pytest.mark.skipif(
 COMMANDS = {"train", "evaluate", "index", "ask", "export", "lr_search", "compare", "flags"}
 # Beside the commands: what they show and read at a terminal, without flags.
 BESIDE_COMMANDS = {"console"}
-FOUNDATIONS = {"errors", "files", "config", "parallel", "checkpoints", "costs", "version"}
+FOUNDATIONS = {"errors", "voice", "files", "config", "parallel", "checkpoints", "costs", "version"}
+# The foundations that the other ones may stand on.
+BEDROCK = {"errors", "voice"}
 # High to low, as in docs/ARCHITECTURE.md. A module imports from its own room and from those after it.
 ROOMS = [
     COMMANDS | BESIDE_COMMANDS,
@@ -52,7 +54,9 @@ HOMES = {
     "absl.flags": COMMAND_FILES,
     "faiss": {"retrieval/faiss_index.py"},
     "gguf": {"weights/gguf.py"},
+    "jax.sharding": {"parallel.py"},
     "orbax": {"checkpoints.py"},
+    "tqdm": {"voice.py"},
 }
 RUN_FOLDER = "runs/folder.py"
 # What stands in a run folder; as a whole name anywhere, and the folders' names where they end a path.
@@ -98,7 +102,7 @@ def room_of(module: str) -> int:
 
 
 def misdirected(source: str, file: str) -> list[str]:
-    """The imports of `source` that point up, or past the one exception of the foundations."""
+    """The imports of `source` that point up, or from one foundation to another that is no bedrock."""
     own = Path(file).parts[0].removesuffix(".py")
     bad = []
     for name in imports_in(source, file):
@@ -107,7 +111,7 @@ def misdirected(source: str, file: str) -> list[str]:
         target = name.split(".")[1] if "." in name else ""
         allowed = target != "" and room_of(target) >= room_of(own)
         if own in FOUNDATIONS:
-            allowed = target in {"errors", own}
+            allowed = target in BEDROCK | {own}
         if not allowed:
             bad.append(name)
     return bad
@@ -134,6 +138,8 @@ def misplaced(source: str, file: str) -> list[str]:
         ("costs.py", "from ragjax import config", ["ragjax.config"]),
         ("scoring.py", "import ragjax", ["ragjax"]),
         ("costs.py", "from ragjax.errors import UserError", []),
+        ("files.py", "from ragjax.voice import say", []),
+        ("voice.py", "from ragjax.files import write_json", ["ragjax.files.write_json"]),
         ("data/batches.py", "from .questions import Question\nimport numpy.ragjax", []),
         ("runs/folder.py", "from ragjax.evaluation import evaluate", ["ragjax.evaluation.evaluate"]),
         ("pipeline.py", "from ragjax.runs import Run", ["ragjax.runs.Run"]),
@@ -153,6 +159,8 @@ def test_the_check_of_directions_tells_right_from_wrong(file, source, bad):
         ("training/state.py", "import orbax.checkpoint as ocp", ["orbax.checkpoint"]),
         ("checkpoints.py", "import orbax.checkpoint as ocp\nimport torchless", []),
         ("ask.py", "from absl import app, flags", []),
+        ("training/loop.py", "from tqdm import tqdm", ["tqdm.tqdm"]),
+        ("training/loop.py", "from jax.sharding import Mesh", ["jax.sharding.Mesh"]),
     ],
 )
 def test_the_check_of_homes_tells_right_from_wrong(file, source, bad):
@@ -181,6 +189,70 @@ def spelled_names(source: str) -> list[str]:
 )
 def test_the_check_of_names_tells_right_from_wrong(source, names):
     assert spelled_names(source) == names
+
+
+# What is done in one module only: what it is called, and where that stands.
+SPEAKING = {"print", "sys.stdout.write", "sys.stderr.write"}
+SPEAKER = "voice.py"
+LAYING_OUT = {
+    f"jax.{name}"
+    for name in (
+        "device_count",
+        "devices",
+        "lax.all_gather",
+        "lax.axis_index",
+        "lax.pmean",
+        "lax.psum",
+        "local_device_count",
+        "local_devices",
+        "make_mesh",
+        "pmap",
+        "process_count",
+        "process_index",
+        "shard_map",
+    )
+}
+LAYOUT = "parallel.py"
+
+
+def used(source: str, names: set[str]) -> list[str]:
+    """Those of the dotted names that `source` uses, or imports from their module."""
+    found = [name for name in imports_in(source, "x.py") if name in names]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node) in names:
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "bad"),
+    [
+        ("print('a')", ["print"]),
+        ("lines.map(print)", ["print"]),
+        ("import sys\nsys.stderr.write('a')", ["sys.stderr.write"]),
+        ("def f():\n    return jax.local_devices()[0]", ["jax.local_devices"]),
+        ("from jax.lax import psum", ["jax.lax.psum"]),
+        ("say('print')\nself.print(1)\nprint_answer()\nsys.stdout.isatty()\njax.device_get(x)", []),
+    ],
+)
+def test_the_check_of_uses_tells_right_from_wrong(source, bad):
+    assert used(source, SPEAKING | LAYING_OUT) == bad
+
+
+@pytest.mark.parametrize("file", [file for file in SOURCES if file != SPEAKER])
+def test_one_module_speaks(file):
+    assert used(SOURCES[file].read_text(encoding="utf-8"), SPEAKING) == []
+
+
+# `voice` asks for this process's number, before anything has to be laid out.
+@pytest.mark.parametrize("file", [file for file in SOURCES if file not in (SPEAKER, LAYOUT)])
+def test_one_module_lays_out_devices(file):
+    assert used(SOURCES[file].read_text(encoding="utf-8"), LAYING_OUT) == []
+
+
+def test_those_modules_do():
+    for file, names in ((SPEAKER, {"print"}), (LAYOUT, {"jax.pmap", "jax.lax.psum", "jax.process_count"})):
+        assert names <= set(used(SOURCES[file].read_text(encoding="utf-8"), SPEAKING | LAYING_OUT))
 
 
 # The rooms below read config.json of models, and nothing of a run.

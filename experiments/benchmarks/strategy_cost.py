@@ -30,7 +30,7 @@ from ragjax.costs import Ledger
 from ragjax.data.sources import load_dataset
 from ragjax.evaluation import mean_recall
 from ragjax.files import write_json
-from ragjax.parallel import pmap_sums
+from ragjax.parallel import compile_sums
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import Trainer, asked_in_step, make_assembler
 from ragjax.training.records import MetricsLog
@@ -142,7 +142,7 @@ def generator_and_joint(run: Run) -> tuple[dict[str, Any], Any]:
 def forward_seconds(run: Run, trained: Trainer) -> float:
     """Median of the same steps without a backward pass."""
     assembler = make_assembler(run, GENERATOR)
-    step = pmap_sums(make_eval_step(assembler.objective))
+    step = compile_sums(make_eval_step(assembler.objective))
     seconds = []
     for number in range(FORWARD_STEPS + 1):
         asked = asked_in_step(assembler, number, run.config.seed)

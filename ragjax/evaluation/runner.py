@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ragjax import metrics
 from ragjax.checkpoints import tree_sha256
@@ -23,6 +22,7 @@ from ragjax.files import append_line, read_json, read_json_lines, write_atomic, 
 from ragjax.generation import Decoded, Prepared, question_seeds
 from ragjax.pipeline import Pipeline, probabilities
 from ragjax.retrieval import PassageStore
+from ragjax.voice import progress
 
 # Recall and hit are reported at 5 whatever --top_k is, and the reciprocal rank at 10.
 _RECALL_K = 5
@@ -86,7 +86,7 @@ def evaluate(
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in batches])
     source = pipeline.generator.prepared() if generations is None else generations
     records: dict[int, dict[str, Any]] = {}
-    for number, batch in enumerate(tqdm(batches, desc=f"answering ({path.stem})", unit="batch", dynamic_ncols=True)):
+    for number, batch in enumerate(progress(batches, desc=f"answering ({path.stem})", unit="batch")):
         if number < len(finished):
             batch_records, batch_cost = finished[number]
         else:

@@ -13,7 +13,9 @@ from ragjax.evaluation.runner import evaluate, holds
 from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
 from ragjax.files import write_json
 from ragjax.generation import check_decoding
+from ragjax.parallel import refuse_several_processes
 from ragjax.runs import Run, open_run, prepare
+from ragjax.voice import say
 
 _DEFAULT_RUN = "runs/joint"
 _PLAIN_RUN = "runs/plain"
@@ -32,8 +34,9 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[
 
     Raises:
       UserError: no such run, models, split or decoder; settings that contradict each other; runs that search other
-        passages; a predictions file of something else.
+        passages; a predictions file of something else; one of several processes.
     """
+    refuse_several_processes()
     numbers = _numbers(config)
     run = _open(config, numbers)
     other = _opened(config.paired_with) if config.paired_with else None
@@ -87,7 +90,7 @@ def _open(config: EvaluateConfig, numbers: Sequence[int]) -> Run:
 def _opened(folder: str) -> Run:
     run = open_run(folder)
     if sentence := run.unfinished():
-        print(sentence, flush=True)
+        say(sentence, flush=True)
     return run
 
 
@@ -210,16 +213,16 @@ def _pairs(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any
 
 
 def _print(result: Mapping[str, Any], path: Path) -> None:
-    print(f"\n{result['run']} at step {result['step']}, {result['n']} questions ({result['questions']})\n")
-    print(evaluation_table(result["results"]))
+    say(f"\n{result['run']} at step {result['step']}, {result['n']} questions ({result['questions']})\n")
+    say(evaluation_table(result["results"]))
     if "pairs" in result:
-        print(f"\ncompared with {result['paired_with']['run']} at step {result['paired_with']['step']}\n")
-        print(pairs_table(result["pairs"]))
+        say(f"\ncompared with {result['paired_with']['run']} at step {result['paired_with']['step']}\n")
+        say(pairs_table(result["pairs"]))
     for each in result["results"]:
         cost, cut = each["cost"], each["passages_cut"]
         note = f", {cut} passages cut" if cut else ""
-        print(
+        say(
             f"\n{each['predictions']}: {cost['seconds']:,.1f} s, {cost['tokens']:,} tokens, "
             f"{cost['flops'] / 1e12:,.2f} TFLOPs{note}"
         )
-    print(f"\n{path}")
+    say(f"\n{path}")

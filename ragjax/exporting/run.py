@@ -12,7 +12,9 @@ from ragjax.exporting.cards import Provenance
 from ragjax.exporting.folders import plan_adapter, plan_embedder, plan_generator
 from ragjax.files import write_folder
 from ragjax.models.lora import COLLECTION
+from ragjax.parallel import refuse_several_processes
 from ragjax.runs import RunFolder, read_phases
+from ragjax.voice import say
 from ragjax.weights import ModelSource, resolve_model
 from ragjax.weights.save import MAX_SHARD_BYTES, Trained
 
@@ -34,9 +36,10 @@ def export_run(
     adapters merged into it (`merge`), trained as a whole, or untouched where the run did not train it.
 
     Raises:
-      UserError: bad input (no run, no checkpoint, models that changed since, `out` exists, no room); then `out` does
-        not exist.
+      UserError: bad input (no run, no checkpoint, models that changed since, `out` exists, no room), or one of several
+        processes; then `out` does not exist.
     """
+    refuse_several_processes()
     if not str(out).strip():
         raise UserError("--out is empty: name the folder to write, which must not exist yet.")
     files, out = RunFolder(Path(run_dir)), Path(out).expanduser()
@@ -47,7 +50,7 @@ def export_run(
     results = read_results(files, record.phases, finished=summary is not None)
     sources = {name: _source(name, record.config, files) for name in ("embedder", "generator")}
     provenance = Provenance(record.config, record.inputs["data"]["name"], results.state, summary)
-    print(f"run: {files.path}, {results.state}", flush=True)
+    say(f"run: {files.path}, {results.state}", flush=True)
 
     generator = results.trained.get("generator", {})
     lora = generator.get(COLLECTION, {})
@@ -62,7 +65,7 @@ def export_run(
     write_folder(out, planned)
     for name in sorted({file.path.partition("/")[0] for file in planned}):
         size = sum(file.size for file in planned if file.path.startswith(f"{name}/"))
-        print(f"{out / name}: {size:,} bytes")
+        say(f"{out / name}: {size:,} bytes")
     return out
 
 
@@ -81,7 +84,7 @@ def read_results(files: RunFolder, phases: Sequence[str], finished: bool) -> Res
 def _source(name: str, config: RunConfig, files: RunFolder) -> ModelSource:
     source = resolve_model(getattr(config, name))
     files.check_inputs({name: {"sha256": source.sha256}})
-    print(f"{name}: {source.describe()}", flush=True)
+    say(f"{name}: {source.describe()}", flush=True)
     return source
 
 

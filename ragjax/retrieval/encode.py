@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,11 +24,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from ragjax.errors import UserError
 from ragjax.files import caching, lock_file, read_json, sha256_file, write_json
 from ragjax.retrieval.passages import hash_texts
+from ragjax.voice import progress
 
 CHUNK = 512  # texts between two records of progress: seconds of work on a laptop
 _LAYOUT = 1  # part of the key: raise it when files of another kind are written
@@ -146,13 +145,12 @@ class _Partial:
         """Encodes the chunks that are not done and records each of them."""
         order = np.argsort([-len(text) for text in texts], kind="stable")
         done = self.progress["chunks"] * CHUNK
-        with tqdm(
+        with progress(
             desc="encoding",
             total=len(texts),
             initial=min(done, len(texts)),
             unit=" passages",
-            file=sys.stderr,
-            disable=not show_progress,
+            shown=show_progress,
         ) as bar:
             for start in range(done, len(texts), CHUNK):
                 rows = order[start : start + CHUNK]
@@ -184,14 +182,14 @@ class _Partial:
             "seconds": self.progress["seconds"] + seconds,
             "tokens": None if tokens is None or before is None else before + tokens,
         }
-        write_json(self.folder / "progress.json", self.progress)
+        write_json(self.folder / "progress.json", self.progress, everywhere=True)
 
     def finish(self, folder: Path) -> None:
         """Turns the partial folder into the finished one."""
         del self.vectors
         meta = {**self.identity, "seconds": self.seconds, "tokens": self.tokens}
         meta["sha256"] = sha256_file(self.folder / "vectors.npy")
-        write_json(self.folder / "meta.json", meta)
+        write_json(self.folder / "meta.json", meta, everywhere=True)
         with _storing(folder):
             os.rename(self.folder, folder)
             (folder / "progress.json").unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from ragjax.config import RunConfig
 from ragjax.errors import UserError, reason
 from ragjax.files import read_json, read_json_object, write_json
 from ragjax.runs.summary import Summary
+from ragjax.voice import is_first
 
 Tree = Mapping[str, Any]
 
@@ -110,9 +111,12 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Makes the folder and holds it for this process: two at once would mix their records.
 
-        The lock goes with the process, however that ends. Raises UserError where another process has it, or where the
-        folder cannot be written.
+        The lock goes with the process, however that ends. Of several processes that JAX has joined the first holds it
+        for all. Raises UserError where another process has it, or where the folder cannot be written.
         """
+        if not is_first():
+            yield
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")

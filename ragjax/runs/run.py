@@ -13,6 +13,7 @@ from ragjax.pipeline import Pipeline, Retrieval, build_pipeline, load_models
 from ragjax.pretrained import Embedder, Generator
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, read_phases
+from ragjax.voice import say
 
 Tree = Mapping[str, Any]
 # What a run is made from, in the order in which it is announced.
@@ -91,7 +92,7 @@ def prepare(
     embedder, generator = load_models(config)
     words = {"embedder": embedder.describe(), "generator": generator.describe(), "data": _describe_data(dataset)}
     for name in announced:
-        print(f"{name}: {words[name]}", flush=True)
+        say(f"{name}: {words[name]}", flush=True)
     if check is not None:
         check(describe_inputs(dataset, embedder, generator))
     pipeline = build_pipeline(config, dataset, embedder, generator)

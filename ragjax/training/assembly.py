@@ -9,7 +9,7 @@ Each has `questions` (those it trains on), `dev`, `objective`, `batch_size`, and
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -31,6 +31,7 @@ from ragjax.data.batches import (
 )
 from ragjax.data.questions import Question
 from ragjax.models.encoders import sentence_vectors
+from ragjax.parallel import layout_of
 from ragjax.pretrained import embed
 from ragjax.runs import Run
 from ragjax.training.likelihoods import Likelihoods, row_limits
@@ -56,7 +57,7 @@ class Asked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Assembled:
-    """A step's batch [devices, micro-batches, ...] and what is in it."""
+    """A step's batch [groups, micro-batches, ...] and what is in it."""
 
     batch: Any
     work: dict[str, Cost]  # of each model inside the compiled step, seconds left out
@@ -89,15 +90,14 @@ _embed_stacked = jax.jit(jax.vmap(sentence_vectors, in_axes=(None, 0, None, None
 
 
 class QuestionSide:
-    """The embedder's half of every batch, and the split of a step over devices and micro-batches."""
+    """The embedder's half of every batch, and the layout of its questions."""
 
     def __init__(self, run: Run, questions: Sequence[Question], batch_size: int):
         """questions: all that will be assembled (training and dev), for the bound on lengths."""
         self._pipeline = run.pipeline
-        self._groups = (jax.local_device_count(), run.config.gradient_accumulation)
+        self.layout = layout_of(batch_size, run.config.gradient_accumulation)
         self._top_k = run.config.top_k
         self._batch_size = batch_size
-        self.group_size = -(-batch_size // (self._groups[0] * self._groups[1]))
         longest = max(map(len, run.embedder.tokenize([q.question for q in questions])))
         self.question_length = round_up(longest, 8)
 
@@ -131,22 +131,6 @@ class QuestionSide:
     def work(self, questions: Sequence[Question], training: bool) -> Cost:
         """The embedder's work inside a step."""
         return model_work(self._pipeline.embedder.size, list(map(len, self.tokens(questions))), 0, training)
-
-    def stack(self, items: Sequence[Any], make: Callable[[Sequence[Any]], Any]) -> Any:
-        """`make` for the items of each device and micro-batch, stacked [devices, micro-batches, ...].
-
-        What has no items gets the zeros of a made batch: its masks are then empty.
-        """
-        devices, accumulation = self._groups
-        made = [make(group) for group in self.split(items) if group]
-        empty = devices * accumulation - len(made)
-        made += [jax.tree.map(np.zeros_like, made[0])] * empty
-        return jax.tree.map(lambda *leaves: np.stack(leaves).reshape(devices, accumulation, *leaves[0].shape), *made)
-
-    def split(self, items: Sequence[Any]) -> list[Sequence[Any]]:
-        """Items of each device and micro-batch, in order; the last ones may have none."""
-        count = self._groups[0] * self._groups[1]
-        return [items[place * self.group_size : (place + 1) * self.group_size] for place in range(count)]
 
 
 def model_work(size: ModelSize, lengths: Sequence[int], head_positions: int, training: bool) -> Cost:
@@ -184,7 +168,7 @@ class AnswerAssembler(NoCache):
         )
         per_prompt = config.top_k if self._concatenated else 1
         lengths, longest, answers = prompt_lengths(run, everything, per_prompt)
-        prompts_per_batch = self._side.group_size * config.top_k // per_prompt
+        prompts_per_batch = self._side.layout.size * config.top_k // per_prompt
         self._shapes = choose_shapes(lengths, answers, prompts_per_batch, longest)
 
     def assemble(self, asked: Asked, embedder_variables: Tree, ledger: Ledger) -> Assembled:
@@ -195,8 +179,8 @@ class AnswerAssembler(NoCache):
         questions, indices, _, training = asked
         tokens, vectors = self._side.tokens(questions), self._pipeline.index.vectors_of(rows)
         examples = [self._example(*parts) for parts in zip(indices, questions, tokens, vectors, rows, strict=True)]
-        shape = fit_shape(self._shapes, self._side.split(examples))
-        batch = self._side.stack(examples, lambda group: self._make(group, shape))
+        shape = fit_shape(self._shapes, self._side.layout.split(examples))
+        batch = self._side.layout.stack(examples, lambda group: self._make(group, shape))
         lengths = sequence_lengths([example.prompts for example in examples], [e.answer for e in examples])
         head = sum(len(example.answer) * len(example.prompts) for example in examples)
         generator = self._pipeline.generator.size
@@ -207,7 +191,7 @@ class AnswerAssembler(NoCache):
         return Assembled(batch, work, figures, rows)
 
     def _make(self, examples: Sequence[Example], shape: Shape) -> Batch:
-        return make_batch(examples, shape, self._side.group_size, self._side.question_length)
+        return make_batch(examples, shape, self._side.layout.size, self._side.question_length)
 
     def _example(
         self, index: int, question: Question, tokens: list[int], vectors: np.ndarray, rows: np.ndarray
@@ -283,7 +267,7 @@ class LikelihoodAssembler:
     def batch(
         self, questions: Sequence[Question], rows: np.ndarray, scores: Mapping[tuple[int, int], np.ndarray]
     ) -> ScoredBatch:
-        """[devices, micro-batches, ...] of the questions under the given passages [b, K], whose `score` is given."""
+        """[groups, micro-batches, ...] of the questions under the given passages [b, K], whose `score` is given."""
         vectors, tokens = self._pipeline.index.vectors_of(rows), self.side.tokens(questions)
         items = [
             (
@@ -294,7 +278,7 @@ class LikelihoodAssembler:
             )
             for i, chosen in enumerate(rows)
         ]
-        return self.side.stack(items, self._make)
+        return self.side.layout.stack(items, self._make)
 
     def _answer(self, question: Question) -> list[int]:
         return self._pipeline.prompts.answer(question.answers[0])
@@ -303,7 +287,7 @@ class LikelihoodAssembler:
         return np.pad(scores, (0, self._answer_length - len(scores)))
 
     def _make(self, items: Sequence[tuple]) -> ScoredBatch:
-        size = self.side.group_size
+        size = self.side.layout.size
         tokens, vectors, scores, lengths = zip(*items, strict=True)
         padded, question_lengths = pad_tokens(tokens, size, self.side.question_length)
         mask = np.arange(self._answer_length) < np.asarray(lengths)[:, None]

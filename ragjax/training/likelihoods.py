@@ -15,19 +15,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from ragjax.costs import Cost, forward_flops
 from ragjax.data.batches import Shape, make_rows, pack, round_up, sequence_lengths
 from ragjax.files import KeyedRecords
-from ragjax.parallel import pmap_map, replicate
+from ragjax.parallel import compile_map, group_count, place, stack_groups
 from ragjax.pretrained import Generator
 from ragjax.scoring import score_answers
 
 Ids = Sequence[int]
 
-# Rows that a device scores in one call. With the wider shape for long answers that makes four programs.
+# Rows that a group scores in one call. With the wider shape for long answers that makes four programs.
 _ROWS_PER_CALL = (16, 4, 1)
 
 
@@ -50,9 +49,9 @@ class Likelihoods:
         self._context = generator.key
         self._records = KeyedRecords(path)
         module = generator.module
-        self._score = pmap_map(lambda variables, rows: score_answers(module, variables, rows)[:, 0])
-        self._variables = replicate(generator.variables)
-        self._devices = jax.local_device_count()
+        self._score = compile_map(lambda variables, rows: score_answers(module, variables, rows)[:, 0])
+        self._variables = place(generator.variables)
+        self._groups = group_count()
 
     def __len__(self) -> int:
         """Pairs that were scored so far, in this process and before."""
@@ -103,18 +102,18 @@ class Likelihoods:
         return values
 
     def _calls(self, prompts: Sequence[Ids], answers: Sequence[Ids], is_long: bool) -> list[tuple[list[int], int]]:
-        """Pairs packed into rows, and the rows into calls: (pairs, rows for each device)."""
+        """Pairs packed into rows, and the rows into calls: (pairs, rows for each group)."""
         lengths = sequence_lengths([[prompt] for prompt in prompts], answers)
         rows: dict[int, list[int]] = {}
-        for i, place in enumerate(pack(lengths, self._limits.row_length)):
-            rows.setdefault(place.row, []).append(i)
-        calls, place = [], 0
-        while place < len(rows):
+        for i, spot in enumerate(pack(lengths, self._limits.row_length)):
+            rows.setdefault(spot.row, []).append(i)
+        calls, start = [], 0
+        while start < len(rows):
             sizes = _ROWS_PER_CALL[-1:] if is_long else _ROWS_PER_CALL
-            size = next((size for size in sizes if size * self._devices <= len(rows) - place), 1)
-            chosen = range(place, min(place + size * self._devices, len(rows)))
+            size = next((size for size in sizes if size * self._groups <= len(rows) - start), 1)
+            chosen = range(start, min(start + size * self._groups, len(rows)))
             calls.append(([i for row in chosen for i in rows[row]], size))
-            place += size * self._devices
+            start += size * self._groups
         return calls
 
     def _run(
@@ -137,19 +136,17 @@ class Likelihoods:
             make_rows([[prompts[i]] for i in group], [answers[i] for i in group], group, shape, size)
             for group in groups
         ]
-        empty = self._devices - len(batches)
-        batches += [jax.tree.map(np.zeros_like, batches[0])] * empty
-        scores = np.asarray(self._score(self._variables, jax.tree.map(lambda *leaves: np.stack(leaves), *batches)))
-        for device, group in enumerate(groups):
-            for place, i in enumerate(group):
-                values[i] = scores[device, place, : len(answers[i])]
+        scores = np.asarray(self._score(self._variables, stack_groups(batches, self._groups)))
+        for group, own in zip(groups, scores, strict=False):  # groups without pairs stand last
+            for i, score in zip(group, own, strict=False):  # and so do places without a pair
+                values[i] = score[: len(answers[i])]
 
     def _share_out(self, pairs: Sequence[int], rows: int, lengths: Sequence[int]) -> list[list[int]]:
-        """The pairs of each device: packing them again gives the same rows, of which each device takes `rows`."""
+        """The pairs of each group: packing them again gives the same rows, of which each group takes `rows`."""
         groups: dict[int, list[int]] = {}
-        for i, place in zip(pairs, pack(lengths, self._limits.row_length), strict=True):
-            groups.setdefault(place.row // rows, []).append(i)
-        return [groups[device] for device in sorted(groups)]
+        for i, spot in zip(pairs, pack(lengths, self._limits.row_length), strict=True):
+            groups.setdefault(spot.row // rows, []).append(i)
+        return [groups[number] for number in sorted(groups)]
 
 
 def row_limits(prompt_lengths: Sequence[int], shortest: int, longest: int, answer_lengths: Sequence[int]) -> RowLimits:

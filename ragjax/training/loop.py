@@ -8,7 +8,6 @@ bit. Seconds are therefore kept out of metrics.jsonl.
 import contextlib
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,13 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 from optax import GradientTransformation
-from tqdm import tqdm
 
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, Ledger
 from ragjax.errors import DivergedError
-from ragjax.parallel import pmap_step, pmap_sums, replicate
+from ragjax.parallel import compile_step, compile_sums, place
 from ragjax.pipeline import trained_collection
 from ragjax.runs import Run
 from ragjax.training.assembly import AnswerAssembler, Asked, Assembled, Assembler, LikelihoodAssembler
@@ -33,6 +31,7 @@ from ragjax.training.records import MetricsLog
 from ragjax.training.state import TrainState, init_state, make_optimizer
 from ragjax.training.step import make_eval_step, make_train_step, means
 from ragjax.training.strategies import Phase
+from ragjax.voice import progress, warn
 
 Tree = Mapping[str, Any]
 
@@ -107,14 +106,13 @@ def train_phase(run: Run, phase: Phase, stop_at: int | None = None) -> PhaseResu
             log.start_phase(phase.name)
             trainer.measure_dev()
         shown: dict[str, str] = {}
-        progress = tqdm(total=trainer.steps, initial=trainer.step, desc=phase.name, unit="step", dynamic_ncols=True)
-        with progress:
+        with progress(total=trainer.steps, initial=trainer.step, desc=phase.name, unit="step") as bar:
             while trainer.step < end:
                 line, seconds, tokens = trainer.advance()
                 shown |= {short: f"{line[name]:.3g}" for name, short in _BAR.items() if name in line}
                 shown |= {"loss": f"{line['loss']:.3f}", "tokens_per_s": f"{tokens / seconds:.0f}"}
-                progress.set_postfix(shown, refresh=False)
-                progress.update()
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
         trainer.save()
     return PhaseResult(jax.device_get(trainer.state.trainable), trainer.ledger, trainer.questions_seen)
 
@@ -129,21 +127,21 @@ class Trainer:
         self._assembler: Assembler = make_assembler(run, phase)
         self.steps = total_steps(config, len(self._assembler.questions), self._assembler.batch_size)
         optimizer, train_step = make_step(config, self._assembler.objective, self.steps)
-        self._train_step = pmap_step(train_step)
-        self._eval_step = pmap_sums(make_eval_step(self._assembler.objective))
+        self._train_step = compile_step(train_step)
+        self._eval_step = compile_sums(make_eval_step(self._assembler.objective))
         watched = run.dataset.dev if config.dev_every and "embedder" in phase.trains else []
         self._health = RetrievalHealth(run.pipeline, watched, config.top_k)
         self._has_warned = False
         trainable, frozen = split_trainable(run, phase)
-        self.frozen = replicate(frozen)
+        self.frozen = place(frozen)
         state = init_state(trainable, phase.learning_rates(config), optimizer)
         self.ledger = Ledger()
         if self._checkpoints.latest_step() is None:
             self._assembler.rewind(0)
         else:
             state = self._resume(state)
-        # Copied: the step donates its state, and the pipeline keeps using the untrained parameters.
-        self.state: TrainState = jax.tree.map(jax.numpy.copy, replicate(state))
+        # The step donates its state, and the pipeline keeps using the untrained parameters.
+        self.state: TrainState = place(state, donated=True)
         self.step = int(state.step)
 
     def _resume(self, state: TrainState) -> TrainState:
@@ -236,10 +234,7 @@ class Trainer:
         if self._health.has_collapsed(health) and not self._has_warned:
             self._has_warned = True
             found = ", ".join(f"{name} {value:.3g}" for name, value in health.items())
-            tqdm.write(
-                f"warning: retrieval is collapsing at step {self.step} ({found}): lower --embedder_lr in a new run",
-                file=sys.stderr,
-            )
+            warn(f"retrieval is collapsing at step {self.step} ({found}): lower --embedder_lr in a new run")
         return {f"dev_{name}": value for name, value in {**figures, **health}.items()}
 
     def save(self) -> None:

@@ -1,7 +1,7 @@
 """Batches for multiple negatives ranking: each question's positive among the whole step's passages.
 
-Passage vectors are frozen, so a step's candidates are plain numbers that every device and micro-batch gets in full: the
-loss depends neither on the number of devices nor on how the step is split, and a larger batch costs the question side
+Passage vectors are frozen, so a step's candidates are plain numbers that every group and micro-batch gets in full: the
+loss depends neither on the number of groups nor on how the step is split, and a larger batch costs the question side
 only.
 """
 
@@ -79,16 +79,16 @@ class RankingAssembler(NoCache):
         tokens = self.side.tokens(questions)
 
         def make(places: Sequence[int]) -> RankingBatch:
-            filled = np.zeros((self.side.group_size, size), bool)
+            filled = np.zeros((self.side.layout.size, size), bool)
             filled[: len(places)] = mask[places]
-            labels = np.zeros(self.side.group_size, np.int32)
+            labels = np.zeros(self.side.layout.size, np.int32)
             labels[: len(places)] = places
             question_tokens, lengths = pad_tokens(
-                [tokens[place] for place in places], self.side.group_size, self.side.question_length
+                [tokens[place] for place in places], self.side.layout.size, self.side.question_length
             )
             return RankingBatch(question_tokens, lengths, padded, labels, filled)
 
-        batch = self.side.stack(list(range(len(questions))), make)
+        batch = self.side.layout.stack(list(range(len(questions))), make)
         figures = {"candidates": len(set(candidates.tolist()))}
         return Assembled(batch, {"embedder": self.side.work(questions, training)}, figures)
 

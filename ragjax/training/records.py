@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragjax.files import append_line, write_atomic
 from ragjax.runs import RunFolder
+from ragjax.voice import is_first
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -31,11 +32,14 @@ class MetricsLog:
         from tensorboardX import SummaryWriter
 
         self._keep(lambda line: line["phase"] != phase or line["step"] <= step)
-        self._writer = SummaryWriter(str(self._files.events(phase)), purge_step=step + 1)
+        if is_first():
+            self._writer = SummaryWriter(str(self._files.events(phase)), purge_step=step + 1)
 
     def write(self, line: Mapping[str, Any], timings: Mapping[str, float] | None = None) -> None:
         """One step's figures; `timings` are shown in TensorBoard but not in the file."""
         append_line(self._path, json.dumps(line))
+        if self._writer is None:
+            return
         for name, value in {**line, **(timings or {})}.items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, line["step"])

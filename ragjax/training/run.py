@@ -27,12 +27,14 @@ from ragjax.evaluation import (
     summarise,
 )
 from ragjax.generation import check_decoding
+from ragjax.parallel import device_kinds, refuse_several_processes
 from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, describe_inputs, prepare
 from ragjax.training.estimates import MeasuredPhase, strategy_costs
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.reuse import adopt, source_run
 from ragjax.training.strategies import STRATEGIES, Phase, choose_strategy, phases_of
 from ragjax.version import __version__
+from ragjax.voice import say
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "faiss-cpu", "numpy")
 
@@ -44,8 +46,9 @@ def train(config: RunConfig) -> Summary:
       config: `run_dir` may be empty for runs/STRATEGY.
 
     Raises:
-      UserError: bad input, or a run folder that belongs to another configuration.
+      UserError: bad input, a run folder that belongs to another configuration, or one of several processes.
     """
+    refuse_several_processes()
     config = dataclasses.replace(config, run_dir=config.run_dir or f"runs/{config.strategy}")
     strategy, dataset = settle_strategy(config)
     phases = phases_of(dataclasses.replace(config, strategy=strategy))
@@ -69,7 +72,7 @@ def settle_strategy(config: RunConfig) -> tuple[str, Dataset | None]:
         return config.strategy, None
     dataset = load_dataset(config.data)
     strategy, reason = choose_strategy(config, dataset.train)
-    print(f"--strategy=auto picks {strategy}: {reason}.", flush=True)
+    say(f"--strategy=auto picks {strategy}: {reason}.", flush=True)
     return strategy, dataset
 
 
@@ -130,7 +133,7 @@ def _begin(run: Run, phases: Sequence[Phase]) -> None:
         learning_rates={phase.name: phase.learning_rates(run.config) for phase in phases},
         index=run.pipeline.index.describe(),
         versions={"ragjax": __version__, **{name: version(name) for name in _PACKAGES}},
-        devices=[str(device.device_kind) for device in jax.local_devices()],
+        devices=device_kinds(),
     )
 
 
@@ -206,18 +209,18 @@ def _strategy_costs(run: Run, results: Mapping[str, PhaseResult]) -> list[dict[s
 
 def _print_summary(files: RunFolder, summary: Summary) -> None:
     folder = files.path
-    print(f"\n{summary.strategy} ({summary.objective}), {summary.n} {summary.split} questions\n")
-    print(before_after_table(summary.before, summary.after, summary.change_95))
+    say(f"\n{summary.strategy} ({summary.objective}), {summary.n} {summary.split} questions\n")
+    say(before_after_table(summary.before, summary.after, summary.change_95))
     if skipped := summary.skipped_questions:
-        print(f"\nskipped by the embedder's training: {skipped} questions without positive_ids")
-    print(f"\n{cost_table(summary.cost)}")
-    print("\nOne epoch of each strategy on these questions, by what this run has measured:\n")
-    print(f"{strategy_table(summary.strategy_costs)}\n")
-    print("Next:")
-    print(f'  python -m ragjax.ask --run_dir={folder} "your question"')
-    print(f"  python -m ragjax.evaluate --run_dir={folder} --split=dev")
-    print(f"  python -m ragjax.export --run_dir={folder} --out=exported")
-    print(f"  tensorboard --logdir={files.events_folder}")
+        say(f"\nskipped by the embedder's training: {skipped} questions without positive_ids")
+    say(f"\n{cost_table(summary.cost)}")
+    say("\nOne epoch of each strategy on these questions, by what this run has measured:\n")
+    say(f"{strategy_table(summary.strategy_costs)}\n")
+    say("Next:")
+    say(f'  python -m ragjax.ask --run_dir={folder} "your question"')
+    say(f"  python -m ragjax.evaluate --run_dir={folder} --split=dev")
+    say(f"  python -m ragjax.export --run_dir={folder} --out=exported")
+    say(f"  tensorboard --logdir={files.events_folder}")
 
 
 def _check_splits(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) -> None:

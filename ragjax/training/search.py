@@ -28,11 +28,13 @@ from ragjax.errors import DivergedError, UserError
 from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_search, search_table, summarise
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
+from ragjax.parallel import refuse_several_processes
 from ragjax.runs import Run, RunFolder, differing_flags, prepare
 from ragjax.training.loop import PhaseResult, make_assembler, total_steps, train_phase
 from ragjax.training.run import on_device, settle_strategy
 from ragjax.training.stacked import train_stacked
 from ragjax.training.strategies import Phase, phases_of
+from ragjax.voice import say
 
 # Halving cuts a training into so many parts.
 _RUNGS = 3
@@ -55,8 +57,9 @@ def search(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
       "cost"}, None for what was not measured; what the embedder's copies cost together stands in the first of them.
 
     Raises:
-      UserError: bad input, or a folder that belongs to another search.
+      UserError: bad input, a folder that belongs to another search, or one of several processes.
     """
+    refuse_several_processes()
     config = dataclasses.replace(config, run_dir=config.run_dir or f"runs/search-{config.strategy}")
     rates = {model: _parse_rates(model, getattr(options, f"{model}_rates")) for model in MODELS}
     strategy, dataset = settle_strategy(config)
@@ -186,7 +189,7 @@ class _Search:
         try:
             result = self._train(phase, trial["rates"], start, end)
         except DivergedError as error:
-            print(f"{_name(phase.name, trial['rates'])} diverged: {error}")
+            say(f"{_name(phase.name, trial['rates'])} diverged: {error}")
             trial["diverged"] = True
         else:
             lines = read_json_lines(self._files.trial(_name(phase.name, trial["rates"])).metrics_file)
@@ -207,7 +210,7 @@ class _Search:
         one, two = (self._train(phase, tried[0], start, end).cost.total() for end in (1, 2))
         steps = len(tried) * self._steps(phase)
         seconds, flops = (two.seconds - one.seconds) * steps, (two.flops - one.flops) * steps
-        print(
+        say(
             f"{len(tried)} pairs of {self._steps(phase)} steps: about {seconds / 3600:,.2f} hours and "
             f"{flops / 1e15:,.2f} PFLOPs of training; Ctrl-C stops, the same command goes on.",
             flush=True,
@@ -308,10 +311,10 @@ def _loss(trial: Trial) -> float:
 
 
 def _print(files: RunFolder, record: Mapping[str, Any], options: SearchConfig) -> None:
-    print(f"\n{record['strategy']}, chosen by {options.selection} on the dev questions\n")
-    print(search_table(record["trials"]))
+    say(f"\n{record['strategy']}, chosen by {options.selection} on the dev questions\n")
+    say(search_table(record["trials"]))
     plot_search(record["trials"], options.selection, files.search_plot)
     cost = record["cost"]
-    print(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
+    say(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
     rates = " ".join(f"--{model}_lr={rate:g}" for model, rate in record["winner"].items())
-    print(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train --strategy={record['strategy']} {rates}")
+    say(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train --strategy={record['strategy']} {rates}")

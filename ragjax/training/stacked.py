@@ -13,15 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from ragjax.costs import Cost, Ledger
-from ragjax.parallel import pmap_map, pmap_step, replicate
+from ragjax.parallel import compile_map, compile_step, join_copies, place, stack_copies
 from ragjax.runs import Run
 from ragjax.training.assembly import Asked, LikelihoodAssembler
 from ragjax.training.loop import asked_in_step, asked_of_dev, make_step, total_steps
 from ragjax.training.ranking import RankingAssembler
 from ragjax.training.state import TrainState, init_state
+from ragjax.voice import progress
 
 Tree = Mapping[str, Any]
 
@@ -71,11 +71,11 @@ class _Stack:
         self._steps = total_steps(run.config, len(assembler.questions), assembler.batch_size)
         self._rates = list(rates)
         optimizer, make = make_step(run.config, assembler.objective, self._steps)
-        self._train_step = pmap_step(lambda reducer: jax.vmap(make(reducer), in_axes=(0, None, 0)))
-        self._losses = pmap_map(_question_losses(assembler.objective))
+        self._train_step = compile_step(lambda reducer: jax.vmap(make(reducer), in_axes=(0, None, 0)))
+        self._losses = compile_map(_question_losses(assembler.objective))
         variables = {"embedder": run.embedder.variables}
         states = [init_state(variables, {"embedder": rate}, optimizer) for rate in self._rates]
-        self._state: TrainState = replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+        self._state: TrainState = place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
         self._ledger = Ledger()
 
     def train(self, rungs: int) -> StackedResult:
@@ -84,7 +84,7 @@ class _Stack:
         pairs_before = self._pairs()
         pairs = 0
         ends = [round(self._steps * (rung + 1) / rungs) for rung in range(rungs)]
-        with tqdm(total=self._steps, desc=f"{len(self._rates)} rates", unit="step", dynamic_ncols=True) as bar:
+        with progress(total=self._steps, desc=f"{len(self._rates)} rates", unit="step") as bar:
             for step in range(self._steps):
                 seconds.append(self._advance(step))
                 bar.update()
@@ -96,9 +96,9 @@ class _Stack:
                 pairs_before = self._pairs()
                 if step + 1 < self._steps:
                     self._keep_best_half({rate: float(every[rate].dev_losses.mean()) for rate in self._rates})
-        for place, rate in enumerate(self._rates):
+        for number, rate in enumerate(self._rates):
             every[rate].params = jax.tree.map(
-                lambda leaf, place=place: np.asarray(leaf[place]), self._state.trainable["embedder"]["params"]
+                lambda leaf, number=number: np.asarray(leaf[number]), self._state.trainable["embedder"]["params"]
             )
         return StackedResult(start_losses, list(every.values()), self._ledger, seconds, pairs)
 
@@ -116,12 +116,11 @@ class _Stack:
         return time.perf_counter() - began
 
     def _assemble(self, asked: Asked, ledger: Ledger) -> tuple[Any, dict[str, Cost]]:
-        """A batch [devices, copies, micro-batches, ...] and the work in it."""
+        """A batch [groups, copies, micro-batches, ...] and the work in it."""
         variables, count = self._state.trainable["embedder"], len(self._rates)
         batches, work = self._assembler.assemble_stacked(asked, variables, count, ledger)
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *batches)
         total = Cost(0.0, work.flops * count, work.tokens * count, work.backward_tokens * count)
-        return batch, {"embedder": total}
+        return stack_copies(batches), {"embedder": total}
 
     def _dev_losses(self) -> np.ndarray:
         """[copies, n] of the dev questions."""
@@ -130,9 +129,8 @@ class _Stack:
         for asked in asked_of_dev(self._assembler, 0):
             batch, work = self._assemble(asked, spent)
             losses, valid = jax.device_get(self._losses(self._state.trainable, batch))
-            # [devices, copies, micro-batches, questions] -> [copies, questions]; fillers are the same for all copies.
-            losses, valid = (np.moveaxis(values, 1, 0).reshape(len(self._rates), -1) for values in (losses, valid))
-            found.append(losses[:, valid[0]])
+            # Fillers are the same for all copies.
+            found.append(join_copies(losses)[:, join_copies(valid)[0]])
             work_done += work["embedder"]
         cost = dataclasses.replace(spent.total() + work_done, seconds=time.perf_counter() - began)
         self._ledger.add("evaluation", cost)
@@ -140,8 +138,8 @@ class _Stack:
 
     def _keep_best_half(self, means: Mapping[float, float]) -> None:
         best = sorted(self._rates, key=lambda rate: means[rate])[: -(-len(self._rates) // 2)]
-        places = [place for place, rate in enumerate(self._rates) if rate in best]
-        self._rates = [self._rates[place] for place in places]
+        places = [number for number, rate in enumerate(self._rates) if rate in best]
+        self._rates = [self._rates[number] for number in places]
         chosen = jnp.asarray(places)
         self._state = jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0), self._state)
 

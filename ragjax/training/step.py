@@ -37,11 +37,11 @@ def make_train_step(
     loss_reduction: str,
     seed: int,
 ) -> Callable[[Reducer], Callable[[TrainState, Tree, Any], tuple[TrainState, dict[str, Array]]]]:
-    """Builds the step for a `Reducer` (see `ragjax.parallel.pmap_step`).
+    """Builds the step for a `Reducer` (see `ragjax.parallel.compile_step`).
 
-    The batch's leaves carry a leading axis of micro-batches. Sums over them and over the devices come first; one
+    The batch's leaves carry a leading axis of micro-batches. Sums over them and over the groups come first; one
     division by the global number of questions (`sum`) or answer tokens (`mean`, where answers are scored) follows. So
-    the result depends neither on the number of devices nor on how the questions are split.
+    the result depends neither on the number of groups nor on how the questions are split.
     """
 
     def for_reducer(reducer: Reducer):
@@ -74,7 +74,7 @@ def make_train_step(
 
 
 def make_eval_step(objective: Objective) -> Callable[[Reducer], Callable[..., dict[str, Array]]]:
-    """Builds a step that only adds up: (trainable, frozen, batch) -> sums over micro-batches and devices."""
+    """Builds a step that only adds up: (trainable, frozen, batch) -> sums over micro-batches and groups."""
 
     def for_reducer(reducer: Reducer):
         def step(trainable: Tree, frozen: Tree, batch: Any):

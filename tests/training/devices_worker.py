@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from ragjax.data.batches import Shape
-from ragjax.parallel import pmap_step, replicate
+from ragjax.parallel import compile_step, place
 from ragjax.training.state import init_state
 from ragjax.training.step import make_train_step
 from tests.tiny_modules import stacked_batch
@@ -32,10 +32,10 @@ def run(case: str, devices: int) -> dict[str, np.ndarray]:
     trainable, frozen = split(case, variables)
     local = jax.local_devices()[:devices]
     make = make_train_step(objective, recording_sgd(), STEPS, 0.0, settings["reduction"], seed=3)
-    step = pmap_step(make, local)
+    step = compile_step(make, local)
     rates = {"embedder": 0.01, "generator": 0.01}
-    state = jax.tree.map(jax.numpy.copy, replicate(init_state(trainable, rates, recording_sgd()), local))
-    frozen = replicate(frozen, local)
+    state = place(init_state(trainable, rates, recording_sgd()), local, donated=True)
+    frozen = place(frozen, local)
     results = {}
     for number in range(STEPS):
         # Five questions: on eight devices three of them hold fillers only.

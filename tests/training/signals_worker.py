@@ -17,7 +17,7 @@ import numpy as np
 from ragjax.costs import Ledger
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.models.lora import LoraConfig
-from ragjax.parallel import pmap_step, replicate
+from ragjax.parallel import compile_step, place
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
 from ragjax.pretrained import Generator, init_lora, load_generator
 from ragjax.training.assembly import Asked
@@ -68,10 +68,10 @@ def ranking_step(world: World, dataset: Dataset, pipeline: Pipeline, accumulatio
     assembler = RankingAssembler(run_of(config, pipeline, dataset))
     asked = Asked(assembler.questions[:5], range(5), 0, True)
     batch = assembler.assemble(asked, pipeline.embedder.variables, Ledger()).batch
-    step = pmap_step(make_train_step(assembler.objective, recording_sgd(), 4, 0.0, "sum", seed=3))
+    step = compile_step(make_train_step(assembler.objective, recording_sgd(), 4, 0.0, "sum", seed=3))
     state = init_state({"embedder": pipeline.embedder.variables}, {"embedder": 0.0}, recording_sgd())
-    frozen = replicate({"generator": {}})
-    state, metrics = step(jax.tree.map(jax.numpy.copy, replicate(state)), frozen, batch)
+    frozen = place({"generator": {}})
+    state, metrics = step(place(state, donated=True), frozen, batch)
     return named("gradient", state.optimizer) | {f"metric {name}": np.asarray(m) for name, m in metrics.items()}
 
 

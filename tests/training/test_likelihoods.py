@@ -236,7 +236,7 @@ def echo(variables, rows):
 @pytest.fixture
 def echoing(monkeypatch):
     """Nothing is computed, nothing is compiled."""
-    monkeypatch.setattr(likelihoods, "pmap_map", lambda function: echo)
+    monkeypatch.setattr(likelihoods, "compile_map", lambda function: echo)
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])

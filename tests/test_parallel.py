@@ -1,0 +1,172 @@
+"""The layout of devices: how items are shared out and stacked, where arrays lie, what is refused."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ragjax.config import EvaluateConfig, RunConfig, SearchConfig
+from ragjax.errors import UserError
+from ragjax.evaluation import evaluate_runs
+from ragjax.exporting import export_run
+from ragjax.parallel import (
+    ONE_DEVICE,
+    Layout,
+    compile_map,
+    compile_step,
+    compile_sums,
+    device_kinds,
+    group_count,
+    join_copies,
+    layout_of,
+    place,
+    refuse_several_processes,
+    stack_copies,
+    stack_groups,
+)
+from ragjax.training import train
+from ragjax.training.search import search
+
+
+class Made(NamedTuple):
+    numbers: np.ndarray  # [size] padded with -1
+    mask: np.ndarray  # [size]
+
+
+def make(size: int):
+    def of(items):
+        numbers = np.full(size, -1, np.int32)
+        numbers[: len(items)] = items
+        return Made(numbers, np.arange(size) < len(items))
+
+    return of
+
+
+# --- sharing out
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "micro_batches", "size"), [(4, 1, 1, 4), (5, 8, 1, 1), (9, 2, 2, 3), (8, 2, 2, 2)]
+)
+def test_a_micro_batch_is_as_small_as_it_can_be(monkeypatch, batch_size, devices, micro_batches, size):
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    assert layout_of(batch_size, micro_batches) == Layout(devices, micro_batches, size)
+
+
+def test_items_are_shared_out_in_their_order():
+    assert Layout(2, 2, 2).split([0, 1, 2, 3, 4]) == [[0, 1], [2, 3], [4], []]
+    assert Layout(1, 3, 1).split("ab") == ["a", "b", ""]
+
+
+def test_groups_come_before_micro_batches_and_nothing_becomes_zeros():
+    stacked = Layout(2, 2, 2).stack([10, 11, 12, 13, 14], make(2))
+    np.testing.assert_array_equal(stacked.numbers, [[[10, 11], [12, 13]], [[14, -1], [0, 0]]])
+    np.testing.assert_array_equal(stacked.mask, [[[1, 1], [1, 1]], [[1, 0], [0, 0]]])
+    assert (stacked.numbers.dtype, stacked.mask.dtype) == (np.int32, bool)
+
+
+def test_one_tree_for_each_group():
+    stacked = stack_groups([{"a": np.full((2, 3), 1.5, np.float32)}, {"a": np.full((2, 3), 2.5, np.float32)}], 3)
+    np.testing.assert_array_equal(stacked["a"], np.stack([np.full((2, 3), value) for value in (1.5, 2.5, 0.0)]))
+
+
+def test_copies_stand_behind_their_group_and_come_back_in_the_order_of_the_items():
+    layout, copies = Layout(2, 3, 2), range(4)
+    batches = [layout.stack([100 * copy + item for item in range(11)], make(2)) for copy in copies]
+    stacked = stack_copies(batches)
+    assert stacked.numbers.shape == (2, 4, 3, 2)
+    joined, mask = join_copies(stacked.numbers), join_copies(stacked.mask)
+    np.testing.assert_array_equal(mask, np.tile(np.arange(12) < 11, (4, 1)))
+    np.testing.assert_array_equal(joined[:, :11], [[100 * copy + item for item in range(11)] for copy in copies])
+
+
+# --- placing and compiling, on one device and on eight
+
+
+def add_up(reducer):
+    def step(state, frozen, batch):
+        total = reducer.sum(jnp.sum(batch * frozen))
+        return state + total, {"total": total}
+
+    return step
+
+
+def sums(reducer):
+    return lambda trainable, frozen, batch: reducer.sum(jnp.sum(batch * frozen + trainable))
+
+
+def on_all_groups(groups: int) -> None:
+    assert group_count() == len(device_kinds()) == groups
+    batch = np.arange(groups * 6, dtype=np.float32).reshape(groups, 2, 3)
+    given = jnp.float32(1.0)
+    frozen, state = place(jnp.float32(2.0)), place(given, donated=True)
+    assert len(state.sharding.device_set) == groups
+    state, metrics = compile_step(add_up)(state, frozen, batch)
+    # Numbers this small add up exactly in any order.
+    assert float(metrics["total"]) == 2 * batch.sum() == float(state) - 1
+    assert float(given) == 1.0  # its memory was not given away
+    assert float(compile_sums(sums)(given, frozen, batch)) == 2 * batch.sum() + batch.size
+    np.testing.assert_array_equal(compile_map(lambda factor, own: own[:, 0] * factor)(frozen, batch), batch[..., 0] * 2)
+    if groups == 1:
+        alone, _ = jax.jit(add_up(ONE_DEVICE))(given, frozen, batch[0])
+        assert float(alone) == float(state)
+
+
+def test_one_group_is_the_step_by_itself():
+    on_all_groups(1)
+
+
+def test_eight_groups_add_up():
+    code = "from tests.test_parallel import on_all_groups; on_all_groups(8)"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=Path(__file__).resolve().parents[1],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        check=True,
+        timeout=300,
+    )
+
+
+def test_a_layout_is_a_value():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Layout(1, 1, 1).groups = 2
+
+
+# --- several processes (tests/multiprocess/ has a real pair)
+
+
+@pytest.fixture
+def one_of_two(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda: train(RunConfig()),
+        lambda: train(RunConfig(strategy="none", run_dir="mine")),
+        lambda: search(RunConfig(), SearchConfig()),
+        lambda: evaluate_runs(EvaluateConfig(), {}),
+        lambda: export_run("run", "out"),
+    ],
+)
+def test_one_of_several_processes_is_refused_before_anything_else(one_of_two, monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        command()
+    assert str(caught.value) == (
+        "ragjax runs in one process, and this is one of 2: start it once, on one host; it uses all devices there."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_is_not_refused():
+    refuse_several_processes()
