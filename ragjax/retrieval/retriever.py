@@ -65,15 +65,19 @@ class Retriever:
 
         Raises:
           UserError: k is not in 1..P, or a question's vector is not finite.
-          ValueError: the vectors have another shape.
+          ValueError: the vectors have another shape; the index proposes fewer than k passages, or one twice.
         """
         vectors = self._checked(queries, k)
         found = self.index.search(Queries(queries.texts, vectors), k)
         began = time.perf_counter()
+        if found.rows.shape[1] < k:
+            raise ValueError(f"the index proposed {found.rows.shape[1]} passages where {k} were asked for")
         rows = np.empty((len(vectors), k), np.int64)
         scores = np.empty((len(vectors), k), np.float32)
         for place, (query, proposed) in enumerate(zip(vectors, found.rows, strict=True)):
             rows[place], scores[place] = best_first(query, proposed, self.vectors.vectors_of(proposed), k)
+        if (np.diff(rows, axis=1) == 0).any():  # equal rows have equal scores, so they are neighbours
+            raise ValueError("the index proposed a passage twice, which would count double in p(z|x)")
         return Retrieval(rows, scores, found.cost + Cost(time.perf_counter() - began))
 
     def _checked(self, queries: Queries, k: int) -> np.ndarray:

@@ -101,6 +101,21 @@ def test_the_cost_is_the_indexs_and_the_time_that_scoring_takes():
     assert 2.0 < cost.seconds < 10.0
 
 
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([0, 1], ValueError, "proposed 2 passages where 3"),
+        ([1, 2, 1, 0], ValueError, "a passage twice"),
+        ([0, 1, -1], IndexError, "start at 0"),  # how FAISS says that it has found no more
+        ([0, 1, 4], IndexError, "4"),
+    ],
+)
+def test_an_index_that_breaks_its_word(rows, error, message):
+    """Vectors of equal scores, so that nothing but the row tells passages apart."""
+    with pytest.raises(error, match=message):
+        retrieve(Proposing(rows), np.ones((4, 2), np.float32), np.ones((2, 2), np.float32), 3)
+
+
 @pytest.mark.parametrize("k", [0, -1, 4, 100])
 def test_top_k_outside_the_corpus(k):
     vectors = np.eye(3, dtype=np.float32)
