@@ -15,27 +15,30 @@ from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
-from ragjax.retrieval import EncodedCorpus, ExactIndex, PassageStore, encode_corpus
+from ragjax.retrieval import (
+    ArrayVectors,
+    EncodedCorpus,
+    ExactIndex,
+    Index,
+    PassageList,
+    PassageStore,
+    Queries,
+    Retrieval,
+    Retriever,
+    encode_corpus,
+)
 
 Tree = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval:
-    """Passages of B questions, best first."""
-
-    rows: np.ndarray  # [B, k] int64, row numbers in the corpus
-    scores: np.ndarray  # [B, k] float32, inner products
-
-
-@dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """An embedder, its index over one corpus, and a generator."""
+    """An embedder, a retriever over one corpus, and a generator."""
 
     embedder: Embedder
     generator: Generator
     store: PassageStore
-    index: ExactIndex
+    retriever: Retriever
     prompts: PromptBuilder
     encode_cost: Cost  # of the passage vectors, also where an earlier run computed them
 
@@ -46,8 +49,7 @@ class Pipeline:
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
-        rows, scores = self.index.search(self.embedder.encode(questions), k)
-        return Retrieval(rows, scores)
+        return self.retriever.retrieve(Queries(questions, self.embedder.encode(questions)), k)
 
     def passages(self, rows: Sequence[int]) -> list[Passage]:
         return [self.store[int(row)] for row in rows]
@@ -128,10 +130,10 @@ def build_pipeline(
         raise UserError(
             f"--top_k={config.top_k} is more than the {len(dataset.passages)} passages of {dataset.name}: lower it."
         )
-    store = PassageStore(dataset.passages)
+    store = PassageList(dataset.passages)
     encoded = encode_corpus(
         embedder.encode,
-        store.embedder_texts,
+        store,
         embedder.key,
         default_cache_dir() / "vectors",
         embedder.config.hidden_size,
@@ -146,7 +148,14 @@ def build_pipeline(
         config.prompt,
     )
     cost = _encode_cost(embedder, encoded, len(store))
-    return Pipeline(embedder, generator, store, ExactIndex(np.asarray(encoded.vectors)), prompts, cost)
+    vectors = np.asarray(encoded.vectors)
+    retriever = Retriever(build_index(vectors), ArrayVectors(vectors))
+    return Pipeline(embedder, generator, store, retriever, prompts, cost)
+
+
+def build_index(vectors: np.ndarray) -> Index:
+    """The index over passage vectors [P, E]. This is where its type is chosen."""
+    return ExactIndex(vectors)
 
 
 def _encode_cost(embedder: Embedder, encoded: EncodedCorpus, passages: int) -> Cost:

@@ -57,6 +57,9 @@ HOMES = {
     "jax.sharding": {"parallel.py"},
     "orbax": {"checkpoints.py"},
     "tqdm": {"voice.py"},
+    # Which index there is, is chosen in one place; the others know a retriever.
+    "ragjax.retrieval.ExactIndex": {"pipeline.py"},
+    "ragjax.retrieval.faiss_index": {"retrieval/__init__.py"},
 }
 RUN_FOLDER = "runs/folder.py"
 # What stands in a run folder; as a whole name anywhere, and the folders' names where they end a path.
@@ -158,6 +161,8 @@ def test_the_check_of_directions_tells_right_from_wrong(file, source, bad):
         ("retrieval/encode.py", "import faiss", ["faiss"]),
         ("training/state.py", "import orbax.checkpoint as ocp", ["orbax.checkpoint"]),
         ("checkpoints.py", "import orbax.checkpoint as ocp\nimport torchless", []),
+        ("training/loop.py", "from ragjax.retrieval import ExactIndex, Index", ["ragjax.retrieval.ExactIndex"]),
+        ("runs/run.py", "from ..retrieval import faiss_index", ["ragjax.retrieval.faiss_index"]),
         ("ask.py", "from absl import app, flags", []),
         ("training/loop.py", "from tqdm import tqdm", ["tqdm.tqdm"]),
         ("training/loop.py", "from jax.sharding import Mesh", ["jax.sharding.Mesh"]),
@@ -165,6 +170,31 @@ def test_the_check_of_directions_tells_right_from_wrong(file, source, bad):
 )
 def test_the_check_of_homes_tells_right_from_wrong(file, source, bad):
     assert misplaced(source, file) == bad
+
+
+def searched_indexes(source: str) -> int:
+    """How often `source` calls the `search` of something that it names an index."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    searches = [call.value for call in calls if isinstance(call, ast.Attribute) and call.attr == "search"]
+    return sum("index" in (getattr(value, "attr", None), getattr(value, "id", None)) for value in searches)
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("rows, _ = self._pipeline.retriever.index.search(queries, k)", 1),
+        ("index = f()\nindex.search(queries, k)", 1),
+        ("self._index.search(vectors, k); retriever.retrieve(queries, k); index.describe(); re.search(a, b)", 0),
+    ],
+)
+def test_the_check_of_searches_tells_right_from_wrong(source, count):
+    assert searched_indexes(source) == count
+
+
+def test_only_the_retriever_searches_an_index():
+    """Everybody else would take what an index ranks by for p(z|x)."""
+    found = {file: searched_indexes(path.read_text(encoding="utf-8")) for file, path in SOURCES.items()}
+    assert {file for file, count in found.items() if count} == {"retrieval/retriever.py"}
 
 
 def spelled_names(source: str) -> list[str]:

@@ -36,7 +36,7 @@ def main() -> None:
         together = len(pipeline.prompts.prompt(passages, question.question, config.max_new_tokens))
         measured.append({"question": len(tokens), "prompts": single, "concatenated": together, "answer": answer})
     stride = -(-len(pipeline.store) // PASSAGES)
-    texts = pipeline.store.embedder_texts[::stride]
+    texts = [pipeline.store[row].embedder_text for row in range(0, len(pipeline.store), stride)]
     lines = ",\n".join(json.dumps(one) for one in measured)
     passages = json.dumps(list(map(len, pipeline.embedder.tokenize(texts))))
     FILE.write_text(f'{{"questions": [\n{lines}\n],\n"passages": {passages}}}\n', encoding="utf-8")

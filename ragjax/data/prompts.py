@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ragjax.data.questions import Passage
+from ragjax.data.token_cache import TokenCache
 from ragjax.errors import UserError
 
 INSTRUCTION = (
@@ -64,7 +65,7 @@ class PromptBuilder:
         self._eos_token_id = eos_token_id
         self._max_passage_tokens = max_passage_tokens
         self.window = window
-        self._tokens: dict[str, list[int]] = {}
+        self._tokens = TokenCache()
         self._too_long: set[str] = set()
         self.passages_cut: set[str] = set()
         # As before a letter: many tokenizers split white space by what follows it.
@@ -76,7 +77,7 @@ class PromptBuilder:
         self._head = [*prefix, *self._plain(_HEAD)]
 
     def passage(self, passage: Passage) -> list[int]:
-        """The passage's tokens, at most `max_passage_tokens`, kept for the next time."""
+        """The passage's tokens, at most `max_passage_tokens`, kept for the next time while there is room."""
         tokens = self._tokens.get(passage.id)
         if tokens is None:
             tokens = self._plain(passage.prompt_text)

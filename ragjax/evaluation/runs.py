@@ -127,7 +127,7 @@ def _questions(config: EvaluateConfig, run: Run) -> tuple[str, Sequence[Question
     """(what they are called, the questions)."""
     if config.questions:
         source, label = config.questions, Path(config.questions).name.split(".")[0]
-        questions = read_questions(source, set(run.pipeline.store.ids))
+        questions = read_questions(source, {passage.id for passage in run.pipeline.store})
     else:
         source, label = f"{run.dataset.folder}'s {config.split} split", config.split
         questions = getattr(run.dataset, config.split)

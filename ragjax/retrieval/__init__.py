@@ -1,12 +1,30 @@
 """Finding passages.
 
-PassageStore   the passages by row number             passages.py
-encode_corpus  texts to vectors, once, kept on disk   encode.py
-ExactIndex     exact inner-product search (FAISS)     faiss_index.py
+PassageStore, PassageList     the passages by row number; in memory                        passages.py
+encode_corpus                 passages to vectors, once, kept on disk                      encode.py
+VectorStore, ArrayVectors     stored vectors by row number; of an array or a memory map    vectors.py
+Retriever, Retrieval          questions to passages and their scores                       retriever.py
+Index, Queries, Proposal      what an index is, is asked and answers                       retriever.py
+ExactIndex                    exact inner-product search (FAISS)                           faiss_index.py
 """
 
 from ragjax.retrieval.encode import EncodedCorpus, encode_corpus
 from ragjax.retrieval.faiss_index import ExactIndex
-from ragjax.retrieval.passages import PassageStore, hash_texts
+from ragjax.retrieval.passages import PassageList, PassageStore
+from ragjax.retrieval.retriever import Index, Proposal, Queries, Retrieval, Retriever
+from ragjax.retrieval.vectors import ArrayVectors, VectorStore
 
-__all__ = ["EncodedCorpus", "ExactIndex", "PassageStore", "encode_corpus", "hash_texts"]
+__all__ = [
+    "ArrayVectors",
+    "EncodedCorpus",
+    "ExactIndex",
+    "Index",
+    "PassageList",
+    "PassageStore",
+    "Proposal",
+    "Queries",
+    "Retrieval",
+    "Retriever",
+    "VectorStore",
+    "encode_corpus",
+]

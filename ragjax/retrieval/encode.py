@@ -1,4 +1,4 @@
-"""Passage texts to vectors, once per (corpus, embedder), kept on disk.
+"""Passages to vectors, once per (corpus, embedder), kept on disk.
 
     cache_dir/<key>/vectors.npy    float32 [P, E], opened memory-mapped
     cache_dir/<key>/meta.json      what the key was made of, P, E, seconds, tokens, sha256 of vectors.npy
@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +27,7 @@ import numpy as np
 
 from ragjax.errors import UserError
 from ragjax.files import caching, lock_file, read_json, sha256_file, write_json
-from ragjax.retrieval.passages import hash_texts
+from ragjax.retrieval.passages import PassageStore
 from ragjax.voice import progress
 
 CHUNK = 512  # texts between two records of progress: seconds of work on a laptop
@@ -49,14 +49,14 @@ class EncodedCorpus:
 
 def encode_corpus(
     encode: Callable[[list[str]], np.ndarray],
-    texts: Sequence[str],
+    store: PassageStore,
     key: str,
     cache_dir: Path,
     width: int,
     show_progress: bool = True,
     count_tokens: Callable[[list[str]], int] | None = None,
 ) -> EncodedCorpus:
-    """Vectors [P, E] of the P texts, from the cache or encoded now; a run that was killed is taken up where
+    """Vectors [P, E] of the P passages, from the cache or encoded now; a run that was killed is taken up where
     it stood.
 
     encode: n texts -> [n, E] float32, where E is `width`.  key: names everything about the embedder that
@@ -65,15 +65,15 @@ def encode_corpus(
 
     Several processes may ask for the same vectors at once: one encodes, the others wait. A damaged cache is
     encoded again, with a warning. Raises UserError if the cache cannot be written or a vector is not finite,
-    ValueError if there are no texts or `encode` returns another shape.
+    ValueError if there are no passages or `encode` returns another shape.
     """
-    if not texts:
-        raise ValueError("there are no texts to encode")
+    if not len(store):
+        raise ValueError("there are no passages to encode")
     identity = {
         "layout": _LAYOUT,
-        "texts": hash_texts(texts),
+        "texts": store.content_hash,
         "embedder": key,
-        "count": len(texts),
+        "count": len(store),
         "width": width,
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
@@ -90,7 +90,7 @@ def encode_corpus(
             with _storing(folder):
                 shutil.rmtree(folder)
         work = _Partial(folder.with_name(f"{name}.partial"), identity)
-        work.encode_rest(encode, texts, show_progress, count_tokens)
+        work.encode_rest(encode, store, show_progress, count_tokens)
         work.finish(folder)
     vectors = _open_vectors(folder / "vectors.npy", "r", identity)
     return EncodedCorpus(vectors, work.seconds, work.tokens, cached=False)
@@ -138,23 +138,23 @@ class _Partial:
     def encode_rest(
         self,
         encode: Callable[[list[str]], np.ndarray],
-        texts: Sequence[str],
+        store: PassageStore,
         show_progress: bool,
         count_tokens: Callable[[list[str]], int] | None,
     ) -> None:
         """Encodes the chunks that are not done and records each of them."""
-        order = np.argsort([-len(text) for text in texts], kind="stable")
+        order = np.argsort([-len(passage.embedder_text) for passage in store], kind="stable")
         done = self.progress["chunks"] * CHUNK
         with progress(
             desc="encoding",
-            total=len(texts),
-            initial=min(done, len(texts)),
+            total=len(store),
+            initial=min(done, len(store)),
             unit=" passages",
             shown=show_progress,
         ) as bar:
-            for start in range(done, len(texts), CHUNK):
+            for start in range(done, len(store), CHUNK):
                 rows = order[start : start + CHUNK]
-                chunk = [texts[row] for row in rows]
+                chunk = [store[row].embedder_text for row in rows]
                 began = time.perf_counter()
                 self.vectors[rows] = self._checked(encode(chunk), len(chunk))
                 seconds = time.perf_counter() - began

@@ -1,50 +1,67 @@
-"""The passages of a corpus by row number: what the index answers with is a row of this store."""
+"""The passages of a corpus by row number: what an index proposes is rows of this store."""
 
+import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from ragjax.data.questions import Passage
 
 
-class PassageStore:
-    """The passages of one corpus in their fixed order; row numbers 0..P-1 (int64) are the ids that the index
-    knows.
+class PassageStore(Protocol):
+    """The P passages of one corpus in a fixed order, by row number 0..P-1 and by id."""
 
-    passages: list of P Passage.  ids: list of their P string ids.  embedder_texts: the P texts that are
-    encoded.
-    """
+    def __len__(self) -> int: ...
 
-    def __init__(self, passages: Sequence[Passage]):
-        """Raises ValueError if an id occurs twice."""
-        self.passages = list(passages)
-        self.ids = [passage.id for passage in self.passages]
-        self.embedder_texts = [passage.embedder_text for passage in self.passages]
-        self._row_of = {identity: row for row, identity in enumerate(self.ids)}
-        if len(self._row_of) < len(self.ids):
-            raise ValueError("two passages have the same id")
+    def __getitem__(self, row: int) -> Passage: ...
 
-    def __len__(self) -> int:
-        return len(self.passages)
-
-    def __getitem__(self, row: int) -> Passage:
-        return self.passages[row]
-
-    @property
-    def content_hash(self) -> str:
-        """sha256 of the embedder texts in order: equal where the vectors of one embedder are equal."""
-        return hash_texts(self.embedder_texts)
+    def __iter__(self) -> Iterator[Passage]:
+        """All of them, in order of their rows."""
 
     def rows_of(self, ids: Iterable[str]) -> np.ndarray:
         """Row numbers [n] int64 of passages named by their ids. Raises KeyError for an unknown id."""
+
+    def ids_of(self, rows: Iterable[int]) -> list[str]:
+        """Ids of passages named by their row numbers, for instance the [K] that a question reads."""
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of what the embedder reads, in order: equal where the vectors of one embedder are equal."""
+
+
+class PassageList:
+    """A store in memory."""
+
+    def __init__(self, passages: Sequence[Passage]):
+        """Keeps `passages` [P] as they are, without a copy: they must not change afterwards.
+
+        Raises ValueError if an id occurs twice.
+        """
+        self._passages = passages
+        self._row_of = {passage.id: row for row, passage in enumerate(passages)}
+        if len(self._row_of) < len(passages):
+            raise ValueError("two passages have the same id")
+
+    def __len__(self) -> int:
+        return len(self._passages)
+
+    def __getitem__(self, row: int) -> Passage:
+        return self._passages[row]
+
+    def __iter__(self) -> Iterator[Passage]:
+        return iter(self._passages)
+
+    def rows_of(self, ids: Iterable[str]) -> np.ndarray:
         return np.array([self._row_of[identity] for identity in ids], np.int64)
 
     def ids_of(self, rows: Iterable[int]) -> list[str]:
-        """String ids of passages named by their row numbers, for instance one question's [K] from the
-        index.
-        """
-        return [self.ids[row] for row in rows]
+        return [self._passages[row].id for row in rows]
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        return hash_texts(passage.embedder_text for passage in self._passages)
 
 
 def hash_texts(texts: Iterable[str]) -> str:

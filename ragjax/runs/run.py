@@ -9,8 +9,9 @@ import jax
 
 from ragjax.config import RunConfig
 from ragjax.data.sources import Dataset, load_dataset
-from ragjax.pipeline import Pipeline, Retrieval, build_pipeline, load_models
+from ragjax.pipeline import Pipeline, build_pipeline, load_models
 from ragjax.pretrained import Embedder, Generator
+from ragjax.retrieval import Retrieval
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, read_phases
 from ragjax.voice import say

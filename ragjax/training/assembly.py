@@ -33,6 +33,7 @@ from ragjax.data.questions import Question
 from ragjax.models.encoders import sentence_vectors
 from ragjax.parallel import layout_of
 from ragjax.pretrained import embed
+from ragjax.retrieval import Queries
 from ragjax.runs import Run
 from ragjax.training.likelihoods import Likelihoods, row_limits
 from ragjax.training.objectives import AnswerMixture, AnswerObjective, LikelihoodObjective, Objective
@@ -121,12 +122,12 @@ class QuestionSide:
         began = time.perf_counter()
         vectors = (self.stacked_vectors if copies else self.vectors)(questions, variables)
         embedded = time.perf_counter()
-        rows, _ = self._pipeline.index.search(vectors, self._top_k)
+        texts = [question.question for question in questions] * max(copies, 1)
+        found = self._pipeline.retriever.retrieve(Queries(texts, vectors), self._top_k)
         lengths = list(map(len, self.tokens(questions))) * max(copies, 1)
         ledger.add("embedder", Cost(embedded - began, forward_flops(embedder.size, lengths, 0), sum(lengths)))
-        products = 2.0 * len(vectors) * len(self._pipeline.store) * embedder.config.hidden_size
-        ledger.add("search", Cost(time.perf_counter() - embedded, products, 0))
-        return rows.reshape(copies, len(questions), -1) if copies else rows
+        ledger.add("search", found.cost)
+        return found.rows.reshape(copies, len(questions), -1) if copies else found.rows
 
     def work(self, questions: Sequence[Question], training: bool) -> Cost:
         """The embedder's work inside a step."""
@@ -177,7 +178,7 @@ class AnswerAssembler(NoCache):
     def with_passages(self, asked: Asked, rows: np.ndarray) -> Assembled:
         """The batch of questions under the given passages [b, K] (row numbers, best first)."""
         questions, indices, _, training = asked
-        tokens, vectors = self._side.tokens(questions), self._pipeline.index.vectors_of(rows)
+        tokens, vectors = self._side.tokens(questions), self._pipeline.retriever.vectors.vectors_of(rows)
         examples = [self._example(*parts) for parts in zip(indices, questions, tokens, vectors, rows, strict=True)]
         shape = fit_shape(self._shapes, self._side.layout.split(examples))
         batch = self._side.layout.stack(examples, lambda group: self._make(group, shape))
@@ -268,7 +269,7 @@ class LikelihoodAssembler:
         self, questions: Sequence[Question], rows: np.ndarray, scores: Mapping[tuple[int, int], np.ndarray]
     ) -> ScoredBatch:
         """[groups, micro-batches, ...] of the questions under the given passages [b, K], whose `score` is given."""
-        vectors, tokens = self._pipeline.index.vectors_of(rows), self.side.tokens(questions)
+        vectors, tokens = self._pipeline.retriever.vectors.vectors_of(rows), self.side.tokens(questions)
         items = [
             (
                 tokens[i],

@@ -14,6 +14,7 @@ from ragjax.costs import Cost, Ledger
 from ragjax.data.batches import RankingBatch, pad_tokens
 from ragjax.data.questions import Question
 from ragjax.errors import UserError
+from ragjax.retrieval import Queries
 from ragjax.runs import Run
 from ragjax.training.assembly import Asked, Assembled, NoCache, QuestionSide, dev_questions
 from ragjax.training.objectives import RankingObjective
@@ -57,7 +58,8 @@ class RankingAssembler(NoCache):
             raise UserError(
                 f"--hard_negatives={wanted} are more than the {passages} passages hold besides the positives: lower it."
             )
-        rows, _ = self._pipeline.index.search(np.stack([self._guide[q.id] for q in questions]), wanted + most)
+        queries = Queries([q.question for q in questions], np.stack([self._guide[q.id] for q in questions]))
+        rows = self._pipeline.retriever.retrieve(queries, wanted + most).rows
         return {
             question.id: [int(row) for row in found if int(row) not in self._positives[question.id]][:wanted]
             for question, found in zip(questions, rows, strict=True)
@@ -71,7 +73,7 @@ class RankingAssembler(NoCache):
         candidates = np.asarray([*positives, *negatives], np.int64)
         # One shape for every step, the last one of an epoch too.
         size = self.batch_size * (1 + self._config.hard_negatives)
-        vectors = self._pipeline.index.vectors_of(candidates)
+        vectors = self._pipeline.retriever.vectors.vectors_of(candidates)
         mask = np.zeros((len(questions), size), bool)
         mask[:, : len(candidates)] = self._is_negative(questions, positives, candidates, vectors)
         padded = np.zeros((size, vectors.shape[1]), np.float32)

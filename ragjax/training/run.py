@@ -131,7 +131,7 @@ def _begin(run: Run, phases: Sequence[Phase]) -> None:
     run.files.begin(
         RunRecord(run.config, tuple(phase.name for phase in phases), inputs),
         learning_rates={phase.name: phase.learning_rates(run.config) for phase in phases},
-        index=run.pipeline.index.describe(),
+        index=run.pipeline.retriever.index.describe(),
         versions={"ragjax": __version__, **{name: version(name) for name in _PACKAGES}},
         devices=device_kinds(),
     )
@@ -178,7 +178,7 @@ def _changes(before: Measurement, after: Measurement) -> dict[str, Any]:
 def _describe_retrieval(run: Run) -> dict[str, Any]:
     pipeline = run.pipeline
     return {
-        "index": pipeline.index.describe(),
+        "index": pipeline.retriever.index.describe(),
         "top_k": run.config.top_k,
         "score_scale": run.config.score_scale,
         "passages_per_second": len(pipeline.store) / pipeline.encode_cost.seconds,

@@ -13,8 +13,9 @@ from ragjax.errors import UserError
 from ragjax.evaluation import runner
 from ragjax.evaluation.runner import evaluate, summarise
 from ragjax.generation import Decoded
-from ragjax.pipeline import Retrieval, first_line
+from ragjax.pipeline import first_line
 from ragjax.pretrained import load_generator
+from ragjax.retrieval import Retrieval
 from tests.tiny import write_tiny_llama
 
 PASSAGES = [Passage(f"p{i}", "", f"passage {i}") for i in range(8)]

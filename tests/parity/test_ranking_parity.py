@@ -16,7 +16,7 @@ from ragjax.data.questions import Passage, Question
 from ragjax.data.sources import Dataset
 from ragjax.parallel import ONE_DEVICE
 from ragjax.pretrained import load_embedder
-from ragjax.retrieval import ExactIndex, PassageStore
+from ragjax.retrieval import ArrayVectors, ExactIndex, PassageList, Queries, Retriever
 from ragjax.training.assembly import Asked
 from ragjax.training.ranking import RankingAssembler
 from ragjax.training.step import make_eval_step, means
@@ -37,15 +37,20 @@ def models(tmp_path_factory):
     folder = write_tiny_bert(tmp_path_factory.mktemp("bert"), seed=9)
     ours, theirs = load_embedder(folder), SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     passages = [Passage(f"p{i}", f"Title {i}" if i % 3 else "", text) for i, text in enumerate(TEXTS[:28])]
-    store = PassageStore(passages)
-    index = ExactIndex(ours.encode(store.embedder_texts))
-    return SimpleNamespace(embedder=ours, store=store, index=index), theirs
+    vectors = ours.encode([passage.embedder_text for passage in passages])
+    retriever = Retriever(ExactIndex(vectors), ArrayVectors(vectors))
+    return SimpleNamespace(embedder=ours, store=PassageList(passages), retriever=retriever), theirs
+
+
+def nearest(pipeline, texts: list[str], k: int) -> np.ndarray:
+    """Passage rows [B, k], best first."""
+    return pipeline.retriever.retrieve(Queries(texts, pipeline.embedder.encode(texts)), k).rows
 
 
 def labelled_questions(pipeline, hard: int) -> list[Question]:
     """Questions whose positives are nobody's hard negative: sentence-transformers knows no masks."""
     texts = TEXTS[-BATCH:]
-    near, _ = pipeline.index.search(pipeline.embedder.encode(texts), hard + 1)
+    near = nearest(pipeline, texts, hard + 1)
     free = [row for row in range(len(pipeline.store)) if row not in near]
     return [Question(f"q{i}", text, ("yes",), (f"p{free[2 * i]}",)) for i, text in enumerate(texts)]
 
@@ -55,11 +60,11 @@ def test_loss_equals_sentence_transformers(models, hard):
     """Scale 20, cosine; without and with one hard negative a question, in one micro-batch and in two."""
     pipeline, theirs = models
     questions = labelled_questions(pipeline, hard)
-    dataset = Dataset("made", Path("made"), pipeline.store.passages, questions, [], [], sha256="")
+    dataset = Dataset("made", Path("made"), list(pipeline.store), questions, [], [], sha256="")
     columns = [[q.question for q in questions], [text_of(pipeline, q.positive_ids[0]) for q in questions]]
     for row in range(hard):
-        near, _ = pipeline.index.search(pipeline.embedder.encode(columns[0]), hard)
-        columns.append([pipeline.store.embedder_texts[rows[row]] for rows in near])
+        near = nearest(pipeline, columns[0], hard)
+        columns.append([pipeline.store[rows[row]].embedder_text for rows in near])
     vectors = [theirs.encode(texts, convert_to_tensor=True, show_progress_bar=False) for texts in columns]
     loss = MultipleNegativesRankingLoss(theirs)
     assert loss.scale == RunConfig().ranking_scale == 20.0
@@ -82,4 +87,4 @@ def test_loss_equals_sentence_transformers(models, hard):
 
 def text_of(pipeline, identity: str) -> str:
     (row,) = pipeline.store.rows_of([identity])
-    return pipeline.store.embedder_texts[row]
+    return pipeline.store[row].embedder_text

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ragjax.data.questions import Passage
 from ragjax.errors import UserError
 from ragjax.retrieval import encode as module
 from ragjax.retrieval.encode import encode_corpus
+from ragjax.retrieval.passages import PassageList
 
 COUNT, WIDTH, CHUNK = 50, 6, 8
 CHUNKS = 7
@@ -46,8 +48,13 @@ class Encoder:
         return vectors_of(texts)
 
 
+def store_of(texts):
+    return PassageList([Passage(f"p{row}", "", text) for row, text in enumerate(texts)])
+
+
 def run(cache_dir, encode=None, texts=TEXTS, key="mini", width=WIDTH, **options):
-    return encode_corpus(encode or Encoder(), texts, key, cache_dir, width, show_progress=False, **options)
+    options = {"show_progress": False} | options
+    return encode_corpus(encode or Encoder(), store_of(texts), key, cache_dir, width, **options)
 
 
 def the_folder(cache_dir):
@@ -264,7 +271,7 @@ def test_two_processes_at_once_encode_once(tmp_path):
 
 
 def test_progress_goes_to_stderr_with_a_rate(tmp_path, capsys):
-    encode_corpus(Encoder(), TEXTS, "mini", tmp_path, WIDTH)
+    run(tmp_path, show_progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"{COUNT}/{COUNT}" in captured.err and "passages/s" in captured.err
@@ -279,7 +286,7 @@ def test_wrong_encoders_are_refused(tmp_path):
         run(tmp_path, lambda texts: np.zeros((1, WIDTH), np.float32))
     with pytest.raises(UserError, match="not finite"):
         run(tmp_path, lambda texts: np.full((len(texts), WIDTH), np.nan, np.float32))
-    with pytest.raises(ValueError, match="no texts"):
+    with pytest.raises(ValueError, match="no passages"):
         run(tmp_path, texts=[])
     np.testing.assert_array_equal(run(tmp_path).vectors, vectors_of(TEXTS))
 

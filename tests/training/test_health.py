@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from ragjax.data.questions import Passage, Question
-from ragjax.pipeline import Retrieval
-from ragjax.retrieval import PassageStore
+from ragjax.retrieval import PassageList, Retrieval
 from ragjax.training.health import SAMPLE, RetrievalHealth
 
-STORE = PassageStore([Passage(f"p{i}", "", f"passage {i}") for i in range(20)])
+STORE = PassageList([Passage(f"p{i}", "", f"passage {i}") for i in range(20)])
 # What the untrained embedder finds for four questions, best first.
 START = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13, 14], [0, 5, 10, 15, 16]]
 
@@ -85,7 +84,7 @@ def test_a_wide_top_k_does_not_widen_recall():
 
 
 def test_a_corpus_of_fewer_than_five_passages():
-    store = PassageStore([Passage(f"p{i}", "", "text") for i in range(3)])
+    store = PassageList([Passage(f"p{i}", "", "text") for i in range(3)])
     pipeline = StubPipeline([[2, 0, 1]], store)
     figures = figures_of(RetrievalHealth(pipeline, dev((1,)), top_k=1), [[2, 0, 1]])
     assert figures == {"distinct_passages_per_100": 100.0, "top_k_agreement": 1.0, "recall_at_5": 1.0}

@@ -17,7 +17,7 @@ from ragjax.errors import UserError
 from ragjax.models.lora import LoraConfig
 from ragjax.pipeline import build_pipeline, load_models
 from ragjax.pretrained import init_lora, load_generator
-from ragjax.retrieval import ExactIndex
+from ragjax.retrieval import ArrayVectors, ExactIndex, Retriever
 from ragjax.scoring import score_answers
 from ragjax.training import likelihoods
 from ragjax.training.assembly import AnswerAssembler, Asked, LikelihoodAssembler
@@ -87,7 +87,7 @@ def test_kept_scores_give_the_gradient_of_the_whole_graph(world, dataset, pipeli
     # The tiny embedder's passages are nearly parallel: a gradient through them is a difference of almost equal numbers.
     vectors = rng.standard_normal((len(dataset.passages), pipeline.embedder.config.hidden_size)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    pipeline = dataclasses.replace(pipeline, index=ExactIndex(vectors))
+    pipeline = dataclasses.replace(pipeline, retriever=Retriever(ExactIndex(vectors), ArrayVectors(vectors)))
     rows = np.stack([rng.choice(len(dataset.passages), config.top_k, replace=False) for _ in questions])
 
     run = run_of(config, pipeline, dataset)

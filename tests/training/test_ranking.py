@@ -13,7 +13,7 @@ from ragjax.costs import Ledger, ModelSize, train_flops
 from ragjax.data.questions import Passage, Question
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
-from ragjax.retrieval import ExactIndex, PassageStore
+from ragjax.retrieval import ArrayVectors, ExactIndex, PassageList, Retriever
 from ragjax.training.assembly import Asked
 from ragjax.training.ranking import RankingAssembler
 from tests.tiny_runs import run_of, tiny_world
@@ -45,9 +45,9 @@ class Made:
             tokenize=lambda texts: [[1, *range(2, 2 + len(text) % 7), 3] for text in texts],
             encode=lambda texts: directions([angles[text] for text in texts]),
         )
-        pipeline = SimpleNamespace(
-            embedder=self.embedder, store=PassageStore(passages), index=ExactIndex(directions(ANGLES))
-        )
+        vectors = directions(ANGLES)
+        retriever = Retriever(ExactIndex(vectors), ArrayVectors(vectors))
+        pipeline = SimpleNamespace(embedder=self.embedder, store=PassageList(passages), retriever=retriever)
         splits = {"train": [q for q, _ in train], "dev": [q for q, _ in dev], "test": []}
         dataset = Dataset("made", Path("made"), passages, **splits, sha256="")
         self.config = RunConfig(

@@ -1,0 +1,93 @@
+"""From questions to passages: an index proposes rows, and the stored vectors say how near each of them is.
+
+p(z|x) is defined by the question's vector and the passages' stored ones. An index may be approximate, lexical or a
+mixture, so whatever it ranks by goes no further than its choice of rows: scores and order are computed here.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ragjax.costs import Cost
+from ragjax.errors import DivergedError, UserError
+from ragjax.retrieval.vectors import VectorStore, best_first
+
+
+@dataclass(frozen=True)
+class Queries:
+    """B questions, in both forms that an index may read."""
+
+    texts: Sequence[str]  # [B]
+    vectors: np.ndarray  # [B, E] float32
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What an index has found for B questions."""
+
+    rows: np.ndarray  # [B, n] int64, n >= k, no row twice for a question; their order means nothing
+    cost: Cost  # of the search: its seconds and FLOPs
+
+
+class Index(Protocol):
+    """Something that finds passages."""
+
+    def search(self, queries: Queries, k: int) -> Proposal:
+        """At least k passages for each question. 1 <= k <= P, and the vectors are finite: the retriever sees to it."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records of its index; "type" is its name."""
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Passages of B questions, best first."""
+
+    rows: np.ndarray  # [B, k] int64, row numbers in the corpus
+    scores: np.ndarray  # [B, k] float32, inner products
+    cost: Cost = Cost()  # seconds and FLOPs of the search
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """An index over a corpus, and the corpus's vectors [P, E]."""
+
+    index: Index
+    vectors: VectorStore
+
+    def retrieve(self, queries: Queries, k: int) -> Retrieval:
+        """The k best passages that the index proposes, by inner product; of equal scores the lower row comes first.
+
+        The FLOPs are the index's: those of k inner products a question do not count beside them.
+
+        Raises:
+          UserError: k is not in 1..P, or a question's vector is not finite.
+          ValueError: the vectors have another shape; the index proposes fewer than k passages, or one twice.
+        """
+        vectors = self._checked(queries, k)
+        found = self.index.search(Queries(queries.texts, vectors), k)
+        began = time.perf_counter()
+        if found.rows.shape[1] < k:
+            raise ValueError(f"the index proposed {found.rows.shape[1]} passages where {k} were asked for")
+        rows = np.empty((len(vectors), k), np.int64)
+        scores = np.empty((len(vectors), k), np.float32)
+        for place, (query, proposed) in enumerate(zip(vectors, found.rows, strict=True)):
+            rows[place], scores[place] = best_first(query, proposed, self.vectors.vectors_of(proposed), k)
+        if (np.diff(rows, axis=1) == 0).any():  # equal rows have equal scores, so they are neighbours
+            raise ValueError("the index proposed a passage twice, which would count double in p(z|x)")
+        return Retrieval(rows, scores, found.cost + Cost(time.perf_counter() - began))
+
+    def _checked(self, queries: Queries, k: int) -> np.ndarray:
+        """The questions' vectors [B, E], float32 and contiguous."""
+        count, width = len(self.vectors), self.vectors.width
+        vectors = np.ascontiguousarray(queries.vectors, np.float32)
+        if vectors.shape != (len(queries.texts), width):
+            raise ValueError(f"question vectors must be [{len(queries.texts)}, {width}], not {list(vectors.shape)}")
+        if not 1 <= k <= count:
+            raise UserError(f"--top_k={k} does not fit a corpus of {count} passages: choose 1 to {count}")
+        if not np.isfinite(vectors).all():
+            raise DivergedError("a question vector is not finite: the embedder has diverged, lower --embedder_lr")
+        return vectors

@@ -1,0 +1,71 @@
+"""Stored passage vectors by row number, and the scores that follow from them."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class VectorStore(Protocol):
+    """The vectors [P, E] of a corpus's passages, float32, in the order of its rows."""
+
+    def __len__(self) -> int:
+        """P."""
+
+    @property
+    def width(self) -> int:
+        """E."""
+
+    def vectors_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Vectors of the rows: [..] int -> [.., E] float32, a copy.
+
+        Raises IndexError for a row outside 0..P-1.
+        """
+
+
+class ArrayVectors:
+    """Vectors in an array, which may be a memory map: then only what is asked for is read."""
+
+    def __init__(self, vectors: np.ndarray):
+        """Keeps `vectors` [P, E] float32, P >= 1, without a copy. Raises ValueError for another shape or type."""
+        check_vectors(vectors)
+        self._vectors = vectors
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    @property
+    def width(self) -> int:
+        return self._vectors.shape[1]
+
+    def vectors_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows, np.int64)
+        if rows.size and rows.min() < 0:  # would count from the end
+            raise IndexError("passage rows start at 0")
+        return self._vectors[rows]
+
+
+def check_vectors(vectors: np.ndarray) -> None:
+    """Raises ValueError unless they are float32 [P, E] with P, E >= 1."""
+    if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype != np.float32:
+        raise ValueError(f"vectors must be float32 [P, E], not {vectors.dtype} {list(vectors.shape)}")
+
+
+def best_first(query: np.ndarray, rows: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k of n passages with the highest inner products: (rows [k], scores [k] float32), best first.
+
+    The result does not depend on the order in which the passages are given; of equal scores the lower row comes
+    first.
+
+    Args:
+      query: [E] float32.
+      rows: [n], the passages' row numbers.
+      vectors: [n, E] float32, their vectors.
+      k: at most n.
+    """
+    # In float64, an elementwise product and a sum along the row: equal vectors get equal sums, which a BLAS product of
+    # a matrix does not promise. Rounded to float32 before the order is taken, so that the order is that of the scores
+    # shown.
+    scores = (vectors.astype(np.float64) * query).sum(axis=1).astype(np.float32)
+    order = np.lexsort((rows, -scores))[:k]
+    return rows[order], scores[order]
