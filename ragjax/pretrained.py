@@ -21,6 +21,7 @@ from ragjax.checkpoints import tree_sha256
 from ragjax.config import QUANTIZE, DecodeConfig
 from ragjax.costs import ModelSize
 from ragjax.data.batches import Shape, make_rows, pad_tokens, round_up
+from ragjax.data.pieces import Pieces
 from ragjax.data.prompts import default_prefix
 from ragjax.errors import UserError
 from ragjax.generation import Prepared, prepare
@@ -239,8 +240,12 @@ class Generator:
         ]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """The answer alone, then one end token."""
-        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.eos_token_id]
+        """The answer alone, as it stands behind a line break, then one end token."""
+        return [*self._pieces.inner(answer), self.eos_token_id]
+
+    @functools.cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens removed."""
