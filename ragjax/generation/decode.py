@@ -62,8 +62,6 @@ def check_decoding(config: DecodeConfig) -> None:
             f"--temperature={config.temperature:g} draws answers, which goes with --decode=concat and --num_beams=1 "
             "only: leave it out or change those."
         )
-    if config.top_p > 1:
-        raise UserError(f"--top_p={config.top_p:g} is no probability: give a number above 0 and at most 1.")
 
 
 def question_seeds(config: DecodeConfig, places: Iterable[int]) -> list[int]:
