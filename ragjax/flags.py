@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
+from ragjax.console import visible
 from ragjax.errors import UserError
 from ragjax.version import __version__
 
@@ -79,7 +80,7 @@ def run_command(main: Callable[[Sequence[str]], None], goes_on: bool = True) -> 
             _use_compilation_cache()
             main(argv[1:])
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {visible(str(error))}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("stopped; the same command goes on where it was" if goes_on else "stopped", file=sys.stderr)
