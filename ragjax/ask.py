@@ -33,8 +33,9 @@ def main(arguments: Sequence[str]) -> None:
     question = console.checked(" ".join(arguments).strip())
     if arguments and not question:
         raise UserError(console.NOTHING_ASKED)
+    overrides = flags.given(DecodeConfig)
     run = open_run(_RUN_DIR.value)
-    config = dataclasses.replace(run.config, top_k=_TOP_K.value or run.config.top_k, **flags.given(DecodeConfig))
+    config = dataclasses.replace(run.config, top_k=_TOP_K.value or run.config.top_k, **overrides)
     check_decoding(config)
     run.pipeline.check_top_k(config.top_k)
     if sentence := run.unfinished():

@@ -1,11 +1,15 @@
 """The configuration of a run: one frozen dataclass, whose fields are also the commands' flags.
 
-Each field carries its help text, so a flag, its default and the table in docs/defaults.md have one source. Reasons
-and evidence for the defaults stand in that table.
+Each field carries its help text and what it may hold, so a flag, its default, its bounds and the table in
+docs/defaults.md have one source. No configuration exists with a value that cannot be meant: making one raises
+UserError. Reasons and evidence for the defaults stand in that table.
 """
 
 import dataclasses
+import math
 from typing import Any
+
+from ragjax.errors import UserError
 
 STRATEGIES = ("none", "generator", "joint", "embedder", "independent", "two_phase", "auto")
 OBJECTIVES = ("rag_token", "rag_sequence", "concat_nll")
@@ -17,12 +21,89 @@ DECODERS = ("concat", "rag_token", "rag_sequence")
 DECODE_VARIANTS = ("thorough", "fast")
 
 
+# The linear layers of a decoder, all of which can carry an adapter.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """Finite numbers from `minimum` (or `above` it) to `maximum` (or `below` it)."""
+
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = {"above": self.above, "at least": self.minimum, "at most": self.maximum, "below": self.below}
+        return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+
+
 def _field(
-    default: Any, help: str, *, choices: tuple[str, ...] = (), minimum: float | None = None, kind: type | None = None
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    kind: type | None = None,
+    items: tuple[str, ...] | type | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
 ) -> Any:
-    """A field with its flag; `kind` is needed where the default is None."""
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "kind": kind or type(default)}
+    """A field with its flag and what it may hold.
+
+    kind: needed where the default is None.
+    items: of a list in a string, separated by commas: what to choose from, or the kind of its (positive) numbers.
+    minimum, above, maximum, below: of a number, or of a list's numbers.
+    """
+    metadata = {"help": help, "choices": choices, "kind": kind or type(default), "items": items}
+    metadata["range"] = _Range(minimum, above, maximum, below)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+class _Checked:
+    """A configuration whose values are checked, and whose lists are tidied, when it is made."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, rules = getattr(self, field.name), field.metadata
+            if rules["items"] and (value or field.default):
+                # "a, b" and "a,b" are one configuration, also where a run's flags are compared with another's.
+                object.__setattr__(self, field.name, ",".join(_items(field.name, value, rules)))
+            elif rules["choices"] and value not in rules["choices"]:
+                known = ", ".join(filter(None, rules["choices"]))
+                raise UserError(f"--{field.name}={value} is not known: choose from {known}.")
+            elif rules["kind"] in (int, float) and value is not None and value not in rules["range"]:
+                raise UserError(f"--{field.name}={value:g} is out of range: give a number {rules['range']}.")
+
+
+def _items(name: str, text: str, rules: Any) -> list[str]:
+    """The parts of a list without blanks around them, each once. Raises UserError for one that may not be there."""
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not isinstance(rules["items"], tuple):
+        if not all(_is_number(part, rules["items"], rules["range"]) for part in parts):
+            example = "1,5,10" if rules["items"] is int else "1e-6,3e-6,1e-5"
+            raise UserError(f"--{name}={text} is no list of positive numbers: write it as {example}.")
+    elif unknown := [part for part in parts if part not in rules["items"]]:
+        raise UserError(f"--{name}={unknown[0]} is not known: choose from {', '.join(rules['items'])}.")
+    return parts
+
+
+def _is_number(text: str, kind: type, within: _Range) -> bool:
+    try:
+        return kind(text) in within
+    except ValueError:
+        return False
 
 
 # The grid of Lawton et al. 2025 (arXiv 2510.01600), for either model.
@@ -32,7 +113,7 @@ GRIDS = ("1d", "2d")
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeConfig:
+class DecodeConfig(_Checked):
     """How answers are decoded."""
 
     decode: str = _field(
@@ -50,7 +131,7 @@ class DecodeConfig:
     temperature: float = _field(
         0.0, "Above 0: draw answers, from sharper (below 1) or flatter distributions (concat only).", minimum=0
     )
-    top_p: float = _field(1.0, "Draw from the likeliest tokens that hold this probability.", minimum=1e-6)
+    top_p: float = _field(1.0, "Draw from the likeliest tokens that hold this probability.", above=0, maximum=1)
     sample_seed: int = _field(0, "Seed of drawn answers.", minimum=0)
     max_new_tokens: int = _field(24, "Longest generated answer, in tokens.", minimum=1)
 
@@ -72,7 +153,7 @@ class RunConfig(DecodeConfig):
         "generator's likelihoods held constant.",
         choices=RETRIEVER_OBJECTIVES,
     )
-    retriever_temperature: float = _field(1.0, "Flattens the likelihoods in emdr2, pdist and replug_lsr.", minimum=1e-6)
+    retriever_temperature: float = _field(1.0, "Flattens the likelihoods in emdr2, pdist and replug_lsr.", above=0)
     embedder: str = _field("minilm", "Embedder: a short name, a hub id or a local folder.")
     generator: str = _field("smollm2-135m", "Generator: a short name, a hub id, a local folder or a .gguf file.")
     data: str = _field("sample", "Data: `sample` (shipped) or a folder with corpus, train, dev and test .jsonl(.gz).")
@@ -83,15 +164,15 @@ class RunConfig(DecodeConfig):
     epochs: int = _field(1, "Passes of each phase over the training questions, where --max_steps is 0.", minimum=1)
     max_steps: int = _field(0, "Optimizer steps of each phase; 0: as many as --epochs takes.", minimum=0)
     embedder_lr: float | None = _field(
-        None, "Peak learning rate of the embedder; left out: the phase's own.", minimum=0, kind=float
+        None, "Peak learning rate of the embedder; left out: the phase's own.", above=0, kind=float
     )
     generator_lr: float | None = _field(
-        None, "Peak learning rate of the generator; left out: the phase's own.", minimum=0, kind=float
+        None, "Peak learning rate of the generator; left out: the phase's own.", above=0, kind=float
     )
     ranking_batch_size: int = _field(
         8, "Questions per step of multiple negatives ranking: each is a negative for the others.", minimum=1
     )
-    ranking_scale: float = _field(20.0, "Multiplies the cosine in multiple negatives ranking.", minimum=0)
+    ranking_scale: float = _field(20.0, "Multiplies the cosine in multiple negatives ranking.", above=0)
     hard_negatives: int = _field(
         5, "Passages that the untrained embedder ranks highest, positives left out, added per question.", minimum=0
     )
@@ -106,20 +187,21 @@ class RunConfig(DecodeConfig):
         "", "A finished run whose tuned generator is taken over (strategies independent and two_phase)."
     )
     warmup_fraction: float = _field(
-        0.05, "Share of the steps over which the rates rise, before they fall linearly.", minimum=0
+        0.05, "Share of the steps over which the rates rise, before they fall linearly.", minimum=0, maximum=1
     )
     weight_decay: float = _field(0.0, "AdamW's decoupled weight decay.", minimum=0)
-    max_grad_norm: float = _field(1.0, "Each model's gradient is clipped to this norm.", minimum=0)
+    max_grad_norm: float = _field(1.0, "Each model's gradient is clipped to this norm.", above=0)
     loss_reduction: str = _field(
         "sum", "Sum of token losses per question, or mean over answer tokens.", choices=("sum", "mean")
     )
-    score_scale: float = _field(20.0, "Multiplies the inner product before the softmax over passages.", minimum=0)
+    score_scale: float = _field(20.0, "Multiplies the inner product before the softmax over passages.", above=0)
     lora_rank: int = _field(16, "Rank of the generator's adapters; 0: all weights are trained.", minimum=0)
-    lora_alpha: float = _field(32.0, "Adapters are scaled by alpha / rank.", minimum=0)
-    lora_dropout: float = _field(0.0, "Dropout on the adapters' input.", minimum=0)
+    lora_alpha: float = _field(32.0, "Adapters are scaled by alpha / rank.", above=0)
+    lora_dropout: float = _field(0.0, "Dropout on the adapters' input.", minimum=0, below=1)
     lora_targets: str = _field(
-        "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+        ",".join(LORA_TARGETS),
         "Projections with adapters, separated by commas.",
+        items=LORA_TARGETS,
     )
     prompt: str = _field(
         "paper", "The plain prompt, or the same inside the model's chat template.", choices=("paper", "chat")
@@ -149,11 +231,11 @@ class RunConfig(DecodeConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(_Checked):
     """What a learning-rate search tries, besides the flags of its runs."""
 
-    embedder_rates: str = _field(PAPER_RATES, "Embedder rates to try, separated by commas.")
-    generator_rates: str = _field(PAPER_RATES, "Generator rates to try, separated by commas.")
+    embedder_rates: str = _field(PAPER_RATES, "Embedder rates to try, separated by commas.", items=float, above=0)
+    generator_rates: str = _field(PAPER_RATES, "Generator rates to try, separated by commas.", items=float, above=0)
     select: str = _field(
         "",
         "Winner by the answers' f1 or em on the dev questions, or by their dev_loss, which needs no decoding; left "
@@ -165,6 +247,10 @@ class SearchConfig:
         "1d", "Each model's rates by themselves, or (2d, strategy joint) every pair of them.", choices=GRIDS
     )
 
+    def rates(self, model: str) -> list[float]:
+        """The rates to try of "embedder" or "generator", each once, in order."""
+        return sorted({float(rate) for rate in getattr(self, f"{model}_rates").split(",")})
+
     @property
     def selection(self) -> str:
         """What decides between the rates."""
@@ -172,7 +258,7 @@ class SearchConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(_Checked):
     """What is evaluated on which questions, besides the overrides of the run's DecodeConfig."""
 
     run_dir: str = _field("", "Folder of a ragjax.train run; runs/joint where no model is given either.")
@@ -184,9 +270,14 @@ class EvaluateConfig:
     eval_limit: int = _field(0, "The first N questions; 0: all.", minimum=0)
     eval_batch_size: int = _field(8, "Questions decoded at once.", minimum=1)
     top_k: str = _field(
-        "", "Passages to read; several numbers, separated by commas, are evaluated one after the other."
+        "",
+        "Passages to read; several numbers, separated by commas, are evaluated one after the other.",
+        items=int,
+        minimum=1,
     )
-    decode: str = _field("", f"Decoders, separated by commas: {', '.join(DECODERS)}; left out: the run's.")
+    decode: str = _field(
+        "", f"Decoders, separated by commas: {', '.join(DECODERS)}; left out: the run's.", items=DECODERS
+    )
     passage_answers: bool = _field(False, "Also write the greedy answer under each passage by itself.")
     paired_with: str = _field("", "A second run, evaluated on the same questions and compared with the first.")
     out: str = _field(
@@ -194,3 +285,13 @@ class EvaluateConfig:
         "Folder for predictions and scores, the second run's in its folder paired/; left out: predictions/ in each "
         "run's own.",
     )
+
+    @property
+    def numbers_of_passages(self) -> list[int]:
+        """Those asked for; none: the run's."""
+        return [int(number) for number in self.top_k.split(",")] if self.top_k else []
+
+    @property
+    def decoders(self) -> list[str]:
+        """Those asked for; none: the run's."""
+        return self.decode.split(",") if self.decode else []

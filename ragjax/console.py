@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 _BOLD, _PLAIN = "\033[1m", "\033[0m"
 NOTHING_ASKED = 'Ask something: python -m ragjax.ask --run_dir=FOLDER "your question".'
 
+# What a terminal obeys instead of showing it, line breaks and tabs apart: control characters, the start of escape
+# sequences among them, and those that turn the direction of writing.
+_OBEYED = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_SHOWN = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _OBEYED if chr(code) not in "\n\t"}
+_SHOWN_IN_JSON = {code: f"\\u{code:04x}" for code in _OBEYED}
+
+
+def visible(text: str) -> str:
+    """The text with control characters spelled out: passages come from anywhere."""
+    return text.translate(_SHOWN)
+
 
 def checked(question: str) -> str:
     """The question. Raises UserError where its bytes were no UTF-8."""
@@ -45,7 +56,7 @@ def answer_lines(answer: Callable[[str], None], as_json: bool) -> None:
             if as_json:
                 say(json.dumps({"question": line, "error": str(error)}), flush=True)
             else:
-                say(f"error: {error}", to_stderr=True)
+                say(f"error: {visible(str(error))}", to_stderr=True)
         except KeyboardInterrupt:
             if not is_prompted:
                 raise
@@ -116,6 +127,7 @@ class Stream:
         self._shown = ""
 
     def __call__(self, text: str) -> None:
+        text = visible(text)
         if not text.startswith(self._shown):  # a character that was not whole has changed
             say("\r" + " " * len(self._shown) + "\r", end="")
             self._shown = ""
@@ -125,14 +137,14 @@ class Stream:
 
 def print_answer(answer: "Answer", is_streamed: bool) -> None:
     """An answer and its passages; a terminal that a `Stream` wrote to has seen the text already."""
-    shown = "" if is_streamed else f"\n{answer.text}"
+    shown = "" if is_streamed else f"\n{visible(answer.text)}"
     say(f"{shown}  (probability {answer.probability:.3f})\n")
     rows = zip(answer.passages, answer.probabilities, answer.posterior, strict=True)
     for rank, (passage, share, after) in enumerate(rows, start=1):
-        text = passage.prompt_text
+        text = visible(passage.prompt_text)
         if is_streamed and "NO_COLOR" not in os.environ:
-            text = _highlight(text, answer.text)
-        say(f"{rank}. p(z|x) = {share:.3f}  p(z|x,y) = {after:.3f}  [{passage.id}]  {text}")
+            text = _highlight(text, visible(answer.text))
+        say(f"{rank}. p(z|x) = {share:.3f}  p(z|x,y) = {after:.3f}  [{visible(passage.id)}]  {text}")
     say(flush=True)
 
 
@@ -149,4 +161,5 @@ def json_line(question: str, answer: "Answer") -> str:
         for passage, share, after in rows
     ]
     record = {"question": question, "answer": answer.text, "probability": answer.probability, "passages": passages}
-    return json.dumps(record, ensure_ascii=False)
+    # These stand inside strings only, where JSON has the same escapes.
+    return json.dumps(record, ensure_ascii=False).translate(_SHOWN_IN_JSON)

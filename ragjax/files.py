@@ -13,10 +13,12 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from ragjax.errors import UserError
+from ragjax.errors import UserError, reason
 from ragjax.voice import is_first, say
+
+Parsed = TypeVar("Parsed")
 
 
 def write_atomic(path: str | os.PathLike, content: bytes | str, everywhere: bool = False) -> None:
@@ -107,6 +109,30 @@ def read_json_lines(path: str | os.PathLike) -> list[Any]:
     return values
 
 
+def read_whole_lines(
+    path: str | os.PathLike, parse: Callable[[Any], Parsed], mend: str
+) -> Iterator[tuple[str, Parsed]]:
+    """Each (line, what `parse` makes of its JSON value) of a file that grows line by line, up to one that was cut off.
+
+    Raises UserError, naming file, line and `mend`, for a line that `parse` cannot read; nothing if there is no file.
+    """
+    if not Path(path).exists():
+        return
+    number = 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                number += 1
+                if not line.endswith(b"\n"):
+                    return
+                yield line.decode(), parse(json.loads(line))
+    except OSError as error:
+        raise _unreadable(Path(path), error) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        fault = f"it lacks {error}" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"{path} line {number} is damaged ({fault}): {mend}") from error
+
+
 def write_json(path: str | os.PathLike, value: Any, everywhere: bool = False) -> None:
     """Writes `value` as indented UTF-8 JSON with a final newline, atomically.
 
@@ -143,7 +169,7 @@ def plan_json(path: str, value: Any) -> PlannedFile:
 
 
 def plan_copy(path: str, source: Path) -> PlannedFile:
-    """A copy of the file `source`."""
+    """A copy of the file `source`, or of what it links to."""
     try:
         size = source.stat().st_size
     except OSError as error:

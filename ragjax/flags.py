@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
+from ragjax.console import visible
 from ragjax.errors import UserError
 from ragjax.version import __version__
 from ragjax.voice import say
@@ -20,7 +21,7 @@ flags.disclaim_key_flags()
 
 
 def define_flags(config: type) -> None:
-    """Defines --NAME for each field of a configuration, with its help, choices and bounds."""
+    """Defines --NAME for each field of a configuration, with its help and choices."""
     for field in dataclasses.fields(config):
         define_field(field, field.default)
 
@@ -33,29 +34,34 @@ def define_overrides(config: type, but: Sequence[str] = ()) -> None:
 
 
 def define_field(field: dataclasses.Field, default: Any) -> None:
-    text, choices, minimum, kind = (field.metadata[key] for key in ("help", "choices", "minimum", "kind"))
+    text, choices, kind = (field.metadata[key] for key in ("help", "choices", "kind"))
     name = field.name
     if choices:
         flags.DEFINE_enum(name, default, choices, text)
     elif kind is bool:
         flags.DEFINE_bool(name, default, text)
     elif kind is int:
-        flags.DEFINE_integer(name, default, text, lower_bound=minimum)
+        flags.DEFINE_integer(name, default, text)
     elif kind is float:
-        flags.DEFINE_float(name, default, text, lower_bound=minimum)
+        flags.DEFINE_float(name, default, text)
     else:
         flags.DEFINE_string(name, default, text)
 
 
 def parsed(config: type[Config]) -> Config:
-    """The parsed flags as a configuration."""
+    """The parsed flags as a configuration. Raises UserError where one is out of bounds."""
     return config(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(config)})
 
 
 def given(config: type, but: Sequence[str] = ()) -> dict[str, Any]:
-    """What the command line gives of the flags that `define_overrides` has defined: {field: value}."""
+    """What the command line gives of the flags that `define_overrides` has defined: {field: value}.
+
+    Raises UserError where one is out of bounds.
+    """
     names = [field.name for field in dataclasses.fields(config) if field.name not in but]
-    return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    values = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    config(**values)  # checks them
+    return values
 
 
 def run_command(main: Callable[[Sequence[str]], None], goes_on: bool = True) -> None:
@@ -75,7 +81,7 @@ def run_command(main: Callable[[Sequence[str]], None], goes_on: bool = True) -> 
             _use_compilation_cache()
             main(argv[1:])
         except UserError as error:
-            say(f"error: {error}", to_stderr=True, everywhere=True)
+            say(f"error: {visible(str(error))}", to_stderr=True, everywhere=True)
             return 1
         except KeyboardInterrupt:
             sentence = "stopped; the same command goes on where it was" if goes_on else "stopped"

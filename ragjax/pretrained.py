@@ -19,7 +19,8 @@ from flax import linen as nn
 from ragjax.checkpoints import tree_sha256
 from ragjax.config import QUANTIZE, DecodeConfig
 from ragjax.costs import ModelSize
-from ragjax.data.batches import Shape, make_rows, pad_tokens, round_up
+from ragjax.data.batches import Shape, length_bucket, make_rows, pad_tokens, round_up
+from ragjax.data.pieces import Pieces
 from ragjax.data.prompts import default_prefix
 from ragjax.errors import UserError
 from ragjax.generation import Prepared, prepare
@@ -205,7 +206,7 @@ class Generator:
         for start in range(0, len(order), _ROWS):
             chosen = order[start : start + _ROWS]
             longest = max(len(prompt_ids[i]) + len(answer_ids[i]) for i in chosen)
-            shape = Shape(_ROWS, round_up(longest, 64), round_up(max(len(answer_ids[i]) for i in chosen), 8))
+            shape = Shape(_ROWS, length_bucket(longest), round_up(max(len(answer_ids[i]) for i in chosen), 8))
             rows = make_rows([[prompt_ids[i]] for i in chosen], [answer_ids[i] for i in chosen], chosen, shape, _ROWS)
             scores = np.asarray(_score(self.module, self.variables, rows))[:, 0]
             for row, i in enumerate(chosen):
@@ -239,8 +240,12 @@ class Generator:
         ]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """The answer alone, then one end token."""
-        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.eos_token_id]
+        """The answer alone, as it stands behind a line break, then one end token."""
+        return [*self._pieces.inner(answer), self.eos_token_id]
+
+    @functools.cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens removed."""

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 
 def is_first() -> bool:
     """Whether this process is the one that speaks and writes. Asking wakes JAX's devices."""
+    import jax  # takes a second, which a command that refuses its flags does not need
+
     return jax.process_index() == 0
 
 

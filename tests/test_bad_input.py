@@ -4,6 +4,8 @@ import dataclasses
 import fcntl
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -248,8 +250,16 @@ def test_commands_print_one_sentence_and_exit_with_1(world, tmp_path):
     assert "holds no config.json" in refused_by_command(ask)
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--data=sample", "more"]], ids=str)
+@pytest.mark.parametrize("command", ["prepare", "index", "compare"])
+def test_a_command_of_a_later_version_says_so(command, arguments):
+    done = subprocess.run([sys.executable, "-m", f"ragjax.{command}", *arguments], capture_output=True, text=True)
+    assert refused_by_command(done).startswith(f"error: ragjax.{command} is not part of this version yet: ")
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+
+
 def test_a_flag_out_of_its_range_is_refused(world):
     done = world.command("-m", "ragjax.train", "--top_k=0")
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr, done.stderr
-    assert "--top_k" in done.stderr
+    assert refused_by_command(done) == "error: --top_k=0 is out of range: give a number at least 1."
+    done = world.command("-m", "ragjax.ask", "--top_p=nan", "--run_dir=nowhere", "why?")
+    assert refused_by_command(done) == "error: --top_p=nan is out of range: give a number above 0 and at most 1."

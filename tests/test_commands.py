@@ -229,7 +229,7 @@ def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
             "--temperature=0.5 draws answers, which goes with --decode=con",
         ),
         ({}, {"temperature": 0.5, "num_beams": 2}, "--temperature=0.5 draws answers, which goes with --decode=concat"),
-        ({}, {"top_p": 1.5}, "--top_p=1.5 is no probability: give a number above 0 and at most 1."),
+        ({}, {"top_p": 1.5}, "--top_p=1.5 is out of range: give a number above 0 and at most 1."),
         ({"questions": "nowhere.jsonl"}, {}, "nowhere.jsonl cannot be read (No such file or directory)"),
         ({"generator": "smollm2-135m"}, {}, "--run_dir already names the models: leave it out, or --embedder and"),
         ({"data": "sample"}, {}, "--data goes with --embedder and --generator; a run is evaluated on its own data."),

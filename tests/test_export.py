@@ -350,6 +350,49 @@ def test_gguf_tokenizer_gives_the_same_ids(from_gguf):
     assert exported.special_tokens_map == ours.special_tokens_map
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "modules.json", "1_Pooling"])
+def test_a_link_out_of_a_models_folder_is_not_followed(world, tmp_path, name):
+    """A folder from the net could hold one to a private file, which the export would then publish."""
+    source, elsewhere = tmp_path / "bert", tmp_path / "private"
+    write_tiny_bert(source)
+    elsewhere.mkdir()
+    if (source / name).exists():
+        (source / name).rename(elsewhere / name)
+    else:
+        (elsewhere / name).write_text("a secret")
+    (source / name).symlink_to(f"../private/{name}")
+    write_run(tmp_path / "run", config_of(world, tmp_path / "run", strategy="none", embedder=str(source)), {})
+    message = refusal(tmp_path / "run", tmp_path / "out")
+    assert str(source / name) in message and "is a symbolic link out of its model's folder" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_inside_a_models_folder_and_into_the_hubs_blobs_are_followed(world, tmp_path):
+    """The hub's cache keeps files by their hash beside the folders, which hold nothing but links to them."""
+    plain = write_tiny_bert(tmp_path / "bert")
+    cached = tmp_path / "models--owner--bert" / "snapshots" / "abc"
+    blobs = cached.parent.parent / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in plain.rglob("*") if path.is_file())):
+        shutil.copy(path, blobs / str(number))
+        link = cached / path.relative_to(plain)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        depth = len(link.relative_to(cached).parts) + 1
+        link.symlink_to("/".join([".."] * depth + ["blobs", str(number)]))
+    shutil.copytree(plain, tmp_path / "linked")
+    (tmp_path / "linked" / "config.json").rename(tmp_path / "linked" / "settings")
+    (tmp_path / "linked" / "config.json").symlink_to("settings")
+    found = []
+    for source in (plain, cached, tmp_path / "linked"):
+        run = tmp_path / f"run-{source.name}"
+        write_run(run, config_of(world, run, strategy="none", embedder=str(source)), {})
+        files = files_of(export_run(run, tmp_path / f"out-{source.name}") / "embedder")
+        del files["README.md"]  # names the source
+        found.append(files)
+    assert "1_Pooling/config.json" in found[0] and "model.safetensors" in found[0]
+    assert found[0] == found[1] == found[2]
+
+
 def test_a_plain_encoder_becomes_a_sentence_encoder(world, tmp_path):
     """Without sentence-transformers' own files, or with others than ragjax goes by."""
     source = write_tiny_bert(tmp_path / "bert")

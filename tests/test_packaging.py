@@ -23,7 +23,7 @@ in_checkout = pytest.mark.skipif(
     reason="reads files that only a checkout has",
 )
 
-COMMANDS = {"train", "evaluate", "index", "ask", "export", "lr_search", "compare", "flags"}
+COMMANDS = {"train", "evaluate", "prepare", "index", "ask", "export", "lr_search", "compare", "flags"}
 # Beside the commands: what they show and read at a terminal, without flags.
 BESIDE_COMMANDS = {"console"}
 FOUNDATIONS = {"errors", "voice", "files", "config", "parallel", "checkpoints", "costs", "version"}

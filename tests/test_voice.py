@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from ragjax.data.questions import Passage
 from ragjax.files import KeyedRecords, append_line, plan_text, read_json, write_atomic, write_folder, write_json
-from ragjax.retrieval import encode_corpus
+from ragjax.retrieval import PassageList, encode_corpus
 from ragjax.runs import RunFolder
 from ragjax.training.records import MetricsLog
 from ragjax.voice import is_first, progress, say, warn
@@ -102,7 +103,8 @@ def test_the_cache_of_another_host_is_filled(second, tmp_path):
     def encode(texts):
         return np.eye(2, dtype=np.float32)[[len(text) % 2 for text in texts]]
 
-    kept = [encode_corpus(encode, ["a", "bb"], "key", tmp_path, 2, show_progress=False) for _ in range(2)]
+    store = PassageList([Passage("1", "", "a"), Passage("2", "", "bb")])
+    kept = [encode_corpus(encode, store, "key", tmp_path, 2, show_progress=False) for _ in range(2)]
     for one in kept:
         np.testing.assert_array_equal(one.vectors, encode(["a", "bb"]))
     assert [one.cached for one in kept] == [False, True]

@@ -14,13 +14,16 @@
     {answer}<end>
 
 Training under single passages and evaluation under all of them use this one form. Joining ids instead of strings
-lets a passage be stored as tokens. With SmolLM2's tokenizer the ids equal those of the whole string, unless a second
-or later passage starts with a digit: after a letter's blank line of two tokens, a digit's is one in the whole string.
+lets a passage be stored as tokens. The ids equal those of the whole string (see `pieces`), with this exception:
+where SmolLM2's tokenizer makes one token of a blank line before a digit, a second or later passage that starts with a
+digit keeps the two tokens that stand before a letter.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from ragjax.data.pieces import BLANK_LINE, Pieces
 from ragjax.data.questions import Passage
 from ragjax.data.token_cache import TokenCache
 from ragjax.errors import UserError
@@ -29,17 +32,16 @@ INSTRUCTION = (
     "You are a general-knowledge expert. Use the relevant context to answer the question in as few words as possible."
 )
 _HEAD = f"{INSTRUCTION}\n\n### Context:\n"
-_SEPARATOR = "\n\n"
 _STYLES = ("paper", "chat")
 
 
 def prompt_text(passages: Sequence[Passage], question: str) -> str:
     """The whole `paper` prompt as one string: what the pieces stand for."""
-    return _HEAD + _SEPARATOR.join(passage.prompt_text for passage in passages) + _question_piece(question)
+    return _HEAD + BLANK_LINE.join([*(passage.prompt_text for passage in passages), _question_piece(question)])
 
 
 def _question_piece(question: str) -> str:
-    return f"{_SEPARATOR}### Question:\n{question}\n\n### Answer:\n"
+    return f"### Question:\n{question}\n\n### Answer:\n"
 
 
 class PromptBuilder:
@@ -61,31 +63,44 @@ class PromptBuilder:
         """
         if style not in _STYLES:
             raise ValueError(f"style is one of {_STYLES}, not {style!r}")
-        self._tokenizer = tokenizer
+        self._pieces = Pieces(tokenizer)
         self._eos_token_id = eos_token_id
         self._max_passage_tokens = max_passage_tokens
         self.window = window
         self._tokens = TokenCache()
+        self._ended = TokenCache()  # the same with the blank line
         self._too_long: set[str] = set()
         self.passages_cut: set[str] = set()
-        # As before a letter: many tokenizers split white space by what follows it.
-        self._separator = self._plain(f"{_SEPARATOR}a")[: -len(self._plain("a"))]
         if style == "chat":
-            prefix, self._tail = self._chat_wrapping()
+            # The template's special tokens are meant as such.
+            before, after = _chat_wrapping(tokenizer)
+            self._head = self._pieces.first(before + _HEAD, split_special_tokens=False)
+            self._tail = self._pieces.inner(after, split_special_tokens=False)
         else:
-            prefix, self._tail = default_prefix(tokenizer), []
-        self._head = [*prefix, *self._plain(_HEAD)]
+            self._head = [*default_prefix(tokenizer), *self._pieces.first(_HEAD)]
+            self._tail = []
 
     def passage(self, passage: Passage) -> list[int]:
         """The passage's tokens, at most `max_passage_tokens`, kept for the next time while there is room."""
         tokens = self._tokens.get(passage.id)
         if tokens is None:
-            tokens = self._plain(passage.prompt_text)
+            tokens = self._pieces.inner(passage.prompt_text)
             if len(tokens) > self._max_passage_tokens:
                 self._too_long.add(passage.id)
                 tokens = tokens[: self._max_passage_tokens]
             self._tokens[passage.id] = tokens
         return tokens
+
+    def _ended_passage(self, passage: Passage, tokens: list[int]) -> list[int]:
+        """The passage's `tokens` and those of the blank line after it, which a tokenizer may join."""
+        ended = self._ended.get(passage.id)
+        if ended is None:
+            if passage.id in self._too_long:
+                ended = [*tokens, *self._pieces.separator]
+            else:
+                ended = self._pieces.before_blank_line(passage.prompt_text)
+            self._ended[passage.id] = ended
+        return ended
 
     def prompt(self, passages: Sequence[Passage], question: str, reserve: int) -> list[int]:
         """Prompt ids for passages in descending score.
@@ -105,12 +120,13 @@ class PromptBuilder:
         if sum(map(len, pieces)) > room:
             share = room // len(pieces)
             self.passages_cut.update(p.id for p, piece in zip(passages, pieces, strict=True) if len(piece) > share)
-            pieces = [piece[:share] for piece in pieces]
-        ids = list(self._head)
-        for k, piece in enumerate(pieces):
-            ids += self._separator if k else []
-            ids += piece
-        return [*ids, *self._plain(_question_piece(question)), *self._tail]
+            ended = [
+                self._ended_passage(p, piece) if len(piece) <= share else [*piece[:share], *self._pieces.separator]
+                for p, piece in zip(passages, pieces, strict=True)
+            ]
+        else:
+            ended = [self._ended_passage(p, piece) for p, piece in zip(passages, pieces, strict=True)]
+        return [*self._head, *itertools.chain(*ended), *self._pieces.inner(_question_piece(question)), *self._tail]
 
     def room(self, question: str, passages: int, reserve: int) -> int:
         """Tokens that the window leaves for the passages. Raises UserError where there is none for the question."""
@@ -126,26 +142,20 @@ class PromptBuilder:
 
     def answer(self, answer: str) -> list[int]:
         """The answer's tokens, exactly as given, then the end token."""
-        return [*self._plain(answer), self._eos_token_id]
+        return [*self._pieces.inner(answer), self._eos_token_id]
 
     def frame_length(self, question: str, passages: int) -> int:
-        """Tokens of a prompt besides its passages' own."""
-        tail = len(self._plain(_question_piece(question))) + len(self._tail)
-        return len(self._head) + len(self._separator) * (passages - 1) + tail
+        """Tokens of a prompt besides its passages' own, at most: a blank line can join the text before it."""
+        tail = len(self._pieces.inner(_question_piece(question))) + len(self._tail)
+        return len(self._head) + len(self._pieces.separator) * passages + tail
 
-    def _plain(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _chat_wrapping(self) -> tuple[list[int], list[int]]:
-        """What the chat template puts before and after a user's turn; here special tokens are meant as such."""
-        mark = "\N{OBJECT REPLACEMENT CHARACTER}"
-        turn = [{"role": "user", "content": mark}]
-        text = self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        before, after = text.split(mark)
-        return tuple(
-            self._tokenizer(piece, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-            for piece in (before, after)
-        )
+def _chat_wrapping(tokenizer: Any) -> tuple[str, str]:
+    """What the chat template puts before and after a user's turn."""
+    mark = "\N{OBJECT REPLACEMENT CHARACTER}"
+    turn = [{"role": "user", "content": mark}]
+    before, after = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True).split(mark)
+    return before, after
 
 
 def default_prefix(tokenizer: Any) -> list[int]:

@@ -18,7 +18,7 @@ from ragjax.data.questions import Question
 from ragjax.errors import UserError
 from ragjax.evaluation.generations import CachedGenerations
 from ragjax.evaluation.report import METRICS
-from ragjax.files import append_line, read_json, read_json_lines, write_atomic, write_json
+from ragjax.files import append_line, read_json, read_json_lines, read_whole_lines, write_atomic, write_json
 from ragjax.generation import Decoded, Prepared, question_seeds
 from ragjax.pipeline import Pipeline, probabilities
 from ragjax.retrieval import PassageStore
@@ -234,16 +234,19 @@ def _read_partial(
     A last line that a kill has cut off is dropped, and so is what an evaluation of other things or with other batches
     left.
     """
-    if not _partial(path).exists():
-        return []
-    lines = _partial(path).read_text(encoding="utf-8").splitlines(keepends=True)
+
+    def parse(line: Any) -> tuple[list[str], list[dict[str, Any]], Cost] | None:
+        made_from, records, cost = line
+        return ([record["id"] for record in records], records, Cost(**cost)) if made_from == identity else None
+
+    mend = "delete the file, its questions are then answered again"
+    lines = read_whole_lines(_partial(path), parse, mend)
     kept, finished = [], []
-    for line, batch in zip(lines, batches, strict=False):
-        made_from, records, cost = json.loads(line) if line.endswith("\n") else (None, [], {})
-        if made_from != identity or [record["id"] for record in records] != batch:
+    for batch, (line, found) in zip(batches, lines, strict=False):
+        if found is None or found[0] != batch:
             break
         kept.append(line)
-        finished.append((records, Cost(**cost)))
-    if len(kept) < len(lines):
+        finished.append(found[1:])
+    if _partial(path).exists():
         write_atomic(_partial(path), "".join(kept))
     return finished

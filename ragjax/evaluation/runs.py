@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragjax.config import DECODERS, DecodeConfig, EvaluateConfig, RunConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.data.questions import Question, read_questions
 from ragjax.errors import UserError
 from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table
@@ -37,15 +37,14 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[
         passages; a predictions file of something else; one of several processes.
     """
     refuse_several_processes()
-    numbers = _numbers(config)
-    run = _open(config, numbers)
+    run = _open(config)
     other = _opened(config.paired_with) if config.paired_with else None
     if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
         raise UserError(
             f"--paired_with={config.paired_with} searches other passages than {run.folder}, so their scores make no "
             "pairs: choose two runs on one corpus."
         )
-    settings = _settings(config, run, numbers, overrides)
+    settings = _settings(config, run, overrides)
     label, questions = _questions(config, run)
     found = _evaluated(config, run, settings, questions, label, _folder(config, run))
     result: dict[str, Any] = {"questions": label, "n": len(questions), **found}
@@ -62,18 +61,7 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[
     return result
 
 
-def _numbers(config: EvaluateConfig) -> list[int]:
-    """The numbers of passages asked for; none: the run's."""
-    try:
-        numbers = [int(part) for part in config.top_k.split(",")] if config.top_k else []
-    except ValueError:
-        numbers = [0]
-    if any(number < 1 for number in numbers):
-        raise UserError(f"--top_k={config.top_k} is no list of positive numbers: write it as 1,5,10.")
-    return numbers
-
-
-def _open(config: EvaluateConfig, numbers: Sequence[int]) -> Run:
+def _open(config: EvaluateConfig) -> Run:
     """The run, or untrained models as one."""
     if not (config.embedder or config.generator):
         run = _opened(config.run_dir or _DEFAULT_RUN)
@@ -83,7 +71,8 @@ def _open(config: EvaluateConfig, numbers: Sequence[int]) -> Run:
     if config.run_dir:
         raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
     given = {name: value for name in ("embedder", "generator", "data") if (value := getattr(config, name))}
-    given |= {"top_k": numbers[0]} if numbers else {}
+    if config.numbers_of_passages:
+        given["top_k"] = config.numbers_of_passages[0]
     return prepare(RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given))
 
 
@@ -98,18 +87,12 @@ def _folder(config: EvaluateConfig, run: Run) -> Path:
     return Path(config.out) if config.out else run.files.predictions_folder
 
 
-def _settings(
-    config: EvaluateConfig, run: Run, numbers: Sequence[int], overrides: Mapping[str, Any]
-) -> list[RunConfig]:
+def _settings(config: EvaluateConfig, run: Run, overrides: Mapping[str, Any]) -> list[RunConfig]:
     """The run's configuration under each decoder and number of passages."""
-    decoders = config.decode.split(",") if config.decode else [run.config.decode]
-    for name in decoders:
-        if name not in DECODERS:
-            raise UserError(f"--decode={name} is not known: choose from {', '.join(DECODERS)}.")
     settings = [
         dataclasses.replace(run.config, **overrides, decode=name, top_k=k, eval_batch_size=config.eval_batch_size)
-        for name in decoders
-        for k in numbers or [run.config.top_k]
+        for name in config.decoders or [run.config.decode]
+        for k in config.numbers_of_passages or [run.config.top_k]
     ]
     for each in settings:
         check_decoding(each)

@@ -2,7 +2,9 @@
 
 Notable choices
 - A model that was not trained is its source's files as they are; of one that was, all but the weights.
-- From a source come weights, JSON, vocabularies, templates and licences; never a pickle, never code.
+- From a source come weights, JSON, vocabularies, templates and licences; never a pickle, never code, and never what a
+  link out of its folder leads to (the hub's cache has its files beside its folders, and links to them). Weights may be
+  links: the run has recorded their hash.
 - A sentence-transformers folder says what ragjax does: mean pooling, unit length, no prompt in front of a text. Where
   the source says less (a plain encoder's folder) or otherwise, that file is written anew.
 """
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ragjax.config import RunConfig
+from ragjax.errors import UserError
 from ragjax.exporting.cards import Provenance, card, hub_name
 from ragjax.files import PlannedFile, plan_copy, plan_json, plan_text, read_json, read_json_object
 from ragjax.pretrained import ENCODERS
@@ -98,11 +101,11 @@ def _model_files(folder: str, source: ModelSource, trained: Trained, max_shard_b
     if source.format == "gguf":
         files = _settings_of_gguf(folder, source)
     else:
-        files = [plan_copy(f"{folder}/{path.name}", path) for path in _beside_weights(source.path)]
+        files = [plan_copy(f"{folder}/{path.name}", _inside(source, path)) for path in _beside_weights(source.path)]
     if trained.params or trained.lora or source.format == "gguf":
         files += plan_weights(folder, trained_tensors(source, trained), max_shard_bytes)
     else:
-        index = () if source.files[0].name == "model.safetensors" else (source.path / INDEX_FILE,)
+        index = () if source.files[0].name == "model.safetensors" else (_inside(source, source.path / INDEX_FILE),)
         files += [plan_copy(f"{folder}/{path.name}", path) for path in (*source.files, *index)]
     return {file.path: file for file in files}
 
@@ -111,6 +114,20 @@ def _beside_weights(folder: Path) -> list[Path]:
     """What a model's folder holds beside its weights; indexes name weight files and so go with those."""
     found = {path for pattern in _BESIDE_WEIGHTS for path in folder.glob(pattern) if path.is_file()}
     return sorted(path for path in found if not path.name.endswith(".index.json"))
+
+
+def _inside(source: ModelSource, path: Path) -> Path:
+    """The path. Raises UserError where it is a link, or lies behind one, that leads out of the model's folder."""
+    folder = source.path.resolve()
+    homes = [folder]
+    if folder.parent.name == "snapshots":  # models--OWNER--NAME/snapshots/REVISION in the hub's cache
+        homes.append(folder.parent.parent / "blobs")
+    if source.package is None and not any(path.resolve().is_relative_to(home) for home in homes):
+        raise UserError(
+            f"{path} is a symbolic link out of its model's folder, which an export does not follow: put the file "
+            "itself there, or remove the link."
+        )
+    return path
 
 
 def _settings_of_gguf(folder: str, source: ModelSource) -> list[PlannedFile]:
@@ -153,7 +170,7 @@ def _sentence_files(folder: str, source: ModelSource) -> dict[str, PlannedFile]:
         files.append(plan_json(f"{folder}/{path.name}", defaults | settings | {"default_prompt_name": None}))
     pooling = _pooling_config(source.path)
     if pooling:
-        files.append(plan_copy(f"{folder}/{pooling.parent.name}/config.json", pooling))
+        files.append(plan_copy(f"{folder}/{pooling.parent.name}/config.json", _inside(source, pooling)))
     else:
         modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
         width = {"word_embedding_dimension": config["hidden_size"]}

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ragjax.config import DecodeConfig
-from ragjax.data.batches import pad_tokens, round_up
+from ragjax.data.batches import length_bucket, pad_tokens, round_up
 from ragjax.errors import DivergedError, UserError
 from ragjax.generation import search
 from ragjax.generation.search import Rule
@@ -62,8 +62,6 @@ def check_decoding(config: DecodeConfig) -> None:
             f"--temperature={config.temperature:g} draws answers, which goes with --decode=concat and --num_beams=1 "
             "only: leave it out or change those."
         )
-    if config.top_p > 1:
-        raise UserError(f"--top_p={config.top_p:g} is no probability: give a number above 0 and at most 1.")
 
 
 def question_seeds(config: DecodeConfig, places: Iterable[int]) -> list[int]:
@@ -240,7 +238,7 @@ def _batches(
         chosen = order[start : start + batch_size]
         passages = len(prompts[chosen[0]])
         ids = [prompt for i in chosen for prompt in prompts[i]]
-        tokens, lengths = pad_tokens(ids, batch_size * passages, round_up(max(map(len, ids)), 64))
+        tokens, lengths = pad_tokens(ids, batch_size * passages, length_bucket(max(map(len, ids))))
         weights = np.zeros((batch_size, passages), np.float32)
         weights[: len(chosen)] = [log_weights[i] for i in chosen]
         drawn_from = np.zeros(batch_size, np.uint32)

@@ -5,10 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from ragjax.models.lora import COLLECTION, LoraConfig, lora_delta
 from ragjax.models.products import matmul
 from ragjax.models.quantize import quantize, quantized_matmul
+
+# Names the output of a linear layer for rematerialisation.
+_LINEAR = "linear"
 
 
 class Projection(nn.Module):
@@ -44,7 +48,8 @@ class Projection(nn.Module):
             y = (y.astype(jnp.float32) + bias).astype(self.dtype)
         if self.lora is not None:
             y = y + lora_delta(self, x, self.features, self.lora, dropout_ids)
-        return y.reshape(*x.shape[:-1], self.features)
+        # What partial rematerialisation keeps: the sum alone, not the base's and the adapter's products.
+        return checkpoint_name(y, _LINEAR).reshape(*x.shape[:-1], self.features)
 
     def _init_kernel(self, key: jax.Array, shape: tuple[int, int]) -> Any:
         kernel = nn.initializers.lecun_normal()(key, shape)
@@ -64,8 +69,8 @@ def stack_layers(block: type[nn.Module], layers: int, scan: bool, remat: str, in
       in_axes: for each input, 0 where it has a layer axis, `nn.broadcast` where all layers share it.
     """
     if remat != "none":
-        # Attention's products have batch dimensions, those of linear layers have none.
-        kept = {"full": None, "partial": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+        # By name, as a policy that looks for products does not see the quantised ones inside their custom_vjp.
+        kept = {"full": None, "partial": jax.checkpoint_policies.save_only_these_names(_LINEAR)}
         # A scan's body is compiled once, so nothing could merge the two computations: no need to prevent it.
         block = nn.remat(block, prevent_cse=not scan, policy=kept[remat])
     return nn.scan(

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ragjax.config import LORA_TARGETS
 from ragjax.models.products import matmul
 
 COLLECTION = "lora"
-ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LoraConfig:
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    targets: tuple[str, ...] = ALL_TARGETS
+    targets: tuple[str, ...] = LORA_TARGETS
 
 
 def lora_delta(

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ragjax.files import append_line, write_atomic
+from ragjax.files import append_line, read_whole_lines, write_atomic
 from ragjax.runs import RunFolder
 from ragjax.voice import is_first
 
@@ -31,7 +31,7 @@ class MetricsLog:
         """Keeps a phase's lines up to `step`; a line that was cut off by a kill is dropped too."""
         from tensorboardX import SummaryWriter
 
-        self._keep(lambda line: line["phase"] != phase or line["step"] <= step)
+        self._keep(lambda its_phase, its_step: its_phase != phase or its_step <= step)
         if is_first():
             self._writer = SummaryWriter(str(self._files.events(phase)), purge_step=step + 1)
 
@@ -49,11 +49,9 @@ class MetricsLog:
         if self._writer is not None:
             self._writer.close()
 
-    def _keep(self, wanted: Callable[[dict], bool]) -> None:
+    def _keep(self, wanted: Callable[[str, int], bool]) -> None:
         if not self._path.exists():
             return
-        kept = []
-        for text in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if text.endswith("\n") and wanted(json.loads(text)):
-                kept.append(text)
-        write_atomic(self._path, "".join(kept))
+        mend = "repair or remove that line, which records a step of training"
+        lines = read_whole_lines(self._path, lambda line: (str(line["phase"]), int(line["step"])), mend)
+        write_atomic(self._path, "".join([text for text, place in lines if wanted(*place)]))

@@ -61,7 +61,7 @@ def search(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
     """
     refuse_several_processes()
     config = dataclasses.replace(config, run_dir=config.run_dir or f"runs/search-{config.strategy}")
-    rates = {model: _parse_rates(model, getattr(options, f"{model}_rates")) for model in MODELS}
+    rates = {model: options.rates(model) for model in MODELS}
     strategy, dataset = settle_strategy(config)
     dataset = dataset or load_dataset(config.data)
     phases = _phases(dataclasses.replace(config, strategy=strategy), options)
@@ -85,16 +85,6 @@ def search(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
             _Search(run, options, record).run(phases, rates)
         _print(files, record, options)
         return record
-
-
-def _parse_rates(model: str, text: str) -> list[float]:
-    try:
-        rates = [float(part) for part in text.split(",")]
-    except ValueError:
-        rates = []
-    if not rates or min(rates) <= 0 or not all(map(math.isfinite, rates)):
-        raise UserError(f"--{model}_rates={text} is no list of positive numbers: write them as 1e-6,3e-6,1e-5.")
-    return sorted(set(rates))
 
 
 def _phases(config: RunConfig, options: SearchConfig) -> Sequence[Phase]:

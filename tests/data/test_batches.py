@@ -10,6 +10,7 @@ from ragjax.data.batches import (
     Shape,
     choose_shapes,
     fit_shape,
+    length_bucket,
     make_batch,
     make_rows,
     pack,
@@ -39,6 +40,15 @@ def test_packing_places_everything_once_without_overlap(lengths, row_length):
 def test_packing_by_hand():
     # Longest first: 6 opens row 0, 5 row 1, 4 fills row 0, 3 and 2 fill row 1.
     assert [tuple(place) for place in pack([3, 6, 2, 5, 4], 10)] == [(1, 5), (0, 0), (1, 8), (1, 0), (0, 6)]
+
+
+def test_padded_lengths_are_few():
+    assert [length_bucket(length) for length in (1, 64, 65, 128, 129, 193, 257, 385, 1000, 1025, 1537)] == [
+        *(64, 64, 128, 128, 192, 256, 384, 512),
+        *(1024, 1536, 2048),
+    ]
+    assert all(length <= length_bucket(length) < max(1.5 * length, 129) for length in range(1, 5000))
+    assert len({length_bucket(length) for length in range(100, 1501)}) == 8
 
 
 def test_rows_by_hand():

@@ -165,6 +165,23 @@ def test_an_interrupted_evaluation_goes_on_behind_its_last_batch(tmp_path):
     assert not partial(path).exists()
 
 
+@pytest.mark.parametrize("damage", [b"{]", b"\xff\xfe", b"7", b'["a", []]', None])
+def test_a_damaged_line_is_named(tmp_path, damage):
+    """Not a traceback; a line that was cut off by a kill is the file's last and has no end."""
+    path = tmp_path / "p.jsonl"
+    interrupted(path, at=2)
+    lines = partial(path).read_bytes().splitlines(keepends=True)
+    assert len(lines) == 2
+    lines[1] = lines[1].replace(b'"id"', b'"is"') if damage is None else damage + b"\n"
+    partial(path).write_bytes(b"".join(lines))
+    with pytest.raises(UserError) as caught:
+        run_evaluation(Pipeline(), path)
+    assert str(caught.value).startswith(f"{partial(path)} line 2 is damaged (")
+    assert str(caught.value).endswith("): delete the file, its questions are then answered again")
+    partial(path).unlink()
+    assert run_evaluation(Pipeline(), path)[0] == run_evaluation(Pipeline(), tmp_path / "whole.jsonl")[0]
+
+
 def test_a_batch_whose_line_was_cut_off_is_done_again(tmp_path):
     path = tmp_path / "p.jsonl"
     interrupted(path, at=2)

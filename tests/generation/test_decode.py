@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ragjax import losses
+from ragjax import losses, pretrained
 from ragjax.config import DecodeConfig
 from ragjax.errors import DivergedError
 from ragjax.generation import Rule, decode, decode_answers, decode_mixture, decode_sequence, search, stream_answer
@@ -125,6 +125,32 @@ def test_a_row_is_the_same_alone_in_any_company_and_under_any_padding(generator,
     assert decoded(generator, prompts[::-1], ends)[::-1] == together
     long = np.random.default_rng(1).integers(3, generator.config.vocab_size, 70).tolist()
     assert decoded(generator, [*prompts, long], ends, rows=6)[:-1] == together
+
+
+def test_prompts_of_any_length_share_a_few_compiled_programs(generator):
+    """A program for every multiple of 64 made eight here, and took longer to compile than to decode."""
+    search.prefill.clear_cache()
+    search.run.clear_cache()
+    rng = np.random.default_rng(2)
+    many = [rng.integers(3, generator.config.vocab_size, length).tolist() for length in range(260, 764, 10)]
+    found = decoded(generator, many, NEVER, rows=4)
+    lengths = [384, 512, 768]
+    assert search.prefill._cache_size() == search.run._cache_size() == len(lengths)
+    # More padding changes nothing: the same prompts, read beside one that is longer.
+    assert decoded(generator, [*many[::20], many[-1]], NEVER, rows=6) == [*found[::20], found[-1]]
+    assert search.prefill._cache_size() == len(lengths) + 1  # six rows
+
+
+def test_scores_of_any_length_share_a_few_compiled_programs(generator):
+    rng = np.random.default_rng(2)
+    pairs = [rng.integers(3, generator.config.vocab_size, length).tolist() for length in range(260, 764, 10)]
+    pretrained._score.clear_cache()
+    found = generator.score_tokens(pairs, [[5, 2]] * len(pairs))
+    assert pretrained._score._cache_size() == 3
+    for i in (0, 20, 50):
+        logits = np.asarray(generator.logits(np.array([[*pairs[i], 5]])))[0]
+        expected = jax.nn.log_softmax(logits)[[-2, -1], [5, 2]]
+        np.testing.assert_allclose(found[i], expected, atol=2e-5)
 
 
 def test_decoding_stops_as_soon_as_every_row_has_ended(generator, prompts, expected, ends, monkeypatch):
