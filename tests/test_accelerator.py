@@ -45,7 +45,7 @@ def test_the_whole_check_runs_on_a_cpu_without_faiss_gguf_and_tensorboard(tmp_pa
     (tmp_path / "sitecustomize.py").write_text(BLOCKER, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     out = tmp_path / "found.json"
-    command = [sys.executable, str(FOLDER / "check.py"), "--small", f"--out={out}"]
+    command = [sys.executable, str(FOLDER / "check.py"), "--small", "--seconds=3000", f"--out={out}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     parts = json.loads(out.read_text(encoding="utf-8"))["parts"]
