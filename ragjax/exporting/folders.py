@@ -122,7 +122,7 @@ def _inside(source: ModelSource, path: Path) -> Path:
     homes = [folder]
     if folder.parent.name == "snapshots":  # models--OWNER--NAME/snapshots/REVISION in the hub's cache
         homes.append(folder.parent.parent / "blobs")
-    if source.package is None and not any(path.resolve().is_relative_to(home) for home in homes):
+    if not source.origin.startswith("package") and not any(path.resolve().is_relative_to(home) for home in homes):
         raise UserError(
             f"{path} is a symbolic link out of its model's folder, which an export does not follow: put the file "
             "itself there, or remove the link."

@@ -43,12 +43,12 @@ def test_packing_by_hand():
 
 
 def test_padded_lengths_are_few():
-    assert [length_bucket(length) for length in (1, 64, 65, 128, 129, 193, 257, 385, 1000, 1025, 1537)] == [
-        *(64, 64, 128, 128, 192, 256, 384, 512),
-        *(1024, 1536, 2048),
+    assert [length_bucket(length) for length in (1, 64, 65, 257, 512, 513, 769, 1000, 1025, 1537, 4000)] == [
+        *(64, 64, 128, 320, 512),
+        *(640, 896, 1024, 1280, 1792, 4096),
     ]
-    assert all(length <= length_bucket(length) < max(1.5 * length, 129) for length in range(1, 5000))
-    assert len({length_bucket(length) for length in range(100, 1501)}) == 8
+    assert all(length <= length_bucket(length) < max(1.25 * length, length + 64) for length in range(1, 5000))
+    assert len({length_bucket(length) for length in range(450, 1301)}) == 7
 
 
 def test_rows_by_hand():

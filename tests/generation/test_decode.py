@@ -132,9 +132,9 @@ def test_prompts_of_any_length_share_a_few_compiled_programs(generator):
     search.prefill.clear_cache()
     search.run.clear_cache()
     rng = np.random.default_rng(2)
-    many = [rng.integers(3, generator.config.vocab_size, length).tolist() for length in range(260, 764, 10)]
+    many = [rng.integers(3, generator.config.vocab_size, length).tolist() for length in range(520, 1020, 10)]
     found = decoded(generator, many, NEVER, rows=4)
-    lengths = [384, 512, 768]
+    lengths = [640, 768, 896, 1024]
     assert search.prefill._cache_size() == search.run._cache_size() == len(lengths)
     # More padding changes nothing: the same prompts, read beside one that is longer.
     assert decoded(generator, [*many[::20], many[-1]], NEVER, rows=6) == [*found[::20], found[-1]]
@@ -143,11 +143,11 @@ def test_prompts_of_any_length_share_a_few_compiled_programs(generator):
 
 def test_scores_of_any_length_share_a_few_compiled_programs(generator):
     rng = np.random.default_rng(2)
-    pairs = [rng.integers(3, generator.config.vocab_size, length).tolist() for length in range(260, 764, 10)]
+    pairs = [rng.integers(3, generator.config.vocab_size, length).tolist() for length in range(520, 1020, 10)]
     pretrained._score.clear_cache()
     found = generator.score_tokens(pairs, [[5, 2]] * len(pairs))
-    assert pretrained._score._cache_size() == 3
-    for i in (0, 20, 50):
+    assert pretrained._score._cache_size() == 4
+    for i in (0, 20, 49):
         logits = np.asarray(generator.logits(np.array([[*pairs[i], 5]])))[0]
         expected = jax.nn.log_softmax(logits)[[-2, -1], [5, 2]]
         np.testing.assert_allclose(found[i], expected, atol=2e-5)
