@@ -80,7 +80,8 @@ def test_both_sides_take_the_same_step(scripts, tmp_path):
 
 def test_the_check_compares_with_torch(tmp_path):
     out = tmp_path / "found.json"
-    command = [sys.executable, str(FOLDER / "check.py"), "--small", "--seconds=3000", f"--out={out}", "--parts=peer,decode,encode"]
+    flags = ["--small", "--seconds=3000", f"--out={out}", "--parts=peer,decode,encode"]
+    command = [sys.executable, str(FOLDER / "check.py"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     parts = json.loads(out.read_text(encoding="utf-8"))["parts"]
