@@ -216,10 +216,10 @@ def worker(cache_dir, log, mode):
             file.write(" ".join(text.split()[0] for text in texts) + "\n")
         return encoder(texts)
 
-    def write_or_die(path, value):
+    def write_or_die(path, value, **options):
         if place == "record" and path.name == "progress.json" and value["chunks"] == int(number):
             die()
-        write_json(path, value)
+        write_json(path, value, **options)
         if place == "finish" and path.name == "meta.json":
             die()
 
