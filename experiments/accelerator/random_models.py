@@ -13,21 +13,19 @@ from flax import linen as nn
 
 from ragjax.costs import ModelSize
 from ragjax.data.batches import Batch, Example, Shape, choose_shapes, fit_shape, make_batch, round_up, sequence_lengths
-from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.decoder import Decoder, DecoderConfig
 from ragjax.models.lora import LoraConfig
-from ragjax.models.mpnet import MPNet, MPNetConfig
+from ragjax.pretrained import ENCODERS, abstract_decoder
 
 Tree = Mapping[str, Any]
 
-_ENCODERS = {"bert": (BertConfig, Bert), "mpnet": (MPNetConfig, MPNet)}
 _DEVIATION = 0.02
 _ADAPTERS = LoraConfig(rank=common.LORA_RANK, alpha=common.LORA_ALPHA)
 
 
 def encoder(config: Mapping[str, Any], dtype: str = "float32") -> tuple[nn.Module, Tree]:
     """An embedder and its variables, float32."""
-    config_type, module_type = _ENCODERS[config["model_type"]]
+    config_type, module_type = ENCODERS[config["model_type"]]
     module = module_type(config_type.from_hf(config, dtype=dtype))
     return module, random_variables(module, "float32")
 
@@ -44,8 +42,6 @@ def decoder(
 
 def random_variables(module: nn.Module, dtype: str, method: str | None = None) -> Tree:
     """All collections of a module on the device; the frozen collection's floats in `dtype`."""
-    inputs = [jax.ShapeDtypeStruct((1, 1), np.int32)] * 3
-    shapes = jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), *inputs)
 
     def fill(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -53,7 +49,13 @@ def random_variables(module: nn.Module, dtype: str, method: str | None = None) -
         kept = jnp.dtype(dtype) if is_frozen_float else leaf.dtype
         return _fill(jax.random.key(zlib.crc32(name.encode())), leaf.shape, kept, name.rsplit("/", 1)[-1])
 
-    return jax.tree_util.tree_map_with_path(fill, shapes)
+    return jax.tree_util.tree_map_with_path(fill, abstract_variables(module, method))
+
+
+def abstract_variables(module: nn.Module, method: str | None = None) -> Tree:
+    """Shapes and dtypes of all collections of a module."""
+    inputs = [jax.ShapeDtypeStruct((1, 1), np.int32)] * 3
+    return jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), *inputs)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -80,12 +82,7 @@ def model_size(module: nn.Module, variables: Tree) -> ModelSize:
     config = module.config
     is_decoder = isinstance(module, Decoder)
     if is_decoder:
-        shape = DecoderConfig(**{**vars(config), "lora": None, "quantize": None})
-        inputs = [jax.ShapeDtypeStruct((1, 1), np.int32)] * 3
-        layers = jax.eval_shape(
-            functools.partial(Decoder(shape).init, method="full_logits"), jax.random.key(0), *inputs
-        )
-        layers = layers["params"]["layers"]
+        layers = abstract_decoder(config)["params"]["layers"]
         width = config.num_attention_heads * config.head_dim
     else:
         layers, width = variables["params"]["encoder"]["layer"], config.hidden_size

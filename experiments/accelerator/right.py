@@ -254,8 +254,6 @@ class Pair:
 
 def _random(module: Any, method: str | None, rng: np.random.Generator) -> Tree:
     """Random numbers for every leaf, norms and biases and both halves of an adapter included."""
-    inputs = [jax.ShapeDtypeStruct((1, 1), np.int32)] * 3
-    shapes = jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), *inputs)
 
     def fill(path: Any, leaf: Any) -> np.ndarray:
         name = path[-1].key
@@ -267,7 +265,7 @@ def _random(module: Any, method: str | None, rng: np.random.Generator) -> Tree:
         deviation = 0.25 * leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 0.1
         return (float(name == "scale") + deviation * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(fill, shapes)
+    return jax.tree_util.tree_map_with_path(fill, models.abstract_variables(module, method))
 
 
 class _Model:
