@@ -53,6 +53,7 @@ COMMAND_FILES = {f"commands/{name}.py" for name in [*COMMANDS, "flags"]}
 HOMES = {
     "absl.app": COMMAND_FILES,
     "absl.flags": COMMAND_FILES,
+    "fcntl": {"files/locks.py"},
     "faiss": {"retrieval/faiss_index.py"},
     "gguf": {"weights/gguf.py"},
     "jax.sharding": {"parallel.py"},
@@ -142,7 +143,7 @@ def misplaced(source: str, file: str) -> list[str]:
         ("costs.py", "from ragjax import config", ["ragjax.config"]),
         ("scoring.py", "import ragjax", ["ragjax"]),
         ("costs.py", "from ragjax.errors import UserError", []),
-        ("files.py", "from ragjax.voice import say", []),
+        ("files/locks.py", "from ragjax.voice import say\nfrom ragjax.files.plain import write_atomic", []),
         ("voice.py", "from ragjax.files import write_json", ["ragjax.files.write_json"]),
         ("data/batches.py", "from .questions import Question\nimport numpy.ragjax", []),
         ("runs/folder.py", "from ragjax.evaluation import evaluate", ["ragjax.evaluation.evaluate"]),
