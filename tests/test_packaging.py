@@ -32,6 +32,7 @@ BEDROCK = {"errors", "voice"}
 # High to low, as in docs/ARCHITECTURE.md. A module imports from its own room and from those after it.
 ROOMS = [
     COMMANDS | BESIDE_COMMANDS,
+    {"rates"},
     {"training"},
     {"exporting"},
     {"evaluation"},
