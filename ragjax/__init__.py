@@ -5,7 +5,7 @@ EvaluateConfig     what is evaluated, on which questions                       c
 SearchConfig       what a learning-rate search tries                           config.py
 train              a configuration -> a trained Run                            api.py
 evaluate           a Run, or its folder -> scores and predictions              api.py
-search_rates       the learning rates of a strategy                            api.py
+search_rates       the learning rates of a strategy                            rates/search.py
 open_run           a trained run from its folder                               runs/run.py
 Run, Answer        what train and open_run give; what Run.ask gives            runs/
 load_embedder      a sentence encoder by name or folder -> Embedder            pretrained.py
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ragjax import losses as losses
     from ragjax import metrics as metrics
     from ragjax.api import evaluate as evaluate
-    from ragjax.api import search_rates as search_rates
     from ragjax.api import train as train
     from ragjax.config import EvaluateConfig as EvaluateConfig
     from ragjax.config import RunConfig as RunConfig
@@ -35,14 +34,16 @@ if TYPE_CHECKING:
     from ragjax.pretrained import Generator as Generator
     from ragjax.pretrained import load_embedder as load_embedder
     from ragjax.pretrained import load_generator as load_generator
+    from ragjax.rates import search_rates as search_rates
     from ragjax.runs import Answer as Answer
     from ragjax.runs import Run as Run
     from ragjax.runs import open_run as open_run
 
 _NAMES = {
-    "api": ("evaluate", "search_rates", "train"),
+    "api": ("evaluate", "train"),
     "config": ("EvaluateConfig", "RunConfig", "SearchConfig"),
     "pretrained": ("Embedder", "Generator", "load_embedder", "load_generator"),
+    "rates": ("search_rates",),
     "runs": ("Answer", "Run", "open_run"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ragjax import training
-from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig, SearchConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.evaluation import Evaluation, evaluate_runs
 from ragjax.runs import Run, open_run
-from ragjax.training.search import search
 
 
 def train(config: RunConfig) -> Run:
@@ -54,20 +53,3 @@ def evaluate(run: Run | str | Path, **settings: Any) -> Evaluation:
     )
     decoding = {name: value for name, value in settings.items() if name in overrides}
     return evaluate_runs(config, decoding, run if isinstance(run, Run) else None)
-
-
-def search_rates(config: RunConfig, search_config: SearchConfig | None = None) -> dict[str, Any]:
-    """Searches the learning rates of a strategy on the dev questions, or goes on with it.
-
-    Args:
-      config: of the runs. A learning rate that it sets is not searched. `run_dir` may be empty for
-        runs/search-STRATEGY. `python -m ragjax.lr_search` has dev_limit=100, so that the dev loss tells rates apart.
-      search_config: what is tried, and how the winner is chosen; SearchConfig() where it is left out.
-
-    Returns:
-      What search.json holds: "winner" is {"embedder" | "generator": rate}, and "trials" has each trial's figures.
-
-    Raises:
-      UserError: bad input, a folder that belongs to another search, or one of several processes.
-    """
-    return search(config, search_config or SearchConfig())

@@ -136,7 +136,7 @@ def test_functions_refuse_what_commands_refuse(run):
     with pytest.raises(UserError, match="--run_dir already names the models"):
         ragjax.evaluate(run, embedder="minilm")
     with pytest.raises(UserError, match="--strategy=none trains nothing, so there is no rate to search"):
-        ragjax.search_rates(ragjax.RunConfig(strategy="none"))
+        ragjax.search_rates(ragjax.RunConfig(strategy="none"), ragjax.SearchConfig())
     with pytest.raises(UserError, match=r"holds a run with --top_k=3 \(now 2\)"):
         ragjax.train(ragjax.RunConfig(**{**vars(run.config), "top_k": 2}))
     with pytest.raises(TypeError, match="splitt"):

@@ -19,7 +19,7 @@ from ragjax.models.encoders import sentence_vectors
 from ragjax.models.lora import LoraConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.parallel import ONE_DEVICE
-from ragjax.training.objectives import AnswerMixture, AnswerObjective
+from ragjax.training.objectives import AnswerMixture, AnswerObjective, ConcatenatedObjective
 from ragjax.training.state import init_state, make_optimizer
 from ragjax.training.step import make_eval_step, make_train_step
 from tests.tiny_modules import BERT, DECODER, MPNET, random_examples, stacked_batch
@@ -104,8 +104,9 @@ def test_the_training_step_lowers(loss, decoder, encoder):
     variables = abstract(generator, "full_logits")
     trainable, frozen = {"generator": {"lora": variables.pop("lora")}}, {"generator": variables}
     (trainable if loss else frozen)["embedder"] = abstract(embedder)
-    mixture = AnswerMixture(loss, score_scale=5.0) if loss else None
-    objective, optimizer = AnswerObjective(embedder, generator, mixture), make_optimizer(1.0, 0.01)
+    mixture = AnswerMixture(loss, score_scale=5.0)
+    objective = AnswerObjective(embedder, generator, mixture) if loss else ConcatenatedObjective(generator)
+    optimizer = make_optimizer(1.0, 0.01)
     state = jax.eval_shape(lambda tree: init_state(tree, RATES, optimizer), trainable)
     examples = random_examples(3, passages=3 if loss else 1)
     batch = jax.tree.map(lambda leaf: leaf[0], stacked_batch(examples, 1, 1, SHAPE))

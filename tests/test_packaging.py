@@ -33,6 +33,7 @@ ROOMS = [
     COMMANDS,
     {"commands"},
     {"api"},
+    {"rates"},
     {"training"},
     {"exporting"},
     {"evaluation"},

@@ -31,8 +31,8 @@ from ragjax.parallel import (
     stack_copies,
     stack_groups,
 )
+from ragjax.rates import search_rates
 from ragjax.training import train
-from ragjax.training.search import search
 
 
 class Made(NamedTuple):
@@ -153,7 +153,7 @@ def one_of_two(monkeypatch):
     [
         lambda: train(RunConfig()),
         lambda: train(RunConfig(strategy="none", run_dir="mine")),
-        lambda: search(RunConfig(), SearchConfig()),
+        lambda: search_rates(RunConfig(), SearchConfig()),
         lambda: evaluate_runs(EvaluateConfig(), {}),
         lambda: export_run("run", "out"),
     ],

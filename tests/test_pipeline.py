@@ -18,11 +18,11 @@ from ragjax.evaluation import evaluate
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
 from ragjax.retrieval import Proposal
 from ragjax.runs import ask
-from ragjax.training.assembly import AnswerAssembler, Asked, LikelihoodAssembler
 from ragjax.training.health import RetrievalHealth
-from ragjax.training.ranking import RankingAssembler
+from ragjax.training.signals import AnswerAssembler
 from ragjax.training.strategies import STRATEGIES
-from tests.tiny_runs import read_lines, run_of, tiny_world
+from tests.tiny_runs import batch_of, read_lines, run_of, tiny_world
+from tests.training.signals_worker import placed
 
 DECODERS = ("concat", "rag_token", "rag_sequence")
 
@@ -149,11 +149,10 @@ def test_training_orders_and_weighs_passages_by_their_vectors(
     made = []
     for name, one in (("right", pipeline), ("wrong", backwards)):
         changed = dataclasses.replace(config, strategy=strategy, run_dir=str(tmp_path / name), **changes)
-        run, signal = run_of(changed, one, dataset), STRATEGIES[strategy][phase]
-        kinds = {"positives": lambda run, _: RankingAssembler(run), "likelihoods": LikelihoodAssembler}
-        assembler = kinds.get(signal.signal, AnswerAssembler)(run, signal)
-        asked = Asked(dataset.train[: assembler.batch_size], range(assembler.batch_size), 0, True)
-        made.append(assembler.assemble(asked, one.embedder.variables, Ledger()))
+        run, its_phase = run_of(changed, one, dataset), STRATEGIES[strategy][phase]
+        assembler = its_phase.signal.make_assembler(run, its_phase.trains)
+        asked = batch_of(assembler, assembler.sampler.train[: assembler.sampler.batch_size])
+        made.append(assembler.assemble(asked, placed(run), Ledger()))
     right, wrong = made
     assert jax.tree.structure(wrong.batch) == jax.tree.structure(right.batch)
     jax.tree.map(np.testing.assert_array_equal, wrong.batch, right.batch)
@@ -172,7 +171,8 @@ def test_the_health_of_the_retrieval_is_of_the_nearest_passages(pipeline, backwa
 def test_training_counts_the_work_that_the_index_reports(pipeline, dataset, config):
     """A product of each question with each passage: 2 * 2 * 30 * 32 operations."""
     ledger = Ledger()
-    assembler = AnswerAssembler(run_of(config, pipeline, dataset), STRATEGIES["joint"][0])
-    assembler.assemble(Asked(dataset.train[:2], range(2), 0, True), pipeline.embedder.variables, ledger)
+    run = run_of(config, pipeline, dataset)
+    assembler = AnswerAssembler(run, STRATEGIES["joint"][0].trains)
+    assembler.assemble(batch_of(assembler, dataset.train[:2]), placed(run), ledger)
     assert ledger.part("search").flops == 2.0 * 2 * 30 * 32
     assert ledger.part("search").seconds > 0

@@ -13,7 +13,7 @@ from ragjax.data.batches import Batch, Example, Shape, make_batch
 from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.decoder import Decoder, DecoderConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
-from ragjax.training.objectives import AnswerMixture, AnswerObjective
+from ragjax.training.objectives import AnswerMixture, AnswerObjective, ConcatenatedObjective, Objective
 
 DECODER = {
     "vocab_size": 61,
@@ -103,10 +103,12 @@ def stacked_batch(examples: list[Example], devices: int, accumulation: int, shap
     return jax.tree.map(lambda *leaves: np.stack(leaves).reshape(devices, accumulation, *leaves[0].shape), *groups)
 
 
-def tiny_objective(name: str, dropout: bool = False, **decoder: Any) -> tuple[AnswerObjective, dict[str, Any]]:
+def tiny_objective(name: str, dropout: bool = False, **decoder: Any) -> tuple[Objective, dict[str, Any]]:
     """An objective over random models, and their variables {"embedder", "generator"}."""
     embedder, embedder_variables = tiny_bert(1)
     generator, generator_variables = tiny_decoder(2, **decoder)
-    mixture = None if name == "concat_nll" else AnswerMixture(name, score_scale=5.0)
-    objective = AnswerObjective(embedder, generator, mixture, dropout)
+    if name == "concat_nll":
+        objective = ConcatenatedObjective(generator, dropout)
+    else:
+        objective = AnswerObjective(embedder, generator, AnswerMixture(name, score_scale=5.0), dropout)
     return objective, {"embedder": embedder_variables, "generator": generator_variables}

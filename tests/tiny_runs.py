@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from ragjax.config import RunConfig
+from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.pipeline import Pipeline
 from ragjax.runs import Run, RunFolder
 from ragjax.training import train
+from ragjax.training.sampling import QuestionBatch
+from ragjax.training.signals import Assembler
 from tests.tiny import write_tiny_bert, write_tiny_llama
 
 PLACES = [
@@ -115,6 +118,16 @@ def _configure(options: Mapping[str, Any]) -> None:
 def run_of(config: RunConfig, pipeline: Pipeline, dataset: Dataset) -> Run:
     """A run in the configuration's folder, put together by hand."""
     return Run(config, RunFolder(Path(config.run_dir)), dataset, pipeline)
+
+
+def batch_of(
+    assembler: Assembler, questions: Sequence[Question], step: int = 0, training: bool = True
+) -> QuestionBatch:
+    """These of an assembler's questions, by their places in its split."""
+    sampler = assembler.sampler
+    split = sampler.train if training else sampler.dev
+    places = [next(i for i, other in enumerate(split) if other is question) for question in questions]
+    return QuestionBatch(questions, sampler.tokenize([q.question for q in questions]), places, step, training)
 
 
 def run_flags(config: RunConfig) -> list[str]:

@@ -12,7 +12,17 @@ import numpy as np
 from flax import linen as nn
 
 from ragjax.costs import ModelSize
-from ragjax.data.batches import Batch, Example, Shape, choose_shapes, fit_shape, make_batch, round_up, sequence_lengths
+from ragjax.data.batches import (
+    Batch,
+    Example,
+    Shape,
+    choose_shapes,
+    fit_shape,
+    make_batch,
+    place_examples,
+    round_up,
+    sequence_lengths,
+)
 from ragjax.models.decoder import Decoder, DecoderConfig
 from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import ENCODERS, abstract_decoder
@@ -122,10 +132,12 @@ def run_shapes(questions: int, small: bool) -> tuple[Shape, ...]:
 
 def batch_of(made: Sequence[Example], small: bool) -> tuple[Batch, Shape, int]:
     """(the batch in its run's shape, that shape, real tokens that the generator reads)."""
-    shape = fit_shape(run_shapes(len(made), small), [made])
+    shapes = run_shapes(len(made), small)
+    placed = place_examples(made, shapes[0].row_length)
+    shape = fit_shape(shapes, placed)
     longest = round_up(max(one["question"] for one in common.lengths(small)["questions"]), 8)
     tokens = sum(sequence_lengths([e.prompts for e in made], [e.answer for e in made]))
-    return make_batch(made, shape, len(made), longest), shape, tokens
+    return make_batch(placed, shape, len(made), longest), shape, tokens
 
 
 def memory_of(compiled: Any) -> int | None:

@@ -31,10 +31,11 @@ from ragjax.data.sources import load_dataset
 from ragjax.evaluation import mean_recall
 from ragjax.files import write_json
 from ragjax.parallel import compile_sums
+from ragjax.rates.stacked import StackedResult, train_stacked
 from ragjax.runs import Run, RunFolder, prepare
-from ragjax.training.loop import Trainer, asked_in_step, make_assembler
+from ragjax.training.loop import Trainer
 from ragjax.training.records import MetricsLog
-from ragjax.training.stacked import StackedResult, train_stacked
+from ragjax.training.signals import Assembler
 from ragjax.training.step import make_eval_step
 from ragjax.training.strategies import STRATEGIES, Phase
 
@@ -139,15 +140,19 @@ def generator_and_joint(run: Run) -> tuple[dict[str, Any], Any]:
     return figures, trained
 
 
+def assembler_of(run: Run, phase: Phase) -> Assembler:
+    return phase.signal.make_assembler(run, phase.trains)
+
+
 def forward_seconds(run: Run, trained: Trainer) -> float:
     """Median of the same steps without a backward pass."""
-    assembler = make_assembler(run, GENERATOR)
+    assembler = assembler_of(run, GENERATOR)
     step = compile_sums(make_eval_step(assembler.objective))
     seconds = []
     for number in range(FORWARD_STEPS + 1):
-        asked = asked_in_step(assembler, number, run.config.seed)
         began = time.perf_counter()
-        assembled = assembler.assemble(asked, run.embedder.variables, Ledger())
+        variables = {"embedder": run.embedder.variables, "generator": run.generator.variables}
+        assembled = assembler.assemble(assembler.sampler.training_batch(number), variables, Ledger())
         jax.block_until_ready(step(trained.state.trainable, trained.frozen, assembled.batch))
         seconds.append(time.perf_counter() - began)
     return median(seconds)
@@ -180,7 +185,7 @@ def ranking(run: Run, base: float) -> dict[str, Any]:
 
 def embedder_search(run: Run, rungs: int, base: float) -> dict[str, Any]:
     """Nine copies of the embedder on a cache that starts empty."""
-    found = train_stacked(run, RATES, make_assembler(run, RETRIEVER), rungs)
+    found = train_stacked(run, RATES, assembler_of(run, RETRIEVER), rungs)
     evaluation = found.cost.part("evaluation")
     return {
         "adds": median(found.step_seconds) * len(found.step_seconds) / base,
@@ -198,9 +203,9 @@ def embedder_search(run: Run, rungs: int, base: float) -> dict[str, Any]:
 
 def ranking_direction(run: Run) -> dict[str, Any]:
     """Multiple negatives ranking on every labelled training question."""
-    assembler = make_assembler(run, RANKING)
+    assembler = assembler_of(run, RANKING)
     found = train_stacked(run, [*RATES, 3e-4], assembler)
-    return {"training_questions": len(assembler.questions), **copies_table(found, run)}
+    return {"training_questions": len(assembler.sampler.train), **copies_table(found, run)}
 
 
 def copies_table(found: StackedResult, run: Run) -> dict[str, Any]:

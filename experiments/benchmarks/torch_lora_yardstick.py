@@ -29,7 +29,7 @@ from ragjax.data.sources import load_dataset
 from ragjax.evaluation import METRICS, before_after_table, paired_interval, summarise
 from ragjax.files import write_json
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
-from ragjax.training.loop import question_order
+from ragjax.training.sampling import question_order
 from ragjax.training.state import linear_schedule
 from ragjax.training.strategies import phases_of
 

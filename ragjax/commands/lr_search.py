@@ -21,11 +21,11 @@ flags.FLAGS.set_default("dev_limit", 100)
 
 def main(arguments: Sequence[str]) -> None:
     from ragjax.errors import UserError
-    from ragjax.training.search import search
+    from ragjax.rates import search_rates
 
     if arguments:
         raise UserError(f"ragjax.lr_search takes flags only, not {arguments[0]!r}: see --help.")
-    search(flags.parsed(RunConfig), flags.parsed(SearchConfig))
+    search_rates(flags.parsed(RunConfig), flags.parsed(SearchConfig))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ own positions, and no token sees another segment. A model sees only (tokens, seg
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,6 +59,13 @@ class RankingBatch(NamedTuple):
     candidate_mask: np.ndarray  # [B, P] bool, false where a candidate is no negative
 
 
+class Placed(NamedTuple):
+    """Where a prompt lies."""
+
+    row: int
+    column: int
+
+
 class Example(NamedTuple):
     """One question ready for batching."""
 
@@ -66,13 +74,7 @@ class Example(NamedTuple):
     passage_vectors: np.ndarray  # [K, E]
     prompts: Sequence[Sequence[int]]  # the generator's tokens under each passage (or one concatenated prompt)
     answer: Sequence[int]  # the generator's tokens, end token included
-
-
-class Placed(NamedTuple):
-    """Where a prompt lies."""
-
-    row: int
-    column: int
+    places: Sequence[Placed] = ()  # of each prompt, among the rows of its micro-batch: see `place_examples`
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -153,15 +155,17 @@ def sequence_lengths(prompts: Sequence[Sequence[Sequence[int]]], answers: Sequen
     return [len(prompt) + len(answer) - 1 for group, answer in zip(prompts, answers, strict=True) for prompt in group]
 
 
-def fit_shape(shapes: Sequence[Shape], groups: Sequence[Sequence[Example]]) -> Shape:
-    """The first shape that holds every group of examples (one for each device and micro-batch)."""
-    row_length = shapes[0].row_length
-    rows = answers = 1
-    for group in groups:
-        lengths = sequence_lengths([e.prompts for e in group], [e.answer for e in group])
-        rows = max([rows, *(1 + place.row for place in pack(lengths, row_length))])
-        answers = max([answers, *(len(example.answer) for example in group)])
-    return next(shape for shape in shapes if shape.rows >= rows and shape.answer_length >= answers)
+def place_examples(examples: Sequence[Example], row_length: int) -> list[Example]:
+    """The examples of one micro-batch, each with the places of its prompts in rows of `row_length` tokens."""
+    places = iter(pack(sequence_lengths([e.prompts for e in examples], [e.answer for e in examples]), row_length))
+    return [example._replace(places=list(itertools.islice(places, len(example.prompts)))) for example in examples]
+
+
+def fit_shape(shapes: Sequence[Shape], examples: Sequence[Example]) -> Shape:
+    """The first shape that holds the placed examples of all micro-batches."""
+    rows = max(1 + place.row for example in examples for place in example.places)
+    answer = max(len(example.answer) for example in examples)
+    return next(shape for shape in shapes if shape.rows >= rows and shape.answer_length >= answer)
 
 
 def make_rows(
@@ -170,20 +174,24 @@ def make_rows(
     indices: Sequence[int],
     shape: Shape,
     size: int,
+    places: Sequence[Placed] = (),
 ) -> Rows:
-    """Lays out prompts [b][K] and answers [b] of b <= size questions; the rest are fillers with empty masks."""
+    """Lays out prompts [b][K] and answers [b] of b <= size questions; the rest are fillers with empty masks.
+
+    places: of the b * K prompts; they are packed here where it is left out.
+    """
     passages = len(prompts[0])
     tokens = np.zeros((shape.rows, shape.row_length), np.int32)
     segment_ids, positions, dropout_ids = np.zeros_like(tokens), np.zeros_like(tokens), np.zeros_like(tokens)
     answer_index = np.zeros((size, passages, shape.answer_length, 2), np.int32)
     answer_tokens = np.zeros((size, shape.answer_length), np.int32)
     answer_mask = np.zeros((size, shape.answer_length), bool)
-    places = iter(pack(sequence_lengths(prompts, answers), shape.row_length))
+    remaining = iter(places or pack(sequence_lengths(prompts, answers), shape.row_length))
     for b, (group, answer) in enumerate(zip(prompts, answers, strict=True)):
         answer_tokens[b, : len(answer)] = answer
         answer_mask[b, : len(answer)] = True
         for k, prompt in enumerate(group):
-            row, column = next(places)
+            row, column = next(remaining)
             ids = [*prompt, *answer[:-1]]
             span = slice(column, column + len(ids))
             tokens[row, span] = ids
@@ -208,6 +216,7 @@ def make_batch(examples: Sequence[Example], shape: Shape, size: int, question_le
         [example.index for example in examples],
         shape,
         size,
+        [place for example in examples for place in example.places],
     )
     return Batch(question_tokens, question_lengths, passage_vectors, rows)
 

@@ -55,21 +55,14 @@ def _phase_seconds(
     questions: int,
     labelled: int,
 ) -> float | None:
-    count = labelled if phase.signal == "positives" else questions
+    count = questions if phase.signal.reads_answers else labelled
     if phase.name in measured:
         found = measured[phase.name]
         whole, scoring = found.cost.total().seconds, 0.0
-        if phase.signal == "likelihoods":
-            # The frozen generator worked in the first epoch only.
+        if phase.signal.scores_once:
             scoring = found.cost.part("generator").seconds
         return (whole - scoring) / found.questions * count + scoring / min(found.questions, count) * count
-    needed = {
-        ("positives", ("embedder",)): ("embedder_train",),
-        ("likelihoods", ("embedder",)): ("generator_forward", "embedder_train", "search"),
-        ("answers", ("generator",)): ("generator_train", "embedder_forward", "search"),
-        ("answers", ("embedder", "generator")): ("generator_train", "embedder_train", "search"),
-    }[phase.signal, phase.trains]
-    per_question = _total([parts[name] for name in needed])
+    per_question = _total([parts[name] for name in phase.signal.cost_parts[phase.trains]])
     return None if per_question is None else per_question * count
 
 

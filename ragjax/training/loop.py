@@ -23,11 +23,11 @@ from ragjax.errors import DivergedError
 from ragjax.parallel import compile_step, compile_sums, place
 from ragjax.pipeline import trained_collection
 from ragjax.runs import Run
-from ragjax.training.assembly import AnswerAssembler, Asked, Assembled, Assembler, LikelihoodAssembler
 from ragjax.training.health import RetrievalHealth
-from ragjax.training.objectives import Objective
-from ragjax.training.ranking import RankingAssembler
+from ragjax.training.objectives import Objective, merge
 from ragjax.training.records import MetricsLog
+from ragjax.training.sampling import QuestionBatch, total_steps
+from ragjax.training.signals import Assembled, Assembler, Variables
 from ragjax.training.state import TrainState, init_state, make_optimizer
 from ragjax.training.step import make_eval_step, make_train_step, means
 from ragjax.training.strategies import Phase
@@ -48,44 +48,11 @@ class PhaseResult:
     questions: int  # trained on, repetitions counted
 
 
-def question_order(count: int, batch_size: int, step: int, seed: int) -> np.ndarray:
-    """Questions of step `step` (from 0): every epoch is a seeded permutation, its last batch may be short."""
-    epoch, place = divmod(step, math.ceil(count / batch_size))
-    permutation = np.random.default_rng((seed, epoch)).permutation(count)
-    return permutation[place * batch_size : (place + 1) * batch_size]
-
-
-def asked_in_step(assembler: Assembler, step: int, seed: int) -> Asked:
-    """The training questions of step `step` (from 0)."""
-    indices = question_order(len(assembler.questions), assembler.batch_size, step, seed)
-    return Asked([assembler.questions[i] for i in indices], indices, step, training=True)
-
-
-def asked_of_dev(assembler: Assembler, step: int) -> list[Asked]:
-    """The dev questions, batch by batch."""
-    size, dev = assembler.batch_size, assembler.dev
-    batches = [range(start, min(start + size, len(dev))) for start in range(0, len(dev), size)]
-    return [Asked([dev[i] for i in indices], indices, step, training=False) for indices in batches]
-
-
 def make_step(config: RunConfig, objective: Objective, steps: int) -> tuple[GradientTransformation, Callable]:
     """(the optimizer, the builder of the training step) of a phase of `steps` steps."""
     optimizer = make_optimizer(config.max_grad_norm, config.weight_decay)
     step = make_train_step(objective, optimizer, steps, config.warmup_fraction, config.loss_reduction, config.seed)
     return optimizer, step
-
-
-def total_steps(config: RunConfig, questions: int, batch_size: int) -> int:
-    return config.max_steps or config.epochs * math.ceil(questions / batch_size)
-
-
-def make_assembler(run: Run, phase: Phase) -> AnswerAssembler | LikelihoodAssembler | RankingAssembler:
-    """The assembler of the phase's signal."""
-    if phase.signal == "positives":
-        return RankingAssembler(run)
-    if phase.signal == "likelihoods":
-        return LikelihoodAssembler(run, phase)
-    return AnswerAssembler(run, phase)
 
 
 def train_phase(run: Run, phase: Phase, stop_at: int | None = None) -> PhaseResult:
@@ -124,8 +91,9 @@ class Trainer:
         config = run.config
         self._config, self._phase, self._pipeline, self._log = config, phase, run.pipeline, log
         self._checkpoints = Checkpoints(run.files.checkpoints(phase.name))
-        self._assembler: Assembler = make_assembler(run, phase)
-        self.steps = total_steps(config, len(self._assembler.questions), self._assembler.batch_size)
+        self._assembler: Assembler = phase.signal.make_assembler(run, phase.trains)
+        self._sampler = self._assembler.sampler
+        self.steps = total_steps(config, len(self._sampler.train), self._sampler.batch_size)
         optimizer, train_step = make_step(config, self._assembler.objective, self.steps)
         self._train_step = compile_step(train_step)
         self._eval_step = compile_sums(make_eval_step(self._assembler.objective))
@@ -155,14 +123,12 @@ class Trainer:
     @property
     def questions_seen(self) -> int:
         """Questions trained on so far, repetitions counted."""
-        size, count = self._assembler.batch_size, len(self._assembler.questions)
-        epochs, rest = divmod(self.step, math.ceil(count / size))
-        return epochs * count + min(rest * size, count)
+        return self._sampler.questions_seen(self.step)
 
     def advance(self) -> tuple[dict[str, Any], float, int]:
         """One step: (its line of metrics, seconds, tokens that went through a model)."""
         began = time.perf_counter()
-        assembled = self._assemble(asked_in_step(self._assembler, self.step, self._config.seed), self.ledger)
+        assembled = self._assemble(self._sampler.training_batch(self.step), self.ledger)
         started = time.perf_counter()
         self.state, metrics = self._train_step(self.state, self.frozen, assembled.batch)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -186,14 +152,12 @@ class Trainer:
         if figures := self._dev_figures() if self._config.dev_every else {}:
             self._log.write({"phase": self._phase.name, "step": 0, **figures})
 
-    def _assemble(self, asked: Asked, ledger: Ledger) -> Assembled:
-        live = self._phase.passages == "live"
-        variables = self._embedder_variables() if live else self._pipeline.embedder.variables
-        return self._assembler.assemble(asked, variables, ledger)
+    def _assemble(self, batch: QuestionBatch, ledger: Ledger) -> Assembled:
+        return self._assembler.assemble(batch, self._variables(), ledger)
 
-    def _embedder_variables(self) -> Tree:
-        """The embedder as it is now."""
-        return self.state.trainable.get("embedder", self._pipeline.embedder.variables)
+    def _variables(self) -> Variables:
+        """Both models as they are now."""
+        return merge(self.frozen, self.state.trainable)
 
     def _refuse_non_finite(self, metrics: Mapping[str, float]) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -219,9 +183,9 @@ class Trainer:
     def _dev_figures(self) -> dict[str, float]:
         """Mean loss over the dev questions with the models as they are now, and the health of a moving embedder."""
         total = None
-        for asked in asked_of_dev(self._assembler, self.step):
+        for batch in self._sampler.dev_batches(self.step):
             began, spent = time.perf_counter(), Ledger()
-            assembled = self._assemble(asked, spent)
+            assembled = self._assemble(batch, spent)
             sums = jax.device_get(self._eval_step(self.state.trainable, self.frozen, assembled.batch))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
             work = spent.total() + sum(assembled.work.values(), Cost())
@@ -229,7 +193,7 @@ class Trainer:
         counts = ("questions", "answer_tokens")
         figures = {} if total is None else {name: float(v) for name, v in means(total).items() if name not in counts}
         began = time.perf_counter()
-        health = self._health.figures(self._embedder_variables())
+        health = self._health.figures(self._variables()["embedder"])
         self.ledger.add("evaluation", Cost(time.perf_counter() - began))
         if self._health.has_collapsed(health) and not self._has_warned:
             self._has_warned = True

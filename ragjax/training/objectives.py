@@ -68,19 +68,29 @@ class AnswerObjective:
 
     embedder: nn.Module
     generator: Decoder
-    mixture: AnswerMixture | None  # None: K = 1 prompt with all passages, plain negative log-likelihood
+    mixture: AnswerMixture
     dropout: bool = False
 
     def __call__(self, trainable: Tree, frozen: Tree, batch: Batch, key: Array | None) -> Losses:
         variables = merge(frozen, trainable)
         answer_log_probs = score_answers(self.generator, variables["generator"], batch.rows, dropout_key=key)
-        mask = batch.rows.answer_mask
-        if self.mixture is None:
-            certain = jnp.zeros(answer_log_probs.shape[:2])
-            nll = losses.rag_sequence_nll(certain, answer_log_probs, mask)
-            return Losses(nll, jnp.any(mask, axis=-1), {}, nll, jnp.sum(mask, axis=-1))
         vectors = _question_vectors(self.embedder, variables, batch)
-        return self.mixture(vectors, batch.passage_vectors, answer_log_probs, mask)
+        return self.mixture(vectors, batch.passage_vectors, answer_log_probs, batch.rows.answer_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConcatenatedObjective:
+    """-log p(answer | all passages in one prompt), for the generator alone: the batch has K = 1 prompt a question."""
+
+    generator: Decoder
+    dropout: bool = False
+
+    def __call__(self, trainable: Tree, frozen: Tree, batch: Batch, key: Array | None) -> Losses:
+        variables = merge(frozen, trainable)["generator"]
+        answer_log_probs = score_answers(self.generator, variables, batch.rows, dropout_key=key)
+        mask = batch.rows.answer_mask
+        nll = losses.rag_sequence_nll(jnp.zeros(answer_log_probs.shape[:2]), answer_log_probs, mask)
+        return Losses(nll, jnp.any(mask, axis=-1), {}, nll, jnp.sum(mask, axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +127,7 @@ class RankingObjective:
         return Losses(jnp.where(valid, nll, 0.0), valid, {})
 
 
-Objective = AnswerObjective | LikelihoodObjective | RankingObjective
+Objective = AnswerObjective | ConcatenatedObjective | LikelihoodObjective | RankingObjective
 
 
 def merge(frozen: Mapping[str, Tree], trainable: Mapping[str, Tree]) -> dict[str, dict[str, Tree]]:

@@ -187,10 +187,8 @@ def _describe_retrieval(run: Run) -> dict[str, Any]:
 
 
 def _skipped_questions(phases: Sequence[Phase], dataset: Dataset) -> int:
-    """Training questions without labels, where a phase learns from labels."""
-    if not any(phase.signal == "positives" for phase in phases):
-        return 0
-    return sum(not question.positive_ids for question in dataset.train)
+    """Training questions that some phase cannot learn from."""
+    return max((sum(not phase.signal.learns_from(q) for q in dataset.train) for phase in phases), default=0)
 
 
 def _strategy_costs(run: Run, results: Mapping[str, PhaseResult]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Strategies as data: each is a tuple of phases, and a phase says what is trained, from what, on which passages."""
+"""Strategies as data: each is a tuple of phases, and a phase says what is trained, and from what."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from ragjax.config import RunConfig
 from ragjax.data.questions import Question
 from ragjax.errors import UserError
+from ragjax.training.signals import ANSWERS, LIKELIHOODS, POSITIVES, Signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +15,7 @@ class Phase:
 
     name: str  # of its checkpoints, and in metrics.jsonl
     trains: tuple[str, ...]  # of "embedder", "generator"
-    # What is learnt from: "answers" (likelihoods with the generator in the graph), "likelihoods" (the same, of a frozen
-    # generator, kept: see likelihoods.py), or "positives" (labelled passages, by multiple negatives ranking).
-    signal: str
-    passages: str  # from the "baseline" embedder, the "live" one that is being trained, or the "labels"
+    signal: Signal  # what is learnt from
     rates: Mapping[str, float]  # peak learning rate of each trained model where no flag sets it: see docs/defaults.md
 
     def learning_rates(self, config: RunConfig) -> dict[str, float]:
@@ -27,14 +25,14 @@ class Phase:
 
     def batch_size(self, config: RunConfig) -> int:
         """Questions per step."""
-        return config.ranking_batch_size if self.signal == "positives" else config.batch_size
+        return getattr(config, self.signal.batch_size_flag)
 
 
-_RANKING = Phase("embedder", ("embedder",), "positives", "labels", {"embedder": 2e-5})
+_RANKING = Phase("embedder", ("embedder",), POSITIVES, {"embedder": 2e-5})
 # Never gold passages: the generator has to cope with what retrieval finds (Lawton et al. 2025, section 3).
-_GENERATOR = Phase("generator", ("generator",), "answers", "baseline", {"generator": 2e-4})
-_RETRIEVER = Phase("retriever", ("embedder",), "likelihoods", "live", {"embedder": 1e-6})
-_JOINT = Phase("joint", ("embedder", "generator"), "answers", "live", {"embedder": 1e-6, "generator": 2e-4})
+_GENERATOR = Phase("generator", ("generator",), ANSWERS, {"generator": 2e-4})
+_RETRIEVER = Phase("retriever", ("embedder",), LIKELIHOODS, {"embedder": 1e-6})
+_JOINT = Phase("joint", ("embedder", "generator"), ANSWERS, {"embedder": 1e-6, "generator": 2e-4})
 
 STRATEGIES: dict[str, tuple[Phase, ...]] = {
     "none": (),
@@ -92,4 +90,4 @@ def phases_of(config: RunConfig) -> tuple[Phase, ...]:
 
 def _needs_marginal(phase: Phase) -> bool:
     """Whether the embedder learns from the answers."""
-    return "embedder" in phase.trains and phase.signal != "positives"
+    return "embedder" in phase.trains and phase.signal.reads_answers

@@ -15,6 +15,7 @@ from ragjax.data.batches import (
     make_rows,
     pack,
     pad_tokens,
+    place_examples,
     round_up,
     sequence_lengths,
 )
@@ -143,12 +144,15 @@ def test_fit_takes_the_first_shape_that_holds_every_group():
     def example(prompt, answer, prompts=1):
         return Example(0, [1], np.zeros((1, 4)), [[5] * prompt] * prompts, [2] * answer)
 
-    assert fit_shape(shapes, [[example(20, 4)], [example(30, 1)]]) == shapes[0]
-    assert fit_shape(shapes, [[example(20, 4)], [example(30, 1, prompts=3)]]) == shapes[1]  # 3 * 30 > 64
-    assert fit_shape(shapes, [[example(20, 9)]]) == shapes[2]  # one long answer
-    assert fit_shape(shapes, [[example(61, 4)]]) == shapes[0]  # 61 + 4 - 1: the last token is never read
-    assert fit_shape(shapes, [[example(60, 4, prompts=3)]]) == shapes[2]
-    assert fit_shape(shapes, [[], [example(5, 1)]]) == shapes[0]  # a device without questions
+    def fitting(*groups):
+        return fit_shape(shapes, [placed for group in groups for placed in place_examples(group, 64)])
+
+    assert fitting([example(20, 4)], [example(30, 1)]) == shapes[0]
+    assert fitting([example(20, 4)], [example(30, 1, prompts=3)]) == shapes[1]  # 3 * 30 > 64
+    assert fitting([example(20, 9)]) == shapes[2]  # one long answer
+    assert fitting([example(61, 4)]) == shapes[0]  # 61 + 4 - 1: the last token is never read
+    assert fitting([example(60, 4, prompts=3)]) == shapes[2]
+    assert fitting([], [example(5, 1)]) == shapes[0]  # a device without questions
 
 
 def test_a_batch_that_fits_its_shape_is_laid_out():
@@ -158,7 +162,8 @@ def test_a_batch_that_fits_its_shape_is_laid_out():
     shapes = choose_shapes(lengths, [len(e.answer) for e in examples], 3 * 2, max(lengths))
     for start in range(0, 6, 2):
         chosen = examples[start : start + 2]
-        batch = make_batch(chosen, fit_shape(shapes, [chosen]), size=2, question_length=8)
+        placed = place_examples(chosen, shapes[0].row_length)
+        batch = make_batch(placed, fit_shape(shapes, placed), size=2, question_length=8)
         tokens = sum(sequence_lengths([e.prompts for e in chosen], [e.answer for e in chosen]))
         assert (batch.rows.segment_ids > 0).sum() == tokens
 

@@ -24,7 +24,7 @@ from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs
 from ragjax.exporting import export_run
 from ragjax.files import write_json
-from ragjax.training.search import search
+from ragjax.rates import search_rates
 from ragjax.voice import progress, say
 
 say(f"process {number} says this")
@@ -32,7 +32,7 @@ with progress(total=1, desc=f"bar of {number}", unit="step") as bar:
     bar.update()
 write_json(f"written_by_{number}.json", number)
 for try_it in (
-    lambda: search(RunConfig(run_dir="mine"), SearchConfig()),
+    lambda: search_rates(RunConfig(run_dir="mine"), SearchConfig()),
     lambda: evaluate_runs(EvaluateConfig(embedder="minilm", out="mine"), {}),
     lambda: export_run("mine", "exported"),
 ):

@@ -17,11 +17,10 @@ from ragjax.data.sources import Dataset
 from ragjax.parallel import ONE_DEVICE
 from ragjax.pretrained import load_embedder
 from ragjax.retrieval import ArrayVectors, ExactIndex, PassageList, Queries, Retriever
-from ragjax.training.assembly import Asked
-from ragjax.training.ranking import RankingAssembler
+from ragjax.training.signals import RankingAssembler
 from ragjax.training.step import make_eval_step, means
 from tests.tiny import TEXT, write_tiny_bert
-from tests.tiny_runs import run_of
+from tests.tiny_runs import batch_of, run_of
 
 pytestmark = pytest.mark.parity
 
@@ -75,7 +74,7 @@ def test_loss_equals_sentence_transformers(models, hard):
             strategy="embedder", ranking_batch_size=BATCH, hard_negatives=hard, gradient_accumulation=accumulation
         )
         assembler = RankingAssembler(run_of(config, pipeline, dataset))
-        batch = assembler.assemble(Asked(questions, range(BATCH), 0, False), {}, Ledger()).batch
+        batch = assembler.assemble(batch_of(assembler, questions), {}, Ledger()).batch
         batch = jax.tree.map(lambda leaf: leaf[0], batch)  # of the one device
         step = jax.jit(make_eval_step(assembler.objective)(ONE_DEVICE))
         sums = step({"embedder": pipeline.embedder.variables}, {"generator": {}}, batch)

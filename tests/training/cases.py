@@ -4,7 +4,7 @@ from typing import Any
 
 from ragjax.data.batches import Example
 from ragjax.models.lora import LoraConfig
-from ragjax.training.objectives import AnswerObjective
+from ragjax.training.objectives import Objective
 from tests.tiny_modules import random_examples, tiny_objective
 
 CASES: dict[str, dict[str, Any]] = {
@@ -16,7 +16,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def objective_of(case: str) -> tuple[AnswerObjective, dict[str, Any]]:
+def objective_of(case: str) -> tuple[Objective, dict[str, Any]]:
     lora = CASES[case]["lora"]
     return tiny_objective(case.removesuffix("_mean"), dropout=lora is not None and lora.dropout > 0, lora=lora)
 

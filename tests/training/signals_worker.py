@@ -20,12 +20,13 @@ from ragjax.models.lora import LoraConfig
 from ragjax.parallel import compile_step, place
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
 from ragjax.pretrained import Generator, init_lora, load_generator
-from ragjax.training.assembly import Asked
-from ragjax.training.likelihoods import Likelihoods, RowLimits
-from ragjax.training.ranking import RankingAssembler
+from ragjax.runs import Run
+from ragjax.training.answer_scorer import AnswerScorer, RowLimits
+from ragjax.training.likelihood_cache import LikelihoodCache
+from ragjax.training.signals import RankingAssembler, Variables
 from ragjax.training.state import init_state
 from ragjax.training.step import make_train_step
-from tests.tiny_runs import World, run_of
+from tests.tiny_runs import World, batch_of, run_of
 from tests.training.devices_worker import named, recording_sgd
 
 LIMITS = RowLimits(row_length=128, prompts_per_row=16, usual_answer=8, longest_answer=16)
@@ -36,6 +37,32 @@ def random_adapters(lora: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
     """Adapters of which neither factor is zero."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jax.numpy.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype), lora)
+
+
+class Scorer:
+    """A cache over a generator's scorer, which is asked with that generator's own variables."""
+
+    def __init__(self, generator: Generator, limits: RowLimits, path: Path):
+        self.cache = LikelihoodCache(AnswerScorer(generator, limits), path)
+        self._variables = place(generator.variables)
+
+    def score(self, prompts: Any, answers: Any) -> Any:
+        return self.cache.score(self._variables, prompts, answers)
+
+    def rewind(self, position: int) -> None:
+        self.cache.rewind(position)
+
+    @property
+    def position(self) -> int:
+        return self.cache.position
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+
+def placed(run: Run) -> Variables:
+    """Both models' variables as they are."""
+    return place({"embedder": run.embedder.variables, "generator": run.generator.variables})
 
 
 def pairs_of(generator: Generator) -> tuple[list[list[int]], list[list[int]]]:
@@ -66,8 +93,8 @@ def ranking_step(world: World, dataset: Dataset, pipeline: Pipeline, accumulatio
     """Metrics and gradients of the first five labelled questions, on all devices."""
     config = world.config("unused", **RANKING, gradient_accumulation=accumulation)
     assembler = RankingAssembler(run_of(config, pipeline, dataset))
-    asked = Asked(assembler.questions[:5], range(5), 0, True)
-    batch = assembler.assemble(asked, pipeline.embedder.variables, Ledger()).batch
+    asked = batch_of(assembler, assembler.sampler.train[:5])
+    batch = assembler.assemble(asked, {"embedder": pipeline.embedder.variables}, Ledger()).batch
     step = compile_step(make_train_step(assembler.objective, recording_sgd(), 4, 0.0, "sum", seed=3))
     state = init_state({"embedder": pipeline.embedder.variables}, {"embedder": 0.0}, recording_sgd())
     frozen = place({"generator": {}})
@@ -100,7 +127,7 @@ def main(folder: str, out: str) -> None:
     world = World(base, base / "bert", base / "llama", base / "data")
     generator = load_generator(world.generator, lora=LoraConfig(4, alpha=32.0))
     generator = dataclasses.replace(generator, lora=random_adapters(init_lora(generator, 0), 1))
-    scores, _ = Likelihoods(generator, LIMITS, Path(out).with_suffix(".jsonl")).score(*pairs_of(generator))
+    scores, _ = Scorer(generator, LIMITS, Path(out).with_suffix(".jsonl")).score(*pairs_of(generator))
     results = {f"scores {i}": score for i, score in enumerate(scores)}
     dataset, pipeline = ranking_pipeline(world)
     step = ranking_step(world, dataset, pipeline, accumulation=1)

@@ -19,17 +19,17 @@ from ragjax.pipeline import build_pipeline, load_models
 from ragjax.pretrained import init_lora, load_generator
 from ragjax.retrieval import ArrayVectors, ExactIndex, Retriever
 from ragjax.scoring import score_answers
-from ragjax.training import likelihoods
-from ragjax.training.assembly import AnswerAssembler, Asked, LikelihoodAssembler
-from ragjax.training.likelihoods import Likelihoods, RowLimits, row_limits
+from ragjax.training import answer_scorer
+from ragjax.training.answer_scorer import RowLimits, row_limits
+from ragjax.training.signals import ANSWERS, AnswerAssembler, LikelihoodAssembler
 from ragjax.training.step import summed_loss
 from ragjax.training.strategies import STRATEGIES, Phase
-from tests.tiny_runs import run_of, tiny_world
-from tests.training.signals_worker import LIMITS, on_eight_devices, pairs_of, random_adapters
+from tests.tiny_runs import batch_of, run_of, tiny_world
+from tests.training.signals_worker import LIMITS, Scorer, on_eight_devices, pairs_of, placed, random_adapters
 
 RETRIEVER = STRATEGIES["two_phase"][1]
 # The same phase with the generator's forward pass inside the step.
-WHOLE_GRAPH = Phase("whole", ("embedder",), "answers", "live", RETRIEVER.rates)
+WHOLE_GRAPH = Phase("whole", ("embedder",), ANSWERS, RETRIEVER.rates)
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +91,16 @@ def test_kept_scores_give_the_gradient_of_the_whole_graph(world, dataset, pipeli
     rows = np.stack([rng.choice(len(dataset.passages), config.top_k, replace=False) for _ in questions])
 
     run = run_of(config, pipeline, dataset)
-    graph = AnswerAssembler(run, WHOLE_GRAPH)
-    batch = first(graph.with_passages(Asked(questions, range(4), 0, True), rows).batch)
+    graph = AnswerAssembler(run, WHOLE_GRAPH.trains)
+    asked = batch_of(graph, questions)
+    batch = first(graph.with_passages(asked, rows).batch)
     frozen = {"generator": pipeline.generator.variables}
     expected, sums = embedder_gradient(graph.objective, pipeline, frozen, batch)
     scores = np.asarray(compiled_scores(pipeline.generator.module, frozen["generator"], batch.rows))
 
-    keeper = LikelihoodAssembler(run, RETRIEVER)
-    kept = first(keeper.batch(questions, rows, keeper.score(questions, [rows], Ledger())[0]))
+    keeper = LikelihoodAssembler(run, RETRIEVER.trains)
+    found, _ = keeper.score(asked, [rows], placed(run), Ledger())
+    kept = first(keeper.scored_batch(asked, rows, found))
     # Room for longer answers than these.
     padding = kept.answer_mask.shape[1] - scores.shape[2]
     mask, scores = (
@@ -141,10 +143,10 @@ def first(batch):
 
 def test_an_assembler_scores_what_is_new_and_nothing_else(world, dataset, pipeline, tmp_path):
     config = world.config(tmp_path, dev_every=0)
-    assembler = LikelihoodAssembler(run_of(config, pipeline, dataset), RETRIEVER)
+    run = run_of(config, pipeline, dataset)
+    assembler = LikelihoodAssembler(run, RETRIEVER.trains)
     questions, ledger = dataset.train[:2], Ledger()
-    embedder = pipeline.embedder.variables
-    scored = assembler.assemble(Asked(questions, range(2), 0, True), embedder, ledger)
+    scored = assembler.assemble(batch_of(assembler, questions), placed(run), ledger)
     lengths = []
     for question, rows in zip(questions, scored.passage_rows, strict=True):
         answer = pipeline.prompts.answer(question.answers[0])
@@ -154,7 +156,7 @@ def test_an_assembler_scores_what_is_new_and_nothing_else(world, dataset, pipeli
     assert ledger.part("generator").backward_tokens == 0
     assert set(scored.work) == {"embedder"} and scored.work["embedder"].backward_tokens > 0
     assert (assembler.position, len(assembler.likelihoods)) == (1, 6)
-    again = assembler.assemble(Asked(questions, range(2), 1, True), embedder, ledger)
+    again = assembler.assemble(batch_of(assembler, questions, step=1), placed(run), ledger)
     assert again.figures["generator_tokens"] == 0 and ledger.part("generator").tokens == sum(lengths)
     jax.tree.map(np.testing.assert_array_equal, again.batch, scored.batch)
     assembler.rewind(0)
@@ -169,7 +171,7 @@ def test_scores_are_the_generators_whatever_batch_they_come_in(generator, pairs,
     prompts, answers = pairs
     assert sum(len(answer) > LIMITS.usual_answer for answer in answers) > 2
     expected = generator.score_tokens(prompts, answers)
-    together = Likelihoods(generator, LIMITS, tmp_path / "together.jsonl")
+    together = Scorer(generator, LIMITS, tmp_path / "together.jsonl")
     scores, cost = together.score(prompts, answers)
     assert [score.dtype for score in scores] == [np.float32] * len(prompts)
     lengths = sequence_lengths([[prompt] for prompt in prompts], answers)
@@ -178,7 +180,7 @@ def test_scores_are_the_generators_whatever_batch_they_come_in(generator, pairs,
     assert cost.flops == pytest.approx(forward_flops(generator.size, lengths, sum(map(len, answers))))
     for got, other in zip(scores, expected, strict=True):
         np.testing.assert_allclose(got, other, rtol=1e-5, atol=1e-5)
-    alone = Likelihoods(generator, LIMITS, tmp_path / "alone.jsonl")
+    alone = Scorer(generator, LIMITS, tmp_path / "alone.jsonl")
     long = next(i for i, answer in enumerate(answers) if len(answer) > LIMITS.usual_answer)
     for i in (0, 1, long):
         ((score,), _) = alone.score([prompts[i]], [answers[i]])
@@ -187,7 +189,7 @@ def test_scores_are_the_generators_whatever_batch_they_come_in(generator, pairs,
 
 def test_scores_of_texts_are_answer_log_probs(generator, tmp_path):
     prompts, answers = ["Who wrote the book?", "The old town is"], ["The author", "under the stone bridge"]
-    scorer = Likelihoods(generator, LIMITS, tmp_path / "a.jsonl")
+    scorer = Scorer(generator, LIMITS, tmp_path / "a.jsonl")
     scores, _ = scorer.score([*map(generator.prompt_ids, prompts)], [*map(generator.answer_ids, answers)])
     for got, expected in zip(scores, generator.answer_log_probs(prompts, answers), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
@@ -196,10 +198,10 @@ def test_scores_of_texts_are_answer_log_probs(generator, tmp_path):
 def test_a_second_call_finds_the_same_bits(generator, pairs, tmp_path):
     prompts, answers = (part[:5] for part in pairs)
     path = tmp_path / "a.jsonl"
-    scorer = Likelihoods(generator, LIMITS, path)
+    scorer = Scorer(generator, LIMITS, path)
     first, _ = scorer.score(prompts, answers)
     content = path.read_bytes()
-    for again in (scorer, Likelihoods(generator, LIMITS, path)):
+    for again in (scorer, Scorer(generator, LIMITS, path)):
         # In another order, a pair twice, and all by themselves.
         order = [3, 1, 1, 4, 0, 2]
         scores, cost = again.score([prompts[i] for i in order], [answers[i] for i in order])
@@ -212,7 +214,7 @@ def test_a_second_call_finds_the_same_bits(generator, pairs, tmp_path):
 
 def test_a_pair_that_comes_twice_is_scored_once(generator, pairs, tmp_path):
     prompts, answers = pairs
-    scorer = Likelihoods(generator, LIMITS, tmp_path / "a.jsonl")
+    scorer = Scorer(generator, LIMITS, tmp_path / "a.jsonl")
     scores, cost = scorer.score([prompts[0], prompts[1], prompts[0]], [answers[0], answers[1], answers[0]])
     assert len(scorer) == 2
     assert cost.tokens == sum(len(prompts[i]) + len(answers[i]) - 1 for i in (0, 1))
@@ -236,7 +238,7 @@ def echo(variables, rows):
 @pytest.fixture
 def echoing(monkeypatch):
     """Nothing is computed, nothing is compiled."""
-    monkeypatch.setattr(likelihoods, "compile_map", lambda function: echo)
+    monkeypatch.setattr(answer_scorer, "compile_map", lambda function: echo)
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
@@ -249,7 +251,7 @@ def test_every_pair_gets_its_own_values(generator, tmp_path, monkeypatch, echoin
         answers = [rng.integers(0, 300, rng.choice([1, 2, 4, 9])).tolist() for _ in range(count)]
         lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
         limits = row_limits(lengths, 3, max(lengths), list(map(len, answers)))
-        scorer = Likelihoods(generator, dataclasses.replace(limits, usual_answer=4), tmp_path / f"{case}.jsonl")
+        scorer = Scorer(generator, dataclasses.replace(limits, usual_answer=4), tmp_path / f"{case}.jsonl")
         scores, _ = scorer.score(prompts, answers)
         for prompt, answer, score in zip(prompts, answers, scores, strict=True):
             np.testing.assert_array_equal(score, np.array(answer) + 1000 * np.array([prompt[-1], *answer[:-1]]))
@@ -260,7 +262,7 @@ def test_every_pair_gets_its_own_values(generator, tmp_path, monkeypatch, echoin
 
 def scored_tokens(generator, path, prompt, answer) -> int:
     """0 where the pair is found in the file."""
-    return Likelihoods(generator, LIMITS, path).score([prompt], [answer])[1].tokens
+    return Scorer(generator, LIMITS, path).score([prompt], [answer])[1].tokens
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,7 @@ def test_another_prompt_or_answer_never_hits(generator, tmp_path, echoing):
 
     def is_new(**changes) -> bool:
         prompt, answer = pair(**changes)
-        return Likelihoods(generator, limits, path).score([prompt], [answer])[1].tokens > 0
+        return Scorer(generator, limits, path).score([prompt], [answer])[1].tokens > 0
 
     assert is_new() and not is_new() and not is_new(limit=tokens)
     for changes in (
@@ -361,7 +363,7 @@ def test_a_key_knows_where_the_answer_starts(generator, tmp_path, echoing):
 
 def three_batches(generator, path):
     """(the scorer, its position after each of three calls)."""
-    scorer, positions = Likelihoods(generator, LIMITS, path), []
+    scorer, positions = Scorer(generator, LIMITS, path), []
     for start in (10, 20, 30):
         scorer.score([[start, 1], [start, 2]], [[start], [start, start]])
         positions.append(scorer.position)
@@ -370,8 +372,8 @@ def three_batches(generator, path):
 
 def is_kept(scorer, start) -> bool:
     """Looked up without scoring what is missing."""
-    keys = [scorer._key([start, 1], [start]), scorer._key([start, 2], [start, start])]
-    found = {key in scorer._records for key in keys}
+    keys = [scorer.cache._key([start, 1], [start]), scorer.cache._key([start, 2], [start, start])]
+    found = {key in scorer.cache._records for key in keys}
     assert len(found) == 1  # a call's pairs are kept together or not at all
     return found.pop()
 
@@ -383,13 +385,13 @@ def test_rewinding_forgets_exactly_what_came_later(generator, tmp_path, echoing)
     scorer.rewind(positions[2])
     assert path.read_bytes() == content and len(scorer) == 6
     scorer.rewind(positions[0])
-    for again in (scorer, Likelihoods(generator, LIMITS, path)):
+    for again in (scorer, Scorer(generator, LIMITS, path)):
         assert [is_kept(again, start) for start in (10, 20, 30)] == [True, False, False]
         assert (again.position, len(again)) == (positions[0], 2)
     assert content.startswith(path.read_bytes())
     three_batches(generator, path)
     assert path.read_bytes() == content
-    scorer = Likelihoods(generator, LIMITS, path)
+    scorer = Scorer(generator, LIMITS, path)
     scorer.rewind(0)
     assert (scorer.position, len(scorer), path.read_bytes()) == (0, 0, b"")
 
@@ -399,13 +401,13 @@ def test_a_last_line_that_was_cut_off_is_forgotten(generator, tmp_path, echoing,
     path = tmp_path / "a.jsonl"
     _, positions = three_batches(generator, path)
     path.write_bytes(path.read_bytes()[:-missing])
-    again = Likelihoods(generator, LIMITS, path)
+    again = Scorer(generator, LIMITS, path)
     assert [is_kept(again, start) for start in (10, 20, 30)] == [True, True, False]
     assert again.position == positions[1]
     # What is scored next stands in a line of its own.
     again.score([[30, 1]], [[30]])
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
-    assert len(Likelihoods(generator, LIMITS, path)) == 5
+    assert len(Scorer(generator, LIMITS, path)) == 5
 
 
 def test_damage_names_the_file(generator, tmp_path, echoing):
@@ -415,7 +417,7 @@ def test_damage_names_the_file(generator, tmp_path, echoing):
     for damaged in (b"{\n", b"7\n", b"\xff\xfe\n", b"\n", lines[1].replace(b":", b"")):
         path.write_bytes(lines[0] + damaged + lines[2])
         with pytest.raises(UserError, match=r"scores\.jsonl is damaged .*delete it"):
-            Likelihoods(generator, LIMITS, path)
+            Scorer(generator, LIMITS, path)
 
 
 # --- 1 and 8 devices

@@ -1,5 +1,6 @@
 """Batches of multiple negatives ranking: candidates, what counts as a negative, and the loss of a whole step."""
 
+import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,8 @@ from ragjax.data.questions import Passage, Question
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.retrieval import ArrayVectors, ExactIndex, PassageList, Retriever
-from ragjax.training.assembly import Asked
-from ragjax.training.ranking import RankingAssembler
-from tests.tiny_runs import run_of, tiny_world
+from ragjax.training.signals import RankingAssembler
+from tests.tiny_runs import batch_of, run_of, tiny_world
 from tests.training.signals_worker import RANKING, on_eight_devices, ranking_pipeline, ranking_step
 
 # --- hand-made vectors: passage i of the corpus points at 10 * i degrees
@@ -36,9 +36,11 @@ def question(name: str, angle: float, *positives: int) -> tuple[Question, float]
 class Made:
     """An assembler over questions with hand-made vectors; the embedder's network is never asked."""
 
-    def __init__(self, train: list[tuple[Question, float]], dev: list[tuple[Question, float]] = (), **changes):
+    def __init__(
+        self, train: list[tuple[Question, float]], dev: list[tuple[Question, float]] = (), texts=None, **changes
+    ):
         angles = {q.question: angle for q, angle in [*train, *dev]}
-        passages = [Passage(f"p{i}", "", f"passage {i}") for i in range(len(ANGLES))]
+        passages = [Passage(f"p{i}", "", (texts or {}).get(i, f"passage {i}")) for i in range(len(ANGLES))]
         self.embedder = SimpleNamespace(
             module=None,
             size=ModelSize(100, 0, 0, 1, 8),
@@ -56,8 +58,8 @@ class Made:
         self.assembler = RankingAssembler(run_of(self.config, pipeline, dataset))
 
     def assemble(self, questions=None, step=0, training=True):
-        questions = self.assembler.questions if questions is None else questions
-        return self.assembler.assemble(Asked(questions, range(len(questions)), step, training), {}, Ledger())
+        questions = self.assembler.sampler.train if questions is None else questions
+        return self.assembler.assemble(batch_of(self.assembler, questions, step, training), {}, Ledger())
 
     def batch(self, *arguments, **options):
         """The one device's one micro-batch."""
@@ -100,10 +102,10 @@ def test_my_other_positives_are_no_negatives():
 
 def drawn(made: Made, epoch: int) -> dict[str, int]:
     """The positive of each question in an epoch."""
-    count, size = len(made.assembler.questions), made.assembler.batch_size
+    count, size = len(made.assembler.sampler.train), made.assembler.sampler.batch_size
     found = {}
     for place in range(-(-count // size)):
-        questions = made.assembler.questions[place * size : (place + 1) * size]
+        questions = made.assembler.sampler.train[place * size : (place + 1) * size]
         batch = made.batch(questions, step=epoch * -(-count // size) + place)
         rows = rows_of(batch.candidate_vectors)
         found |= {q.id: rows[label] for q, label in zip(questions, batch.labels, strict=False)}
@@ -161,17 +163,51 @@ def test_dev_questions_keep_their_positive():
     """The dev loss of step 0 and of step 100 measures the same."""
     dev = [question(name, 0, 1, 4) for name in "abcdefgh"]
     made = Made([question("t", 0, 1)], dev, ranking_batch_size=8, dev_every=10)
-    batches = [made.batch(made.assembler.dev, step=step, training=False) for step in range(4)]
+    batches = [made.batch(made.assembler.sampler.dev, step=step, training=False) for step in range(4)]
     assert len({tuple(rows_of(batch.candidate_vectors)) for batch in batches}) == 1
 
 
-def test_unlabelled_questions_are_skipped_and_counted():
+def test_unlabelled_questions_are_skipped():
     train = [question("a", 0, 3), question("b", 0), question("c", 0, 1), question("d", 0)]
     dev = [question("e", 0), question("f", 0, 2)]
-    assembler = Made(train, dev, dev_every=1).assembler
-    assert [q.id for q in assembler.questions] == ["a", "c"]
-    assert (assembler.skipped, [q.id for q in assembler.dev]) == (2, ["f"])
-    assert Made(train, dev, dev_every=0).assembler.dev == []
+    sampler = Made(train, dev, dev_every=1).assembler.sampler
+    assert [q.id for q in sampler.train] == ["a", "c"]
+    assert [q.id for q in sampler.dev] == ["f"]
+    assert Made(train, dev, dev_every=0).assembler.sampler.dev == []
+
+
+def test_questions_of_both_splits_may_have_one_id():
+    """Ids are unique within a file only: the dev question "a" has other positives than the training question "a"."""
+    other = dataclasses.replace(question("a", 34, 5)[0], question="another question")
+    made = Made([question("a", 4, 3), question("b", 64, 6)], [(other, 34)], dev_every=1, hard_negatives=1)
+    batch = made.batch()
+    # Nearest to 4 degrees is 0, to 64 it is 6 (the positive), then 7 (70) before 5.
+    assert rows_of(batch.candidate_vectors) == [3, 6, 0, 7]
+    assert batch.candidate_mask[0].tolist() == [False, True, True, True]  # 3 is the label
+    dev = made.batch(made.assembler.sampler.dev, training=False)
+    assert rows_of(dev.candidate_vectors)[:2] == [5, 3]
+
+
+def test_a_copy_of_a_positive_is_no_negative():
+    """Passages 2 and 7 say what passage 3 says, but for case and spacing: no hard negatives, masked where others' are.
+
+    b's label is 7, a copy of a's label 3.
+    """
+    texts = {2: "The  Old Town", 3: "the old town", 7: "The old town "}
+    train = [question("a", 24, 3), question("b", 71, 7)]
+    batch = Made(train, hard_negatives=2, texts=texts).batch()
+    # Near 24 degrees: 2 (a copy), 3 (the positive), 1, 4; near 71: 7 (the positive), 6, 5.
+    assert rows_of(batch.candidate_vectors) == [3, 7, 1, 6, 5, -1] or rows_of(batch.candidate_vectors) == [
+        3,
+        7,
+        1,
+        6,
+        5,
+    ]
+    assert not batch.candidate_mask[0, 1] and not batch.candidate_mask[1, 0]
+    assert batch.candidate_mask[:2, 2:5].all()
+    # Texts that differ are other passages.
+    assert rows_of(Made(train, hard_negatives=2).batch().candidate_vectors)[2:] == [2, 1, 6, 5]
 
 
 def test_no_labelled_question_is_an_error():
@@ -192,7 +228,10 @@ def test_the_last_batch_of_an_epoch_has_the_shapes_of_the_others(accumulation):
     train = [question(name, 4, i) for i, name in enumerate("abcde")]
     options = {"ranking_batch_size": 4, "hard_negatives": 2, "gradient_accumulation": accumulation}
     made = Made(train, **options)
-    full, last = made.assemble(made.assembler.questions[:4]), made.assemble(made.assembler.questions[4:], step=1)
+    full, last = (
+        made.assemble(made.assembler.sampler.train[:4]),
+        made.assemble(made.assembler.sampler.train[4:], step=1),
+    )
     for one, other in zip(full.batch, last.batch, strict=True):
         assert one.shape == other.shape and one.dtype == other.dtype
         assert one.shape[:2] == (1, accumulation)
@@ -215,15 +254,15 @@ def test_every_micro_batch_sees_all_candidates():
 
 def test_only_the_questions_are_work():
     """Passages are frozen: nothing is embedded for them."""
-    made = Made([question("a", 0, 3), question("bb", 0, 6)])
+    made = Made([question("a", 0, 3), question("bb", 0, 6)], [question("c", 0, 1)], dev_every=1)
     ledger = Ledger()
-    assembled = made.assembler.assemble(Asked(made.assembler.questions, range(2), 0, True), {}, ledger)
+    assembled = made.assembler.assemble(batch_of(made.assembler, made.assembler.sampler.train), {}, ledger)
     lengths = list(map(len, made.embedder.tokenize(["question a", "question bb"])))
     work = assembled.work["embedder"]
     assert set(assembled.work) == {"embedder"} and ledger.total().flops == 0
     assert (work.tokens, work.backward_tokens) == (sum(lengths), sum(lengths))
     assert work.flops == train_flops(made.embedder.size, lengths, 0)
-    assert made.assemble(training=False).work["embedder"].backward_tokens == 0
+    assert made.assemble(made.assembler.sampler.dev, training=False).work["embedder"].backward_tokens == 0
 
 
 # --- the loss, on the tiny embedder
@@ -252,7 +291,7 @@ def enumerated(config, dataset, pipeline, questions, assembler) -> float:
     vectors = pipeline.embedder.encode([q.question for q in questions]).astype(np.float64)
     mine = [{row_of[identity] for identity in q.positive_ids} for q in questions]
     # Which of several positives was drawn is not in question here.
-    drawn = [assembler._positive(q, 0) for q in questions]
+    drawn = [assembler._positive(q, assembler._known["train"][i], 0) for i, q in enumerate(questions)]
     assert all(row in rows for row, rows in zip(drawn, mine, strict=True))
     candidates = [*drawn]
     for vector, rows in zip(vectors, mine, strict=True):
@@ -277,7 +316,7 @@ def test_the_loss_equals_enumeration(world, made_world, one_device, accumulation
     dataset, pipeline = made_world
     config = world.config("unused", **RANKING)
     assembler = RankingAssembler(run_of(config, pipeline, dataset))
-    expected = enumerated(config, dataset, pipeline, assembler.questions[:5], assembler)
+    expected = enumerated(config, dataset, pipeline, assembler.sampler.train[:5], assembler)
     assert expected > 0.01
     np.testing.assert_allclose(one_device[accumulation]["metric loss"], expected, rtol=1e-5)
     assert one_device[accumulation]["metric questions"] == 5
@@ -292,8 +331,8 @@ def test_the_loss_of_each_question_equals_enumeration(world, made_world, negativ
             "unused", ranking_batch_size=6, hard_negatives=hard, negative_filter=negatives, dev_every=0
         )
         assembler = RankingAssembler(run_of(config, pipeline, dataset))
-        chosen = assembler.questions[:4]
-        batch = assembler.assemble(Asked(chosen, range(4), 0, True), {}, Ledger()).batch
+        chosen = assembler.sampler.train[:4]
+        batch = assembler.assemble(batch_of(assembler, chosen), {}, Ledger()).batch
         batch = jax.tree.map(lambda leaf: leaf[0, 0], batch)
         found = compiled(assembler.objective, {"embedder": pipeline.embedder.variables}, {"generator": {}}, batch, None)
         assert found.valid.tolist() == [True] * 4 + [False] * 2

@@ -20,9 +20,10 @@ from ragjax.pretrained import load_embedder, load_generator
 from ragjax.runs import RunFolder, Summary, open_run, prepare
 from ragjax.training import run as run_module
 from ragjax.training import train
-from ragjax.training.assembly import AnswerAssembler, QuestionSide
-from ragjax.training.loop import question_order, total_steps
 from ragjax.training.run import measure, run_phases
+from ragjax.training.sampling import question_order, total_steps
+from ragjax.training.signals import AnswerAssembler
+from ragjax.training.signals.question_side import QuestionSide
 from ragjax.training.strategies import STRATEGIES
 from tests.tiny_runs import PLACES, changed, flat, passages, questions, read_lines, tiny_world, write_data
 
@@ -62,9 +63,9 @@ def finish(config: RunConfig) -> Finished:
         finished.pipelines.append(pipeline)
         return evaluate(pipeline, *arguments, **options)
 
-    def watched_vectors(self, questions, variables):
-        finished.embedders.append(jax.device_get(variables))
-        return vectors(self, questions, variables)
+    def watched_vectors(self, batch, variables):
+        finished.embedders.append(jax.device_get(variables["embedder"]))
+        return vectors(self, batch, variables)
 
     def watched_with_passages(self, asked, rows):
         finished.found.append((tuple(question.id for question in asked.questions), np.array(rows)))

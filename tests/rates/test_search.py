@@ -11,12 +11,12 @@ import pytest
 from ragjax.config import RunConfig, SearchConfig
 from ragjax.errors import DivergedError, UserError
 from ragjax.pretrained import load_embedder, load_generator
+from ragjax.rates import search as search_module
+from ragjax.rates import search_rates
+from ragjax.rates.stacked import train_stacked
 from ragjax.runs import Run, RunFolder, prepare
-from ragjax.training import search as search_module
-from ragjax.training.loop import make_assembler, train_phase
-from ragjax.training.search import search
-from ragjax.training.stacked import train_stacked
-from ragjax.training.strategies import STRATEGIES
+from ragjax.training.loop import train_phase
+from ragjax.training.strategies import STRATEGIES, Phase
 from tests.tiny_runs import World, flat, passages, questions, read_lines, tiny_world, write_data
 
 pytestmark = pytest.mark.slow
@@ -48,11 +48,15 @@ def rerun(prepared: Run, folder, **changes) -> Run:
     )
 
 
+def assembler_of(run: Run, phase: Phase):
+    return phase.signal.make_assembler(run, phase.trains)
+
+
 @pytest.mark.parametrize("phase", [STRATEGIES["two_phase"][1], STRATEGIES["embedder"][0]], ids=lambda phase: phase.name)
 def test_a_stacked_copy_is_the_single_run_at_its_rate(prepared, tmp_path, phase):
     flags = {"max_steps": 3, "dev_every": 3, "ranking_batch_size": 3}
     run = rerun(prepared, tmp_path / "stacked", **flags)
-    found = train_stacked(run, RATES, make_assembler(run, phase))
+    found = train_stacked(run, RATES, assembler_of(run, phase))
     for copy in found.copies:
         single = tmp_path / f"{copy.rate}"
         at_rate = rerun(prepared, single, **flags, embedder_lr=copy.rate)
@@ -74,7 +78,7 @@ def test_copies_share_what_they_score(prepared, tmp_path):
 
     def pairs(rates, folder):
         run = rerun(prepared, folder, max_steps=2, dev_every=1)
-        return train_stacked(run, rates, make_assembler(run, STRATEGIES["two_phase"][1])).pairs
+        return train_stacked(run, rates, assembler_of(run, STRATEGIES["two_phase"][1])).pairs
 
     one = pairs([1e-12], tmp_path / "one")
     assert one == 2 * prepared.config.batch_size * prepared.config.top_k
@@ -85,7 +89,7 @@ def test_copies_share_what_they_score(prepared, tmp_path):
 def test_halving_stops_the_half_with_the_higher_dev_loss(prepared, tmp_path):
     run = rerun(prepared, tmp_path, max_steps=3, dev_every=1)
     rates = [1e-9, 1e-4, 1e-3, 3.0]
-    assembler = make_assembler(run, STRATEGIES["two_phase"][1])
+    assembler = assembler_of(run, STRATEGIES["two_phase"][1])
     whole = train_stacked(run, rates, assembler)
     halved = train_stacked(run, rates, assembler, rungs=3)
     assert sorted(copy.steps for copy in halved.copies) == [1, 1, 2, 3]
@@ -100,7 +104,7 @@ def test_halving_stops_the_half_with_the_higher_dev_loss(prepared, tmp_path):
 @pytest.fixture(scope="module")
 def two_phase(world):
     config = searching(world, world.folder / "search")
-    return config, search(config, OPTIONS)
+    return config, search_rates(config, OPTIONS)
 
 
 def test_a_search_has_a_line_for_every_rate_and_names_the_best(two_phase, capsys):
@@ -116,7 +120,7 @@ def test_a_search_has_a_line_for_every_rate_and_names_the_best(two_phase, capsys
     assert starts == pytest.approx([tuned, tuned], rel=1e-4)
     assert record["cost"]["generator"]["seconds"] > 0
     assert record["cost"]["evaluation"]["seconds"] > 0
-    search(config, OPTIONS)  # the table again, and nothing else
+    search_rates(config, OPTIONS)  # the table again, and nothing else
     printed = capsys.readouterr().out
     assert f"--generator_lr={record['winner']['generator']:g}" in printed
     assert "dev_loss" in printed
@@ -169,9 +173,9 @@ def test_a_search_that_was_stopped_goes_on(two_phase, world, tmp_path, monkeypat
 
     monkeypatch.setattr(search_module, "train_phase", stopping)
     with pytest.raises(KeyboardInterrupt):
-        search(config, OPTIONS)
+        search_rates(config, OPTIONS)
     monkeypatch.setattr(search_module, "train_phase", train_phase)
-    record = search(config, OPTIONS)
+    record = search_rates(config, OPTIONS)
     assert record["winner"] == two_phase[1]["winner"]
     for one, other in zip(record["trials"], two_phase[1]["trials"], strict=True):
         assert one["rates"] == other["rates"]
@@ -186,14 +190,14 @@ def test_a_rate_that_diverges_loses(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(search_module, "train_phase", diverging)
     options = dataclasses.replace(OPTIONS, select="dev_loss")
-    record = search(searching(world, tmp_path / "diverged", strategy="generator"), options)
+    record = search_rates(searching(world, tmp_path / "diverged", strategy="generator"), options)
     assert record["winner"] == {"generator": 1e-3}
     assert [trial["diverged"] for trial in record["trials"]] == [False, True]
 
 
 def test_pairs_are_announced_before_they_are_trained(world, tmp_path, capsys):
     options = dataclasses.replace(OPTIONS, grid="2d", select="dev_loss", embedder_rates="1e-3")
-    record = search(searching(world, tmp_path / "pairs", strategy="joint"), options)
+    record = search_rates(searching(world, tmp_path / "pairs", strategy="joint"), options)
     assert [trial["rates"] for trial in record["trials"]] == [
         {"embedder": 1e-3, "generator": 1e-3},
         {"embedder": 1e-3, "generator": 1e-2},
@@ -205,7 +209,7 @@ def test_pairs_are_announced_before_they_are_trained(world, tmp_path, capsys):
 def test_joint_reuses_the_rates_of_the_two_phases(world, tmp_path):
     """A rate that is given is used: no generator trial but its own, no other embedder."""
     options = dataclasses.replace(OPTIONS, select="dev_loss", embedder_rates="1e-3")
-    record = search(searching(world, tmp_path / "joint", strategy="joint", generator_lr=1e-2), options)
+    record = search_rates(searching(world, tmp_path / "joint", strategy="joint", generator_lr=1e-2), options)
     assert record["strategy"] == "joint"
     assert record["winner"] == {"generator": 1e-2, "embedder": 1e-3}
     assert [trial["phase"] for trial in record["trials"]] == ["generator", "retriever"]
@@ -223,23 +227,23 @@ def test_joint_reuses_the_rates_of_the_two_phases(world, tmp_path):
 )
 def test_bad_input(world, tmp_path, changes, options, sentence):
     with pytest.raises(UserError, match=sentence):
-        search(searching(world, tmp_path / "bad", **changes), dataclasses.replace(OPTIONS, **options))
+        search_rates(searching(world, tmp_path / "bad", **changes), dataclasses.replace(OPTIONS, **options))
     assert not (tmp_path / "bad").exists()
 
 
 def test_another_search_on_the_folder_is_refused(two_phase, world):
     config, _ = two_phase
     with pytest.raises(UserError, match=r"--select= \(now em\)"):
-        search(config, dataclasses.replace(OPTIONS, select="em"))
+        search_rates(config, dataclasses.replace(OPTIONS, select="em"))
     with pytest.raises(UserError, match=r"--top_k=3 \(now 2\)"):
-        search(dataclasses.replace(config, top_k=2), OPTIONS)
+        search_rates(dataclasses.replace(config, top_k=2), OPTIONS)
 
 
 def test_a_search_folder_in_use_is_refused(world, tmp_path):
     with (tmp_path / ".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)  # another open file: for the system, another process
         with pytest.raises(UserError, match=f"Another process is working on {tmp_path}"):
-            search(searching(world, tmp_path), OPTIONS)
+            search_rates(searching(world, tmp_path), OPTIONS)
     assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
@@ -248,7 +252,7 @@ def test_a_search_needs_questions_to_train_on_and_to_choose_by(world, tmp_path):
         splits = {name: records for name, records in questions().items() if name != split}
         data = write_data(tmp_path / split, passages(), splits)
         with pytest.raises(UserError, match=f"{data} has no {split} questions, which the search needs"):
-            search(searching(world, tmp_path / "run", data=str(data)), OPTIONS)
+            search_rates(searching(world, tmp_path / "run", data=str(data)), OPTIONS)
     assert not (tmp_path / "run").exists()
 
 
@@ -260,7 +264,7 @@ def test_auto_is_settled_and_the_models_are_named_before_the_search(world, tmp_p
 
     monkeypatch.setattr(search_module._Search, "run", stop)
     with pytest.raises(KeyboardInterrupt):
-        search(searching(world, tmp_path / "auto", strategy="auto"), OPTIONS)
+        search_rates(searching(world, tmp_path / "auto", strategy="auto"), OPTIONS)
     picked, *models = capsys.readouterr().out.splitlines()
     assert picked.startswith("--strategy=auto picks independent: 12 of 12 training questions have labelled passages")
     assert models == [
@@ -274,11 +278,11 @@ def test_a_search_does_not_go_on_with_other_models(world, tmp_path):
     model = tmp_path / "bert"
     shutil.copytree(world.embedder, model)
     config = searching(world, tmp_path / "run", strategy="generator", embedder=str(model))
-    record = search(config, dataclasses.replace(OPTIONS, select="dev_loss", generator_rates="1e-3"))
+    record = search_rates(config, dataclasses.replace(OPTIONS, select="dev_loss", generator_rates="1e-3"))
     del record["winner"]
     (tmp_path / "run" / "search.json").write_text(json.dumps(record))
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(weights)
     with pytest.raises(UserError, match="was begun with other models or data: bring those back or choose another"):
-        search(config, dataclasses.replace(OPTIONS, select="dev_loss", generator_rates="1e-3"))
+        search_rates(config, dataclasses.replace(OPTIONS, select="dev_loss", generator_rates="1e-3"))

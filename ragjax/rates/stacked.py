@@ -17,9 +17,9 @@ import numpy as np
 from ragjax.costs import Cost, Ledger
 from ragjax.parallel import compile_map, compile_step, join_copies, place, stack_copies
 from ragjax.runs import Run
-from ragjax.training.assembly import Asked, LikelihoodAssembler
-from ragjax.training.loop import asked_in_step, asked_of_dev, make_step, total_steps
-from ragjax.training.ranking import RankingAssembler
+from ragjax.training.loop import make_step
+from ragjax.training.sampling import QuestionBatch, total_steps
+from ragjax.training.signals import StackableAssembler
 from ragjax.training.state import TrainState, init_state
 from ragjax.voice import progress
 
@@ -47,9 +47,7 @@ class StackedResult:
     pairs: int  # (question, passage) pairs scored, dev questions apart
 
 
-def train_stacked(
-    run: Run, rates: Sequence[float], assembler: LikelihoodAssembler | RankingAssembler, rungs: int = 1
-) -> StackedResult:
+def train_stacked(run: Run, rates: Sequence[float], assembler: StackableAssembler, rungs: int = 1) -> StackedResult:
     """Trains one copy of the embedder at each rate.
 
     Args:
@@ -66,9 +64,9 @@ def train_stacked(
 class _Stack:
     """The copies' moving parts."""
 
-    def __init__(self, run: Run, rates: Sequence[float], assembler: LikelihoodAssembler | RankingAssembler):
-        self._seed, self._assembler = run.config.seed, assembler
-        self._steps = total_steps(run.config, len(assembler.questions), assembler.batch_size)
+    def __init__(self, run: Run, rates: Sequence[float], assembler: StackableAssembler):
+        self._assembler = assembler
+        self._steps = total_steps(run.config, len(assembler.sampler.train), assembler.sampler.batch_size)
         self._rates = list(rates)
         optimizer, make = make_step(run.config, assembler.objective, self._steps)
         self._train_step = compile_step(lambda reducer: jax.vmap(make(reducer), in_axes=(0, None, 0)))
@@ -76,12 +74,13 @@ class _Stack:
         variables = {"embedder": run.embedder.variables}
         states = [init_state(variables, {"embedder": rate}, optimizer) for rate in self._rates]
         self._state: TrainState = place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+        self._frozen = place({"generator": run.generator.variables})
         self._ledger = Ledger()
 
     def train(self, rungs: int) -> StackedResult:
         every = {rate: Copy(rate, np.empty(0), 0, None) for rate in self._rates}
         start_losses, seconds = self._dev_losses()[0], []
-        pairs_before = self._pairs()
+        pairs_before = self._assembler.pairs_scored
         pairs = 0
         ends = [round(self._steps * (rung + 1) / rungs) for rung in range(rungs)]
         with progress(total=self._steps, desc=f"{len(self._rates)} rates", unit="step") as bar:
@@ -90,10 +89,10 @@ class _Stack:
                 bar.update()
                 if step + 1 not in ends:
                     continue
-                pairs += self._pairs() - pairs_before
+                pairs += self._assembler.pairs_scored - pairs_before
                 for rate, losses in zip(self._rates, self._dev_losses(), strict=True):
                     every[rate].dev_losses, every[rate].steps = losses, step + 1
-                pairs_before = self._pairs()
+                pairs_before = self._assembler.pairs_scored
                 if step + 1 < self._steps:
                     self._keep_best_half({rate: float(every[rate].dev_losses.mean()) for rate in self._rates})
         for number, rate in enumerate(self._rates):
@@ -102,23 +101,20 @@ class _Stack:
             )
         return StackedResult(start_losses, list(every.values()), self._ledger, seconds, pairs)
 
-    def _pairs(self) -> int:
-        return len(self._assembler.likelihoods) if isinstance(self._assembler, LikelihoodAssembler) else 0
-
     def _advance(self, step: int) -> float:
         """One step of all copies; its seconds."""
         began = time.perf_counter()
-        batch, work = self._assemble(asked_in_step(self._assembler, step, self._seed), self._ledger)
+        batch, work = self._assemble(self._assembler.sampler.training_batch(step), self._ledger)
         started = time.perf_counter()
         self._state, metrics = self._train_step(self._state, {}, batch)
         jax.block_until_ready(metrics)
         self._ledger.split(time.perf_counter() - started, work)
         return time.perf_counter() - began
 
-    def _assemble(self, asked: Asked, ledger: Ledger) -> tuple[Any, dict[str, Cost]]:
+    def _assemble(self, batch: QuestionBatch, ledger: Ledger) -> tuple[Any, dict[str, Cost]]:
         """A batch [groups, copies, micro-batches, ...] and the work in it."""
-        variables, count = self._state.trainable["embedder"], len(self._rates)
-        batches, work = self._assembler.assemble_stacked(asked, variables, count, ledger)
+        variables, count = {**self._frozen, **self._state.trainable}, len(self._rates)
+        batches, work = self._assembler.assemble_stacked(batch, variables, count, ledger)
         total = Cost(0.0, work.flops * count, work.tokens * count, work.backward_tokens * count)
         return stack_copies(batches), {"embedder": total}
 
@@ -126,8 +122,8 @@ class _Stack:
         """[copies, n] of the dev questions."""
         found = []
         began, spent, work_done = time.perf_counter(), Ledger(), Cost()
-        for asked in asked_of_dev(self._assembler, 0):
-            batch, work = self._assemble(asked, spent)
+        for questions in self._assembler.sampler.dev_batches(0):
+            batch, work = self._assemble(questions, spent)
             losses, valid = jax.device_get(self._losses(self._state.trainable, batch))
             # Fillers are the same for all copies.
             found.append(join_copies(losses)[:, join_copies(valid)[0]])

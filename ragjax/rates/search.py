@@ -29,10 +29,11 @@ from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_sea
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
+from ragjax.rates.stacked import train_stacked
 from ragjax.runs import Run, RunFolder, differing_flags, prepare
-from ragjax.training.loop import PhaseResult, make_assembler, total_steps, train_phase
+from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.run import on_device, settle_strategy
-from ragjax.training.stacked import train_stacked
+from ragjax.training.sampling import total_steps
 from ragjax.training.strategies import Phase, phases_of
 from ragjax.voice import say
 
@@ -43,7 +44,7 @@ MODELS = ("embedder", "generator")
 Trial = dict[str, Any]
 
 
-def search(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
+def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
     """Runs a search to its end, or prints the result of one that has ended.
 
     Args:
@@ -146,7 +147,7 @@ class _Search:
             trials = self._one_by_one(phase, tried, start)
             best = self._best(trials)["rates"]
             winner |= best
-            if phase is not phases[-1] and "likelihoods" in {later.signal for later in phases}:
+            if phase is not phases[-1] and any(later.signal.scores_once for later in phases):
                 result = self._train(phase, best, start)
                 start = start.with_trained(on_device({phase.name: result}))
         cost = Ledger(_sum(*(trial["cost"] for trial in self._record["trials"])))
@@ -212,7 +213,7 @@ class _Search:
         if found := self._trials_of(phase):
             return found
         watched = dataclasses.replace(start, config=dataclasses.replace(self._config, dev_every=1))
-        result = train_stacked(watched, rates, make_assembler(watched, phase), self._rungs)
+        result = train_stacked(watched, rates, phase.signal.make_assembler(watched, phase.trains), self._rungs)
         generations = CachedGenerations(start.generator, self._files.generations_file)
         trials = []
         for copy in result.copies:

@@ -1,0 +1,29 @@
+"""Signals: what a phase learns from.
+
+Signal       its assembler, the questions that it can use, the parts of its cost              signal.py
+Assembler    what the training loop asks of each signal's assembler                           signal.py
+ANSWERS      the answers' likelihood, with the generator in the graph                         answers.py
+LIKELIHOODS  the same under a frozen generator, each pair scored once and kept                likelihoods.py
+POSITIVES    labelled passages against other passages (multiple negatives ranking)            positives.py
+
+The embedder's half of a batch is the same for all of them: question_side.py.
+"""
+
+from ragjax.training.signals.answers import ANSWERS, AnswerAssembler
+from ragjax.training.signals.likelihoods import LIKELIHOODS, LikelihoodAssembler
+from ragjax.training.signals.positives import POSITIVES, RankingAssembler
+from ragjax.training.signals.signal import Assembled, Assembler, Signal, StackableAssembler, Variables
+
+__all__ = [
+    "ANSWERS",
+    "LIKELIHOODS",
+    "POSITIVES",
+    "AnswerAssembler",
+    "Assembled",
+    "Assembler",
+    "LikelihoodAssembler",
+    "RankingAssembler",
+    "Signal",
+    "StackableAssembler",
+    "Variables",
+]

@@ -1,0 +1,129 @@
+"""Learning from the answers under a frozen generator: the embedder alone moves, over likelihoods that are kept."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ragjax.costs import Cost, Ledger
+from ragjax.data.batches import ScoredBatch, pad_tokens
+from ragjax.data.questions import Question
+from ragjax.runs import Run
+from ragjax.training.answer_scorer import AnswerScorer, row_limits
+from ragjax.training.likelihood_cache import LikelihoodCache
+from ragjax.training.objectives import LikelihoodObjective
+from ragjax.training.sampling import QuestionBatch, Sampler
+from ragjax.training.signals.answers import answer_mixture, prompt_lengths
+from ragjax.training.signals.question_side import QuestionSide
+from ragjax.training.signals.signal import Assembled, Signal, Variables, dev_questions, every_question
+
+
+class LikelihoodAssembler:
+    """Batches with the frozen generator's answer log-probs: only the embedder runs inside the step."""
+
+    def __init__(self, run: Run, trains: Sequence[str]):
+        """The likelihoods are kept in the run's folder. trains: the models that are trained, ("embedder",)."""
+        config = run.config
+        self._pipeline = run.pipeline
+        self.sampler = Sampler(
+            run.dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.tokenize
+        )
+        self._side = QuestionSide(run, self.sampler)
+        self.objective = LikelihoodObjective(run.embedder.module, answer_mixture(config, trains))
+        everything = [*self.sampler.train, *self.sampler.dev]
+        lengths, longest, answers = prompt_lengths(run, everything, 1)
+        shortest = min(run.pipeline.prompts.frame_length(question.question, 1) for question in everything)
+        limits = row_limits(lengths, shortest, longest, answers)
+        self._answer_length = limits.longest_answer
+        self.likelihoods = LikelihoodCache(AnswerScorer(run.generator, limits), run.files.likelihoods_file)
+
+    @property
+    def position(self) -> int:
+        return self.likelihoods.position
+
+    @property
+    def pairs_scored(self) -> int:
+        return len(self.likelihoods)
+
+    def rewind(self, position: int) -> None:
+        self.likelihoods.rewind(position)
+
+    def assemble(self, batch: QuestionBatch, variables: Variables, ledger: Ledger) -> Assembled:
+        rows = self._side.retrieve(batch, variables, ledger)
+        scores, tokens = self.score(batch, [rows], variables, ledger)
+        figures = {"generator_tokens": tokens, "distinct_passages": len(np.unique(rows))}
+        work = {"embedder": self._side.work(batch, batch.training)}
+        return Assembled(self.scored_batch(batch, rows, scores), work, figures, rows)
+
+    def assemble_stacked(
+        self, batch: QuestionBatch, variables: Variables, copies: int, ledger: Ledger
+    ) -> tuple[list[ScoredBatch], Cost]:
+        """A batch for each copy of the embedder, and the work that one of them is in a step."""
+        alternatives = self._side.retrieve(batch, variables, ledger, copies)
+        scores, _ = self.score(batch, alternatives, variables, ledger)
+        batches = [self.scored_batch(batch, rows, scores) for rows in alternatives]
+        return batches, self._side.work(batch, batch.training)
+
+    def score(
+        self, batch: QuestionBatch, alternatives: Sequence[np.ndarray], variables: Variables, ledger: Ledger
+    ) -> tuple[dict[tuple[int, int], np.ndarray], int]:
+        """The answers' log-probs under each of the questions' passages, alternatives [b, K] each.
+
+        Returns:
+          {(question's place in the batch, passage row): [T_i]}, and the tokens that the generator read for it: only
+          pairs that are new are scored.
+        """
+        prompts, store, questions = self._pipeline.prompts, self._pipeline.store, batch.questions
+        pairs = sorted({(i, int(row)) for rows in alternatives for i, chosen in enumerate(rows) for row in chosen})
+        answers = [self._answer(questions[i]) for i, _ in pairs]
+        built = [
+            prompts.prompt([store[row]], questions[i].question, reserve=len(answer))
+            for (i, row), answer in zip(pairs, answers, strict=True)
+        ]
+        scores, cost = self.likelihoods.score(variables["generator"], built, answers)
+        ledger.add("generator", cost)
+        return dict(zip(pairs, scores, strict=True)), cost.tokens
+
+    def scored_batch(
+        self, batch: QuestionBatch, rows: np.ndarray, scores: Mapping[tuple[int, int], np.ndarray]
+    ) -> ScoredBatch:
+        """[groups, micro-batches, ...] of the questions under the given passages [b, K], whose `score` is given."""
+        vectors = self._pipeline.retriever.vectors.vectors_of(rows)
+        items = [
+            (
+                batch.tokens[i],
+                vectors[i],
+                np.stack([self._padded(scores[i, int(row)]) for row in chosen]),
+                len(self._answer(batch.questions[i])),
+            )
+            for i, chosen in enumerate(rows)
+        ]
+        return self._side.layout.stack(items, self._make)
+
+    def _answer(self, question: Question) -> list[int]:
+        return self._pipeline.prompts.answer(question.answers[0])
+
+    def _padded(self, scores: np.ndarray) -> np.ndarray:
+        return np.pad(scores, (0, self._answer_length - len(scores)))
+
+    def _make(self, items: Sequence[tuple]) -> ScoredBatch:
+        size = self._side.layout.size
+        tokens, vectors, scores, lengths = zip(*items, strict=True)
+        padded, question_lengths = pad_tokens(tokens, size, self._side.question_length)
+        mask = np.arange(self._answer_length) < np.asarray(lengths)[:, None]
+        return ScoredBatch(padded, question_lengths, *(_fill(np.stack(part), size) for part in (vectors, scores, mask)))
+
+
+def _fill(values: np.ndarray, size: int) -> np.ndarray:
+    """Zeros behind the first axis up to `size`."""
+    return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])
+
+
+LIKELIHOODS = Signal(
+    "likelihoods",
+    LikelihoodAssembler,
+    learns_from=every_question,
+    reads_answers=True,
+    batch_size_flag="batch_size",
+    cost_parts={("embedder",): ("generator_forward", "embedder_train", "search")},
+    scores_once=True,
+)

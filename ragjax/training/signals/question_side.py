@@ -1,0 +1,60 @@
+"""The embedder's half of every batch: question vectors, the passages they find, and the layout of the questions."""
+
+import time
+
+import jax
+import numpy as np
+
+from ragjax.costs import Cost, Ledger, forward_flops
+from ragjax.data.batches import pad_tokens, round_up
+from ragjax.models.encoders import sentence_vectors
+from ragjax.parallel import layout_of
+from ragjax.pretrained import embed
+from ragjax.retrieval import Queries
+from ragjax.runs import Run
+from ragjax.training.sampling import QuestionBatch, Sampler
+from ragjax.training.signals.signal import Variables, model_work
+
+_embed_stacked = jax.jit(jax.vmap(sentence_vectors, in_axes=(None, 0, None, None)), static_argnums=0)
+
+
+class QuestionSide:
+    """What every assembler does with the questions of a batch."""
+
+    def __init__(self, run: Run, sampler: Sampler):
+        """sampler: all questions that will be assembled, for the bound on lengths."""
+        self._pipeline = run.pipeline
+        self._top_k = run.config.top_k
+        self._batch_size = sampler.batch_size
+        self.layout = layout_of(sampler.batch_size, run.config.gradient_accumulation)
+        self.question_length = round_up(sampler.longest_question, 8)
+
+    def vectors(self, batch: QuestionBatch, variables: Variables) -> np.ndarray:
+        """[b, E] from the embedder's given variables."""
+        padded, lengths = pad_tokens(batch.tokens, self._batch_size, self.question_length)
+        found = embed(self._pipeline.embedder.module, variables["embedder"], padded, lengths)
+        return np.asarray(found)[: len(batch.questions)]
+
+    def stacked_vectors(self, batch: QuestionBatch, variables: Variables) -> np.ndarray:
+        """[copies * b, E] from stacked variables [copies, ...], copy by copy."""
+        padded, lengths = pad_tokens(batch.tokens, self._batch_size, self.question_length)
+        found = _embed_stacked(self._pipeline.embedder.module, variables["embedder"], padded, lengths)
+        vectors = np.asarray(found)[:, : len(batch.questions)]
+        return vectors.reshape(-1, vectors.shape[-1])
+
+    def retrieve(self, batch: QuestionBatch, variables: Variables, ledger: Ledger, copies: int = 0) -> np.ndarray:
+        """Passage rows [b, K], best first, by the embedder's given variables; [copies, b, K] where they are stacked."""
+        embedder = self._pipeline.embedder
+        began = time.perf_counter()
+        vectors = (self.stacked_vectors if copies else self.vectors)(batch, variables)
+        embedded = time.perf_counter()
+        texts = [question.question for question in batch.questions] * max(copies, 1)
+        found = self._pipeline.retriever.retrieve(Queries(texts, vectors), self._top_k)
+        lengths = list(map(len, batch.tokens)) * max(copies, 1)
+        ledger.add("embedder", Cost(embedded - began, forward_flops(embedder.size, lengths, 0), sum(lengths)))
+        ledger.add("search", found.cost)
+        return found.rows.reshape(copies, len(batch.questions), -1) if copies else found.rows
+
+    def work(self, batch: QuestionBatch, training: bool) -> Cost:
+        """The embedder's work inside a step."""
+        return model_work(self._pipeline.embedder.size, list(map(len, batch.tokens)), 0, training)

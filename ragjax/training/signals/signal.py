@@ -1,0 +1,102 @@
+"""What a signal is, and what its assembler promises to the training loop."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ragjax.costs import Cost, Ledger, ModelSize, forward_flops, train_flops
+from ragjax.data.questions import Question
+from ragjax.runs import Run
+from ragjax.training.objectives import Objective
+from ragjax.training.sampling import QuestionBatch, Sampler
+
+# Both models' variables as they are now: {"embedder" | "generator": {collection: parameters}}.
+Variables = Mapping[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembled:
+    """A step's batch [groups, micro-batches, ...] and what is in it."""
+
+    batch: Any
+    work: dict[str, Cost]  # of each model inside the compiled step, seconds left out
+    figures: dict[str, int]  # for metrics.jsonl
+    passage_rows: np.ndarray | None = None  # [questions, K]
+
+
+class Assembler(Protocol):
+    """Questions -> batch. It holds no state that a step changes, but for caches."""
+
+    sampler: Sampler
+    objective: Objective
+
+    def assemble(self, batch: QuestionBatch, variables: Variables, ledger: Ledger) -> Assembled:
+        """The batch of at most `sampler.batch_size` questions; what is computed on the way (retrieval, likelihoods) is
+        charged to the ledger.
+        """
+
+    @property
+    def position(self) -> int:
+        """How far its cache, if it has one, has grown: goes into the checkpoint."""
+
+    def rewind(self, position: int) -> None:
+        """Takes the cache back to a checkpoint's position."""
+
+
+class StackableAssembler(Assembler, Protocol):
+    """An assembler whose questions several copies of the embedder can share."""
+
+    def assemble_stacked(
+        self, batch: QuestionBatch, variables: Variables, copies: int, ledger: Ledger
+    ) -> tuple[list[Any], Cost]:
+        """A batch for each copy of the embedder, and the work that one of them is in a step.
+
+        variables: the embedder's are stacked, [copies, ...].
+        """
+
+    @property
+    def pairs_scored(self) -> int:
+        """(question, passage) pairs that a generator was asked for so far."""
+
+
+class NoCache:
+    """The part of an assembler that has nothing to remember."""
+
+    position = 0
+    pairs_scored = 0
+
+    def rewind(self, position: int) -> None:
+        pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """What a phase learns from."""
+
+    name: str
+    make_assembler: Callable[[Run, Sequence[str]], Assembler]  # (run, the models that are trained)
+    learns_from: Callable[[Question], bool]  # whether it can use a question
+    reads_answers: bool  # a generator, in the graph or frozen, says how likely they are
+    batch_size_flag: str  # of RunConfig
+    # The parts of a question's cost (`ragjax.training.estimates`), by what is trained.
+    cost_parts: Mapping[tuple[str, ...], tuple[str, ...]]
+    scores_once: bool = False  # the generator works in the first epoch only
+
+
+def every_question(question: Question) -> bool:
+    """Whether a question can be used: any can."""
+    return True
+
+
+def model_work(size: ModelSize, lengths: Sequence[int], head_positions: int, training: bool) -> Cost:
+    """FLOPs and tokens of one model in a step."""
+    count = train_flops if training else forward_flops
+    tokens = sum(lengths)
+    return Cost(0.0, count(size, lengths, head_positions), tokens, tokens if training else 0)
+
+
+def dev_questions(run: Run) -> Sequence[Question]:
+    """Questions of the dev loss."""
+    return run.dataset.dev[: run.config.dev_limit] if run.config.dev_every else []
