@@ -143,7 +143,7 @@ def test_the_answer_under_each_passage_is_written_on_request(finished, tmp_path)
     for record in read_lines(Path(result["predictions"])):
         for entry in record["passages"]:
             (row,) = opened.pipeline.store.rows_of([entry["id"]])
-            prompt = opened.pipeline.prompts.prompt(opened.pipeline.passages([row]), record["question"], reserve=24)
+            prompt = opened.pipeline.prompts.prompt(opened.pipeline.passages([row]), record["question"], reserve=24).ids
             (tokens,) = opened.pipeline.generator.generate_tokens([prompt], opened.config.max_new_tokens)
             assert entry["answer"] == opened.pipeline.prediction(tokens)
 
@@ -301,11 +301,11 @@ def test_an_answer_has_the_probability_of_its_tokens(finished, decoder):
     assert shown[-1] == answer.text
     assert len(shown) > 1 or decoder == "rag_sequence"
     assert answer.probabilities.sum() == pytest.approx(1)
-    prompts = [pipeline.prompts.prompt([passage], question, reserve=24) for passage in answer.passages]
+    prompts = [pipeline.prompts.prompt([passage], question, reserve=24).ids for passage in answer.passages]
     under = np.exp([logits_of(pipeline.generator, prompt, answer.text) for prompt in prompts])
     joint = answer.probabilities * under.prod(axis=1)
     np.testing.assert_allclose(answer.posterior, joint / joint.sum(), rtol=1e-3)
-    together = pipeline.prompts.prompt(answer.passages, question, reserve=24)
+    together = pipeline.prompts.prompt(answer.passages, question, reserve=24).ids
     wanted = {
         "concat": np.exp(logits_of(pipeline.generator, together, answer.text).sum()),
         "rag_token": (answer.probabilities @ under).prod(),

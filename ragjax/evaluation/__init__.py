@@ -1,6 +1,6 @@
 """Evaluation.
 
-evaluate, summarise, mean_recall                 predictions and their means            runner.py
+evaluate, Measurement, summarise, mean_recall    predictions, their cost and means      runner.py
 evaluate_runs, Evaluation, print_evaluation      several decoders, pairs of runs        runs.py
 mean_interval, paired_interval, paired_p_value   how sure a mean or a difference is     statistics.py
 before_after_table, cost_table, strategy_table,
@@ -18,7 +18,7 @@ from ragjax.evaluation.report import (
     search_table,
     strategy_table,
 )
-from ragjax.evaluation.runner import evaluate, mean_recall, summarise
+from ragjax.evaluation.runner import Measurement, evaluate, mean_recall, summarise
 from ragjax.evaluation.runs import Evaluation, evaluate_runs, print_evaluation
 from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
 
@@ -26,6 +26,7 @@ __all__ = [
     "CachedGenerations",
     "Evaluation",
     "METRICS",
+    "Measurement",
     "before_after_table",
     "cost_table",
     "evaluate",

@@ -175,22 +175,23 @@ def _evaluated(
         path = run.files.measured(config.split, "after")
         if not holds(path, run.pipeline, questions, each, config.passage_answers):
             path = folder / f"{_name(label, each, config.passage_answers)}.jsonl"
-        run.pipeline.prompts.passages_cut.clear()
-        records, cost = evaluate(run.pipeline, questions, path, each, passage_answers=config.passage_answers)
+        measured = evaluate(run.pipeline, questions, path, each, passage_answers=config.passage_answers)
         names = (*METRICS, *(f"{metric}_at_{each.top_k}" for metric in ("recall", "hit")))
-        values = {name: [record[name] for record in records] for name in (*names, "mrr_at_10", "answer_in_context")}
+        values = {
+            name: [record[name] for record in measured.records] for name in (*names, "mrr_at_10", "answer_in_context")
+        }
         results.append(
             Result(
                 decode=_decoder(each),
                 top_k=each.top_k,
                 path=path,
-                predictions=records,
+                predictions=measured.records,
                 scores={
                     name: mean_interval([value for value in column if value is not None])
                     for name, column in values.items()
                 },
-                cost=cost,
-                passages_cut=len(run.pipeline.prompts.passages_cut),
+                cost=measured.cost,
+                passages_cut=len(measured.passages_cut),
             )
         )
     return results

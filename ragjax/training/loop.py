@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import jax
@@ -46,6 +46,7 @@ class PhaseResult:
     trained: dict[str, Tree]  # {"embedder" | "generator": {collection: parameters}} on the host
     cost: Ledger  # dev measurements stand under "evaluation"
     questions: int  # trained on, repetitions counted
+    passages_cut: Set[str] = frozenset()  # ids of the passages that some prompt has held shortened
 
 
 def make_step(config: RunConfig, objective: Objective, steps: int) -> tuple[GradientTransformation, Callable]:
@@ -81,7 +82,8 @@ def train_phase(run: Run, phase: Phase, stop_at: int | None = None) -> PhaseResu
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
         trainer.save()
-    return PhaseResult(jax.device_get(trainer.state.trainable), trainer.ledger, trainer.questions_seen)
+    trained = jax.device_get(trainer.state.trainable)
+    return PhaseResult(trained, trainer.ledger, trainer.questions_seen, trainer.passages_cut)
 
 
 class Trainer:
@@ -115,10 +117,15 @@ class Trainer:
     def _resume(self, state: TrainState) -> TrainState:
         step, trees, extras = self._checkpoints.restore({"trainable": state.trainable, "optimizer": state.optimizer})
         self.ledger = Ledger(extras["cost"])
-        self._pipeline.prompts.passages_cut.update(extras["passages_cut"])
+        self.passages_cut.update(extras["passages_cut"])
         self._assembler.rewind(extras["position"])
         self._log.rewind(self._phase.name, step)
         return state._replace(step=jax.numpy.int32(step), **trees)
+
+    @property
+    def passages_cut(self) -> set[str]:
+        """Ids of the passages that some prompt has held shortened so far."""
+        return self._assembler.passages_cut
 
     @property
     def questions_seen(self) -> int:
@@ -208,7 +215,7 @@ class Trainer:
             "phase": self._phase.name,
             "seed": self._config.seed,
             "cost": self.ledger.as_dict(),
-            "passages_cut": sorted(self._pipeline.prompts.passages_cut),
+            "passages_cut": sorted(self.passages_cut),
             "position": self._assembler.position,
             "questions": self.questions_seen,
         }
