@@ -44,8 +44,7 @@ class Pipeline:
 
     def check_top_k(self, top_k: int) -> None:
         """Raises UserError where there are fewer passages than would be read."""
-        if top_k > len(self.store):
-            raise UserError(f"--top_k={top_k} is more than the {len(self.store)} passages: lower it.")
+        check_top_k(top_k, self.store)
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
@@ -82,6 +81,12 @@ class Pipeline:
         return dataclasses.replace(self, embedder=embedder, generator=generator)
 
 
+def check_top_k(top_k: int, store: PassageStore) -> None:
+    """Raises UserError where there are fewer passages than would be read."""
+    if top_k > len(store):
+        raise UserError(f"--top_k={top_k} is more than the {len(store)} passages: lower it.")
+
+
 def first_line(text: str) -> str:
     """The first line of an answer, stripped."""
     return next(iter(text.strip().splitlines()), "").strip()
@@ -102,7 +107,7 @@ def load_models(config: RunConfig) -> tuple[Embedder, Generator]:
     """The untrained models of a run. Weights that will be trained are float32, frozen ones have the run's dtype."""
     lora = None
     if config.lora_rank:
-        lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_target_names)
+        lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     generator = load_generator(
         config.generator,
         config.dtype,
@@ -126,11 +131,8 @@ def build_pipeline(
     Raises:
       UserError: --top_k is larger than the corpus, or the vectors cannot be stored.
     """
-    if config.top_k > len(dataset.passages):
-        raise UserError(
-            f"--top_k={config.top_k} is more than the {len(dataset.passages)} passages of {dataset.name}: lower it."
-        )
     store = PassageList(dataset.passages)
+    check_top_k(config.top_k, store)
     encoded = encode_corpus(
         embedder.encode,
         store,

@@ -40,7 +40,7 @@ from ragjax.training.step import make_eval_step
 from ragjax.training.strategies import STRATEGIES, Phase
 
 OBJECTIVES = ("rag_token", "rag_sequence")
-RATES = [float(rate) for rate in PAPER_RATES.split(",")]
+RATES = list(PAPER_RATES)
 GENERATOR, RETRIEVER = STRATEGIES["two_phase"]
 (JOINT,), (RANKING,) = STRATEGIES["joint"], STRATEGIES["embedder"]
 FORWARD_STEPS = 4

@@ -111,7 +111,7 @@ def load_torch_model(pipeline: Pipeline) -> LlamaForCausalLM:
 
 def add_adapters(model: LlamaForCausalLM) -> list[torch.nn.Parameter]:
     """Puts an adapter beside every target projection; returns their parameters."""
-    targets = CONFIG.lora_target_names
+    targets = CONFIG.lora_targets
     chosen = [
         (parent, name, child)
         for parent in model.model.layers.modules()

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     run = open_run(_RUN_DIR.value)
     config = dataclasses.replace(run.config, top_k=_TOP_K.value or run.config.top_k, **overrides)
     check_decoding(config)
-    run.pipeline.check_top_k(config.top_k)
+    run.pipeline.check_top_k(config.top_k)  # before the first question is typed
     if sentence := run.unfinished():
         say(sentence, to_stderr=True)
     is_terminal = sys.stdout.isatty() and not _JSON.value

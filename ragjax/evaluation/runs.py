@@ -111,8 +111,8 @@ def _open(config: EvaluateConfig, run: Run | None) -> Run:
     if config.run_dir:
         raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
     given = {name: value for name in ("embedder", "generator", "data") if (value := getattr(config, name))}
-    if config.numbers_of_passages:
-        given["top_k"] = config.numbers_of_passages[0]
+    if config.top_k:
+        given["top_k"] = config.top_k[0]
     return prepare(RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given))
 
 
@@ -131,8 +131,8 @@ def _settings(config: EvaluateConfig, run: Run, overrides: Mapping[str, Any]) ->
     """The run's configuration under each decoder and number of passages."""
     settings = [
         dataclasses.replace(run.config, **overrides, decode=name, top_k=k, eval_batch_size=config.eval_batch_size)
-        for name in config.decoders or [run.config.decode]
-        for k in config.numbers_of_passages or [run.config.top_k]
+        for name in config.decode or [run.config.decode]
+        for k in config.top_k or [run.config.top_k]
     ]
     for each in settings:
         check_decoding(each)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ragjax.config import RunConfig, SearchConfig
+from ragjax.config import RunConfig, SearchConfig, differing_fields, flag_text
 from ragjax.costs import Ledger
 from ragjax.data.questions import Question
 from ragjax.data.sources import load_dataset
@@ -30,7 +30,7 @@ from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
 from ragjax.rates.stacked import train_stacked
-from ragjax.runs import Run, RunFolder, differing_flags, prepare
+from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.run import on_device, settle_strategy
 from ragjax.training.sampling import total_steps
@@ -105,13 +105,13 @@ def _phases(config: RunConfig, options: SearchConfig) -> Sequence[Phase]:
 
 def _open_record(files: RunFolder, config: RunConfig, options: SearchConfig) -> dict[str, Any]:
     """search.json, or its beginning for a new search."""
-    asked = {"flags": dataclasses.asdict(config) | {"run_dir": ""}, "options": dataclasses.asdict(options)}
+    asked = {"flags": dataclasses.replace(config, run_dir=""), "options": options}
     if not files.search_file.is_file():
-        return {**asked, "trials": []}
+        return {**{part: dataclasses.asdict(values) for part, values in asked.items()}, "trials": []}
     record = read_json_object(files.search_file)
     for part, values in asked.items():
-        if differ := differing_flags(record[part], values):
-            was, now = record[part].get(differ[0]), values[differ[0]]
+        if differ := differing_fields(record[part], values):
+            was, now = (flag_text(value) for value in (record[part].get(differ[0]), getattr(values, differ[0])))
             raise UserError(
                 f"{files.path} holds a search with --{differ[0]}={was} (now {now}): repeat that flag or choose another "
                 "--run_dir."
