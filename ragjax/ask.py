@@ -1,59 +1,6 @@
-"""Answers questions from a trained run, and shows the passages that the answers rest on.
+"""`python -m ragjax.ask`: the command of ragjax/commands/ask.py."""
 
-    python -m ragjax.ask --run_dir=runs/joint "What is the capital of France?"
-    python -m ragjax.ask --run_dir=runs/joint                    # asks for questions; end with Ctrl-D
-    python -m ragjax.ask --run_dir=runs/joint --json < questions.txt
-
-Prints the answer with its probability p(y|x), and of each passage p(z|x), how likely the embedder thinks that it helps,
-and p(z|x,y), how much of the answer's probability comes from it.
-"""
-
-import sys
-from collections.abc import Sequence
-
-from absl import flags as absl_flags
-
-from ragjax import console, flags
-from ragjax.config import DecodeConfig
-from ragjax.errors import UserError
-from ragjax.voice import say
-
-_RUN_DIR = absl_flags.DEFINE_string("run_dir", "runs/joint", "Folder of a ragjax.train run.")
-_TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Passages to read; 0: as many as the run.", lower_bound=0)
-_JSON = absl_flags.DEFINE_bool("json", False, "One JSON object a line for each question, and nothing else.")
-flags.define_overrides(DecodeConfig)
-
-
-def main(arguments: Sequence[str]) -> None:
-    import dataclasses
-
-    from ragjax.generation import check_decoding
-    from ragjax.runs import ask, open_run
-
-    question = console.checked(" ".join(arguments).strip())
-    if arguments and not question:
-        raise UserError(console.NOTHING_ASKED)
-    overrides = flags.given(DecodeConfig)
-    run = open_run(_RUN_DIR.value)
-    config = dataclasses.replace(run.config, top_k=_TOP_K.value or run.config.top_k, **overrides)
-    check_decoding(config)
-    run.pipeline.check_top_k(config.top_k)
-    if sentence := run.unfinished():
-        say(sentence, to_stderr=True)
-    is_terminal = sys.stdout.isatty() and not _JSON.value
-
-    def answer(question: str) -> None:
-        found = ask(run.pipeline, console.checked(question), config, console.Stream() if is_terminal else None)
-        if _JSON.value:
-            say(console.json_line(question, found), flush=True)
-        else:
-            console.print_answer(found, is_streamed=is_terminal)
-
-    if question:
-        answer(question)
-    else:
-        console.answer_lines(answer, as_json=_JSON.value)
-
+import runpy
 
 if __name__ == "__main__":
-    flags.run_command(main, goes_on=False)
+    runpy.run_module("ragjax.commands.ask", run_name="__main__", alter_sys=True)

@@ -1,9 +1,6 @@
-"""The command that will run every strategy and report on them; this version has none yet."""
+"""`python -m ragjax.compare`: the command of ragjax/commands/compare.py."""
 
-import sys
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(
-        "error: ragjax.compare is not part of this version yet: run ragjax.train once for each --strategy, and compare "
-        "two runs with ragjax.evaluate --run_dir=FOLDER --paired_with=FOLDER."
-    )
+    runpy.run_module("ragjax.commands.compare", run_name="__main__", alter_sys=True)

@@ -239,6 +239,11 @@ class RunConfig(DecodeConfig):
     )
 
     @property
+    def folder(self) -> str:
+        """Where the run stands."""
+        return self.run_dir or f"runs/{self.strategy}"
+
+    @property
     def lora_target_names(self) -> tuple[str, ...]:
         return tuple(self.lora_targets.split(","))
 

@@ -1,34 +1,12 @@
-"""Evaluates a trained run, or two models as they are, on questions: answers, retrieval, and what that cost.
+"""`python -m ragjax.evaluate`: the command of ragjax/commands/evaluate.py. Imported, it is the function `evaluate`."""
 
-    python -m ragjax.evaluate --run_dir=runs/joint --split=test
-    python -m ragjax.evaluate --run_dir=runs/joint --top_k=1,5,10 --decode=concat,rag_token
-    python -m ragjax.evaluate --run_dir=runs/joint --paired_with=runs/generator
-    python -m ragjax.evaluate --embedder=minilm --generator=smollm2-135m --data=FOLDER
-
-Each pair of --top_k and --decode gets a file of predictions, one line a question, and a line in the table; the scores
-with their intervals also stand in SPLIT.evaluation.json beside them. What is there already is not decoded again, and a
-command that was stopped goes on where it was.
-"""
-
-from collections.abc import Sequence
-
-from ragjax import flags
-from ragjax.config import DecodeConfig, EvaluateConfig
-
-flags.define_flags(EvaluateConfig)
-# Given as lists, by EvaluateConfig.
-_LISTED = ("decode",)
-flags.define_overrides(DecodeConfig, but=_LISTED)
-
-
-def main(arguments: Sequence[str]) -> None:
-    from ragjax.errors import UserError
-    from ragjax.evaluation import evaluate_runs
-
-    if arguments:
-        raise UserError(f"ragjax.evaluate takes flags only, not {arguments[0]!r}: see --help.")
-    evaluate_runs(flags.parsed(EvaluateConfig), flags.given(DecodeConfig, but=_LISTED))
-
+import runpy
+import sys
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    runpy.run_module("ragjax.commands.evaluate", run_name="__main__", alter_sys=True)
+else:
+    from ragjax.api import evaluate
+
+    # What stands here is what the import system binds to the name in the package: the function, not this module.
+    sys.modules[__name__] = evaluate

@@ -1,31 +1,6 @@
-"""Writes a run's models as folders that other libraries load, without ragjax.
+"""`python -m ragjax.export`: the command of ragjax/commands/export.py."""
 
-    python -m ragjax.export --run_dir=runs/joint --out=exported --merge
-
-OUT/embedder is for sentence-transformers, OUT/adapter for PEFT, OUT/generator (with --merge, or where all weights of
-the generator were trained) for transformers. An unfinished run is exported from its last checkpoint.
-"""
-
-from collections.abc import Sequence
-
-from absl import flags as absl_flags
-
-from ragjax import flags
-
-_RUN_DIR = absl_flags.DEFINE_string("run_dir", "runs/joint", "Folder of a ragjax.train run.")
-_OUT = absl_flags.DEFINE_string("out", "", "Folder to write; it must not exist yet.")
-_MERGE = absl_flags.DEFINE_bool("merge", False, "Write the whole generator, too, with the adapters merged into it.")
-_SHARD = absl_flags.DEFINE_float("max_shard_gb", 5.0, "Largest weight file, in GB of 10^9 bytes.", lower_bound=1e-6)
-
-
-def main(arguments: Sequence[str]) -> None:
-    from ragjax.errors import UserError
-    from ragjax.exporting import export_run
-
-    if arguments:
-        raise UserError(f"ragjax.export takes flags only, not {arguments[0]!r}: see --help.")
-    export_run(_RUN_DIR.value, _OUT.value, _MERGE.value, int(_SHARD.value * 1e9))
-
+import runpy
 
 if __name__ == "__main__":
-    flags.run_command(main, goes_on=False)
+    runpy.run_module("ragjax.commands.export", run_name="__main__", alter_sys=True)

@@ -1,9 +1,6 @@
-"""The command that will make an index for several runs to share; this version has none yet."""
+"""`python -m ragjax.index`: the command of ragjax/commands/index.py."""
 
-import sys
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(
-        "error: ragjax.index is not part of this version yet: ragjax.train makes the index of its --data by itself and "
-        "keeps the vectors for the next run."
-    )
+    runpy.run_module("ragjax.commands.index", run_name="__main__", alter_sys=True)

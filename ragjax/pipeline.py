@@ -8,7 +8,7 @@ import numpy as np
 
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, forward_flops
-from ragjax.data.prompts import PromptBuilder
+from ragjax.data.prompts import Prompt, PromptBuilder
 from ragjax.data.questions import Passage
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
@@ -56,8 +56,8 @@ class Pipeline:
 
     def decoding_prompts(
         self, question: str, rows: Sequence[int], scores: np.ndarray, config: RunConfig
-    ) -> tuple[list[list[int]], np.ndarray]:
-        """What an answer is decoded from: prompt ids [K] and their log p(z|x) [K], K = 1 for concatenated passages.
+    ) -> tuple[list[Prompt], np.ndarray]:
+        """What an answer is decoded from: prompts [K] and their log p(z|x) [K], K = 1 for concatenated passages.
 
         rows, scores [k]: the passages read, best first.
 

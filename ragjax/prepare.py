@@ -1,9 +1,6 @@
-"""The command that will bring any source into a data folder; this version has none yet."""
+"""`python -m ragjax.prepare`: the command of ragjax/commands/prepare.py."""
 
-import sys
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(
-        "error: ragjax.prepare is not part of this version yet: write the folder's corpus, train, dev and test .jsonl "
-        "files yourself, as README.md shows, and give it to --data."
-    )
+    runpy.run_module("ragjax.commands.prepare", run_name="__main__", alter_sys=True)

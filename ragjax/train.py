@@ -1,28 +1,12 @@
-"""Fine-tunes a retrieval-augmented generation pipeline and reports what it gained and what it cost.
+"""`python -m ragjax.train`: the command of ragjax/commands/train.py. Imported, it is the function `train`."""
 
-    python -m ragjax.train                                    # joint training on the shipped sample
-    python -m ragjax.train --strategy=joint --data=FOLDER --run_dir=runs/mine
-
-The run folder gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, predictions/ (before and after) and
-summary.json. The same command on an unfinished run continues it; on a finished one it prints its table.
-"""
-
-from collections.abc import Sequence
-
-from ragjax import flags
-from ragjax.config import RunConfig
-
-flags.define_flags(RunConfig)
-
-
-def main(arguments: Sequence[str]) -> None:
-    from ragjax.errors import UserError
-    from ragjax.training import train
-
-    if arguments:
-        raise UserError(f"ragjax.train takes flags only, not {arguments[0]!r}: see --help.")
-    train(flags.parsed(RunConfig))
-
+import runpy
+import sys
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    runpy.run_module("ragjax.commands.train", run_name="__main__", alter_sys=True)
+else:
+    from ragjax.api import train
+
+    # What stands here is what the import system binds to the name in the package: the function, not this module.
+    sys.modules[__name__] = train

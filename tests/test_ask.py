@@ -18,7 +18,8 @@ import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from types import SimpleNamespace
 import numpy as np
-from ragjax import ask, flags, runs
+from ragjax import runs
+from ragjax.commands import ask, flags
 from ragjax.config import RunConfig
 from ragjax.data.questions import Passage
 from ragjax.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 import ragjax
 from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.errors import UserError
-from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, runs
+from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, print_evaluation, runs
 from ragjax.pretrained import Generator
 from ragjax.runs import ask, open_run
 from ragjax.training import train
@@ -108,7 +108,9 @@ def test_evaluate_prints_scores_and_writes_a_line_for_each_question(world, finis
 
 def evaluated(finished, out, overrides=None, **fields):
     config = EvaluateConfig(run_dir=str(finished), eval_batch_size=2, out=str(out or ""), **fields)
-    return evaluate_runs(config, overrides or {})
+    evaluation = evaluate_runs(config, overrides or {})
+    print_evaluation(evaluation)
+    return evaluation.as_json()
 
 
 def test_what_training_found_is_not_decoded_again(finished, tmp_path):
@@ -141,7 +143,7 @@ def test_the_answer_under_each_passage_is_written_on_request(finished, tmp_path)
     for record in read_lines(Path(result["predictions"])):
         for entry in record["passages"]:
             (row,) = opened.pipeline.store.rows_of([entry["id"]])
-            prompt = opened.pipeline.prompts.prompt(opened.pipeline.passages([row]), record["question"], reserve=24)
+            prompt = opened.pipeline.prompts.prompt(opened.pipeline.passages([row]), record["question"], reserve=24).ids
             (tokens,) = opened.pipeline.generator.generate_tokens([prompt], opened.config.max_new_tokens)
             assert entry["answer"] == opened.pipeline.prediction(tokens)
 
@@ -150,7 +152,7 @@ def test_models_are_evaluated_as_they_are(world, finished, tmp_path):
     """Without a run: what the table before training holds."""
     models = {"embedder": str(world.embedder), "generator": str(world.generator), "data": str(world.data)}
     config = EvaluateConfig(**models, eval_limit=2, top_k="3", out=str(tmp_path))
-    (result,) = evaluate_runs(config, {"max_new_tokens": open_run(finished).config.max_new_tokens})["results"]
+    (result,) = evaluate_runs(config, {"max_new_tokens": open_run(finished).config.max_new_tokens}).as_json()["results"]
     before = read_lines(finished / "predictions" / "test.before.jsonl")
     found = read_lines(Path(result["predictions"]))
     assert [record["prediction"] for record in found] == [record["prediction"] for record in before]
@@ -161,7 +163,7 @@ def test_models_read_as_many_passages_as_there_are(world, tmp_path):
     data = write_data(tmp_path / "data", passages()[:2], {"test": [questions()["train"][0]]})
     models = {"embedder": str(world.embedder), "generator": str(world.generator), "data": str(data)}
     config = EvaluateConfig(**models, top_k="2,1", out=str(tmp_path / "out"))
-    results = evaluate_runs(config, {"max_new_tokens": 2})["results"]
+    results = evaluate_runs(config, {"max_new_tokens": 2}).as_json()["results"]
     assert [each["top_k"] for each in results] == [2, 1]
     with pytest.raises(UserError, match="--top_k=5 is more than the 2 passages"):
         evaluate_runs(EvaluateConfig(**models), {})
@@ -299,11 +301,11 @@ def test_an_answer_has_the_probability_of_its_tokens(finished, decoder):
     assert shown[-1] == answer.text
     assert len(shown) > 1 or decoder == "rag_sequence"
     assert answer.probabilities.sum() == pytest.approx(1)
-    prompts = [pipeline.prompts.prompt([passage], question, reserve=24) for passage in answer.passages]
+    prompts = [pipeline.prompts.prompt([passage], question, reserve=24).ids for passage in answer.passages]
     under = np.exp([logits_of(pipeline.generator, prompt, answer.text) for prompt in prompts])
     joint = answer.probabilities * under.prod(axis=1)
     np.testing.assert_allclose(answer.posterior, joint / joint.sum(), rtol=1e-3)
-    together = pipeline.prompts.prompt(answer.passages, question, reserve=24)
+    together = pipeline.prompts.prompt(answer.passages, question, reserve=24).ids
     wanted = {
         "concat": np.exp(logits_of(pipeline.generator, together, answer.text).sum()),
         "rag_token": (answer.probabilities @ under).prod(),

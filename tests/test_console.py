@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ragjax import console
+from ragjax.commands import console
 from ragjax.data.questions import Passage
 
 # Clears the screen, sets the title, turns the direction of writing, rubs out, starts a sequence in one character.

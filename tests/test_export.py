@@ -464,7 +464,7 @@ def test_what_exists_is_kept(joint, tmp_path):
 
 def test_a_full_disk_is_told_before_anything_is_written(joint, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("ragjax.files.shutil.disk_usage", lambda _: usage._replace(free=100_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=100_000))
     assert "bytes, and 100,000 are free: free some space" in refusal(joint[0], tmp_path / "out", merge=True)
     assert list(tmp_path.iterdir()) == []
 

@@ -23,15 +23,16 @@ in_checkout = pytest.mark.skipif(
     reason="reads files that only a checkout has",
 )
 
-COMMANDS = {"train", "evaluate", "prepare", "index", "ask", "export", "lr_search", "compare", "flags"}
-# Beside the commands: what they show and read at a terminal, without flags.
-BESIDE_COMMANDS = {"console"}
+# What `python -m ragjax.NAME` runs: a file of this name, which runs the one in commands/.
+COMMANDS = {"train", "evaluate", "prepare", "index", "ask", "export", "lr_search", "compare"}
 FOUNDATIONS = {"errors", "voice", "files", "config", "parallel", "checkpoints", "costs", "version"}
 # The foundations that the other ones may stand on.
 BEDROCK = {"errors", "voice"}
 # High to low, as in docs/ARCHITECTURE.md. A module imports from its own room and from those after it.
 ROOMS = [
-    COMMANDS | BESIDE_COMMANDS,
+    COMMANDS,
+    {"commands"},
+    {"api"},
     {"rates"},
     {"training"},
     {"exporting"},
@@ -48,11 +49,12 @@ ROOMS = [
     {"losses", "metrics"},
     FOUNDATIONS,
 ]
-COMMAND_FILES = {f"{name}.py" for name in COMMANDS}
+COMMAND_FILES = {f"commands/{name}.py" for name in [*COMMANDS, "flags"]}
 # What one file alone (or the commands alone) may import, so that replacing it means editing one file.
 HOMES = {
     "absl.app": COMMAND_FILES,
     "absl.flags": COMMAND_FILES,
+    "fcntl": {"files/locks.py"},
     "faiss": {"retrieval/faiss_index.py"},
     "gguf": {"weights/gguf.py"},
     "jax.sharding": {"parallel.py"},
@@ -142,12 +144,13 @@ def misplaced(source: str, file: str) -> list[str]:
         ("costs.py", "from ragjax import config", ["ragjax.config"]),
         ("scoring.py", "import ragjax", ["ragjax"]),
         ("costs.py", "from ragjax.errors import UserError", []),
-        ("files.py", "from ragjax.voice import say", []),
+        ("files/locks.py", "from ragjax.voice import say\nfrom ragjax.files.plain import write_atomic", []),
         ("voice.py", "from ragjax.files import write_json", ["ragjax.files.write_json"]),
         ("data/batches.py", "from .questions import Question\nimport numpy.ragjax", []),
         ("runs/folder.py", "from ragjax.evaluation import evaluate", ["ragjax.evaluation.evaluate"]),
         ("pipeline.py", "from ragjax.runs import Run", ["ragjax.runs.Run"]),
-        ("train.py", "from ragjax import flags\nfrom ragjax.training import loop\nimport ragjax.version", []),
+        ("api.py", "from ragjax.commands import flags", ["ragjax.commands.flags"]),
+        ("commands/train.py", "from ragjax.training import loop\nimport ragjax.version", []),
     ],
 )
 def test_the_check_of_directions_tells_right_from_wrong(file, source, bad):
@@ -164,7 +167,8 @@ def test_the_check_of_directions_tells_right_from_wrong(file, source, bad):
         ("checkpoints.py", "import orbax.checkpoint as ocp\nimport torchless", []),
         ("training/loop.py", "from ragjax.retrieval import ExactIndex, Index", ["ragjax.retrieval.ExactIndex"]),
         ("runs/run.py", "from ..retrieval import faiss_index", ["ragjax.retrieval.faiss_index"]),
-        ("ask.py", "from absl import app, flags", []),
+        ("commands/ask.py", "from absl import app, flags", []),
+        ("ask.py", "from absl import flags", ["absl.flags"]),
         ("training/loop.py", "from tqdm import tqdm", ["tqdm.tqdm"]),
         ("training/loop.py", "from jax.sharding import Mesh", ["jax.sharding.Mesh"]),
     ],
@@ -302,6 +306,16 @@ def test_one_file_spells_the_names_in_a_run_folder(file):
 
 def test_the_run_folder_spells_them_all():
     assert set(spelled_names(SOURCES[RUN_FOLDER].read_text(encoding="utf-8"))) == RUN_FILES | RUN_FOLDERS
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_command_is_run_from_its_room(name):
+    """The file above does nothing else as a program, so that it is free to be something else when it is imported."""
+    assert f"commands/{name}.py" in SOURCES
+    source = SOURCES[f"{name}.py"].read_text(encoding="utf-8")
+    run = f'runpy.run_module("ragjax.commands.{name}", run_name="__main__", alter_sys=True)'
+    assert f'if __name__ == "__main__":\n    {run}\n' in source
+    assert len(source.splitlines()) < 20
 
 
 @pytest.mark.parametrize("file", [file for file in SOURCES if file != "__init__.py"])

@@ -32,8 +32,8 @@ def main() -> None:
         questions, found, pipeline.embedder.tokenize([q.question for q in questions]), strict=True
     ):
         passages, answer = pipeline.passages(rows), len(pipeline.prompts.answer(question.answers[0]))
-        single = [len(pipeline.prompts.prompt([passage], question.question, answer)) for passage in passages]
-        together = len(pipeline.prompts.prompt(passages, question.question, config.max_new_tokens))
+        single = [len(pipeline.prompts.prompt([passage], question.question, answer).ids) for passage in passages]
+        together = len(pipeline.prompts.prompt(passages, question.question, config.max_new_tokens).ids)
         measured.append({"question": len(tokens), "prompts": single, "concatenated": together, "answer": answer})
     stride = -(-len(pipeline.store) // PASSAGES)
     texts = [pipeline.store[row].embedder_text for row in range(0, len(pipeline.store), stride)]

@@ -49,7 +49,7 @@ def main() -> None:
     for batch_size in map(int, flags.batch_sizes.split(",")):
         rows = pipeline.retrieve(questions[:100], CONFIG.top_k).rows
         prompts = [
-            pipeline.prompts.prompt(pipeline.passages(found), text, reserve=flags.new_tokens)
+            pipeline.prompts.prompt(pipeline.passages(found), text, reserve=flags.new_tokens).ids
             for text, found in zip(questions, rows, strict=False)
         ]
         chosen = prompts[: flags.turns * batch_size]

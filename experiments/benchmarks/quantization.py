@@ -59,7 +59,7 @@ def read(config: RunConfig, count: int):
     retrieved = pipeline.retrieve([question.question for question in questions], 1)
     answers = [pipeline.prompts.answer(question.answers[0]) for question in questions]
     prompts = [
-        pipeline.prompts.prompt(pipeline.passages(rows), question.question, reserve=len(answer))
+        pipeline.prompts.prompt(pipeline.passages(rows), question.question, reserve=len(answer)).ids
         for question, answer, rows in zip(questions, answers, retrieved.rows, strict=True)
     ]
     longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))

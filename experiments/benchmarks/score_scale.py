@@ -36,7 +36,7 @@ def main() -> None:
     retrieved = pipeline.retrieve([question.question for question in questions], config.top_k)
     answers = [pipeline.prompts.answer(question.answers[0]) for question in questions]
     prompts = [
-        pipeline.prompts.prompt([passage], question.question, reserve=len(answer))
+        pipeline.prompts.prompt([passage], question.question, reserve=len(answer)).ids
         for question, answer, rows in zip(questions, answers, retrieved.rows, strict=True)
         for passage in pipeline.passages(rows)
     ]

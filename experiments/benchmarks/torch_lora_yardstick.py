@@ -131,7 +131,7 @@ def concatenated_prompts(
 ) -> list[list[int]]:
     """Prompt ids of each question under its passages, rows [questions, K]; `reserves`: tokens left for the answers."""
     return [
-        pipeline.prompts.prompt(pipeline.passages(chosen[: CONFIG.top_k]), question.question, reserve)
+        pipeline.prompts.prompt(pipeline.passages(chosen[: CONFIG.top_k]), question.question, reserve).ids
         for question, chosen, reserve in zip(questions, rows, reserves, strict=True)
     ]
 

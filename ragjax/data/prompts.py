@@ -19,6 +19,7 @@ where SmolLM2's tokenizer makes one token of a blank line before a digit, a seco
 digit keeps the two tokens that stand before a letter.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -44,11 +45,18 @@ def _question_piece(question: str) -> str:
     return f"### Question:\n{question}\n\n### Answer:\n"
 
 
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt as token ids."""
+
+    ids: list[int]
+    cut: frozenset[str]  # ids of the passages that it holds shortened
+
+
 class PromptBuilder:
     """Tokenises the pieces for one tokenizer and joins them.
 
     Attributes:
-      passages_cut: ids of the passages that some prompt holds shortened.
       window: the generator's longest sequence, in tokens.
     """
 
@@ -70,7 +78,6 @@ class PromptBuilder:
         self._tokens = TokenCache()
         self._ended = TokenCache()  # the same with the blank line
         self._too_long: set[str] = set()
-        self.passages_cut: set[str] = set()
         if style == "chat":
             # The template's special tokens are meant as such.
             before, after = _chat_wrapping(tokenizer)
@@ -102,8 +109,8 @@ class PromptBuilder:
             self._ended[passage.id] = ended
         return ended
 
-    def prompt(self, passages: Sequence[Passage], question: str, reserve: int) -> list[int]:
-        """Prompt ids for passages in descending score.
+    def prompt(self, passages: Sequence[Passage], question: str, reserve: int) -> Prompt:
+        """The prompt for passages in descending score.
 
         Args:
           passages: one for training under single passages, all of them for a concatenated prompt.
@@ -115,18 +122,19 @@ class PromptBuilder:
           UserError: question and answer alone are too long for the window.
         """
         pieces = [self.passage(passage) for passage in passages]
-        self.passages_cut.update(self._too_long.intersection(passage.id for passage in passages))
+        cut = self._too_long.intersection(passage.id for passage in passages)
         room = self.room(question, len(pieces), reserve)
         if sum(map(len, pieces)) > room:
             share = room // len(pieces)
-            self.passages_cut.update(p.id for p, piece in zip(passages, pieces, strict=True) if len(piece) > share)
+            cut.update(p.id for p, piece in zip(passages, pieces, strict=True) if len(piece) > share)
             ended = [
                 self._ended_passage(p, piece) if len(piece) <= share else [*piece[:share], *self._pieces.separator]
                 for p, piece in zip(passages, pieces, strict=True)
             ]
         else:
             ended = [self._ended_passage(p, piece) for p, piece in zip(passages, pieces, strict=True)]
-        return [*self._head, *itertools.chain(*ended), *self._pieces.inner(_question_piece(question)), *self._tail]
+        ids = [*self._head, *itertools.chain(*ended), *self._pieces.inner(_question_piece(question)), *self._tail]
+        return Prompt(ids, frozenset(cut))
 
     def room(self, question: str, passages: int, reserve: int) -> int:
         """Tokens that the window leaves for the passages. Raises UserError where there is none for the question."""

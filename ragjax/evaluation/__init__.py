@@ -1,7 +1,7 @@
 """Evaluation.
 
-evaluate, summarise, mean_recall                 predictions and their means            runner.py
-evaluate_runs                                    several decoders, pairs of runs        runs.py
+evaluate, Measurement, summarise, mean_recall    predictions, their cost and means      runner.py
+evaluate_runs, Evaluation, print_evaluation      several decoders, pairs of runs        runs.py
 mean_interval, paired_interval, paired_p_value   how sure a mean or a difference is     statistics.py
 before_after_table, cost_table, strategy_table,
 search_table                                     what is printed                        report.py
@@ -18,13 +18,15 @@ from ragjax.evaluation.report import (
     search_table,
     strategy_table,
 )
-from ragjax.evaluation.runner import evaluate, mean_recall, summarise
-from ragjax.evaluation.runs import evaluate_runs
+from ragjax.evaluation.runner import Measurement, evaluate, mean_recall, summarise
+from ragjax.evaluation.runs import Evaluation, evaluate_runs, print_evaluation
 from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
 
 __all__ = [
     "CachedGenerations",
+    "Evaluation",
     "METRICS",
+    "Measurement",
     "before_after_table",
     "cost_table",
     "evaluate",
@@ -34,6 +36,7 @@ __all__ = [
     "paired_interval",
     "paired_p_value",
     "plot_search",
+    "print_evaluation",
     "search_table",
     "strategy_table",
     "summarise",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from ragjax import metrics
 from ragjax.checkpoints import tree_sha256
 from ragjax.config import DecodeConfig, RunConfig
 from ragjax.costs import Cost, decode_flops, forward_flops
+from ragjax.data.prompts import Prompt
 from ragjax.data.questions import Question
 from ragjax.errors import UserError
 from ragjax.evaluation.generations import CachedGenerations
@@ -31,6 +33,15 @@ _RANK_K = 10
 _READ_AS = ("top_k", "score_scale", "prompt", "max_passage_tokens")
 
 
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What an evaluation finds."""
+
+    records: Sequence[Mapping[str, Any]]  # one a question, in the questions' order
+    cost: Cost
+    passages_cut: frozenset[str]  # ids of the passages that some prompt holds shortened
+
+
 def evaluate(
     pipeline: Pipeline,
     questions: Sequence[Question],
@@ -39,11 +50,11 @@ def evaluate(
     *,
     generations: CachedGenerations | None = None,
     passage_answers: bool = False,
-) -> tuple[list[dict[str, Any]], Cost]:
-    """Predictions for `questions`, in their order, and what they cost; both are also written beside `path`.
+) -> Measurement:
+    """Predictions for `questions` and what they cost, both of which are also written beside `path`.
 
-    A finished file is read back. Batches that are done are kept in `<path>.partial`, so a run that was killed
-    goes on behind them: batches are formed from the questions alone, hence the same ones.
+    A finished file is read back. Finished batches are kept in `<path>.partial`, so an evaluation that was killed
+    continues after them: batches are formed from the questions alone, hence the same ones.
 
     Args:
       pipeline: the models to evaluate.
@@ -60,59 +71,112 @@ def evaluate(
     """
     identity = _identity(pipeline, questions, config, passage_answers)
     if path.exists():
-        spent = read_json(_cost_file(path))
-        if spent.pop("made_from", None) != identity:
-            raise UserError(
-                f"{path} holds predictions of other models, questions or settings: move it away or write elsewhere."
-            )
-        records = read_json_lines(path)
-        pipeline.prompts.passages_cut.update(spent.pop("passages_cut"))
-        return records, Cost(**spent)
+        return _read_finished(path, identity)
+    plan = _plan(pipeline, questions, config, passage_answers)
+    source = pipeline.generator.prepared() if generations is None else generations
+    finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in plan.batches])
+    records: dict[int, dict[str, Any]] = {}
+    cost = plan.cost
+    for number, batch in enumerate(progress(plan.batches, desc=f"answering ({path.stem})", unit="batch")):
+        if number < len(finished):
+            found, spent = finished[number]
+        else:
+            found, spent = _answer(pipeline, source, plan, batch, config)
+            _append_partial(path, identity, found, spent)
+        records.update(zip(batch, found, strict=True))
+        cost += spent
+    measured = Measurement([records[i] for i in range(len(questions))], cost, plan.passages_cut)
+    _write(path, identity, measured)
+    return measured
+
+
+def _read_finished(path: Path, identity: Mapping[str, Any]) -> Measurement:
+    """What the file holds. Raises UserError where that is something else."""
+    spent = read_json(_cost_file(path))
+    if spent.pop("made_from", None) != identity:
+        raise UserError(
+            f"{path} holds predictions of other models, questions or settings: move it away or write elsewhere."
+        )
+    return Measurement(read_json_lines(path), passages_cut=frozenset(spent.pop("passages_cut")), cost=Cost(**spent))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What will be decoded: n questions, their passages and prompts, and the batches that they are decoded in."""
+
+    questions: Sequence[Question]
+    passage_rows: np.ndarray  # [n, at least top_k], best first: retrieval is also scored beyond what is read
+    scores: np.ndarray  # of those passages
+    prompts: Sequence[Sequence[Prompt]]  # [n][1 or top_k]
+    log_weights: Sequence[np.ndarray]  # [n] of [1 or top_k]
+    alone: Sequence[Sequence[Prompt]]  # [n][top_k], a passage each; [n][0] where they are not asked for
+    batches: Sequence[Sequence[int]]  # places in `questions`
+    cost: Cost  # of the retrieval
+
+    @property
+    def passages_cut(self) -> frozenset[str]:
+        groups = itertools.chain(self.prompts, self.alone)
+        return frozenset().union(*(prompt.cut for prompt in itertools.chain.from_iterable(groups)))
+
+
+def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, passage_answers: bool) -> _Plan:
+    """Retrieves for all questions, builds their prompts and forms batches."""
     began = time.perf_counter()
     texts = [question.question for question in questions]
-    top_k, batch_size = config.top_k, config.eval_batch_size
-    width = min(max(top_k, _RANK_K), len(pipeline.store))
-    retrieved = pipeline.retrieve(texts, width)
+    retrieved = pipeline.retrieve(texts, min(max(config.top_k, _RANK_K), len(pipeline.store)))
+    read = retrieved.rows[:, : config.top_k]
     asked = [
-        pipeline.decoding_prompts(text, rows[:top_k], scores[:top_k], config)
-        for text, rows, scores in zip(texts, retrieved.rows, retrieved.scores, strict=True)
+        pipeline.decoding_prompts(*each, config)
+        for each in zip(texts, read, retrieved.scores[:, : config.top_k], strict=True)
+    ]
+    alone = [
+        [pipeline.prompts.prompt([passage], text, config.max_new_tokens) for passage in pipeline.passages(rows)]
+        for text, rows in zip(texts, read if passage_answers else read[:, :0], strict=True)
     ]
     lengths = list(map(len, pipeline.embedder.tokenize(texts)))
-    retrieval_flops = forward_flops(pipeline.embedder.size, lengths, 0)
-    cost = Cost(time.perf_counter() - began, retrieval_flops, sum(lengths))
+    flops = forward_flops(pipeline.embedder.size, lengths, 0)
+    cost = Cost(time.perf_counter() - began, flops, sum(lengths))
     # Prompts of like length share a batch, so that little of it is padding.
-    order = sorted(range(len(questions)), key=lambda i: (max(map(len, asked[i][0])), i))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in batches])
-    source = pipeline.generator.prepared() if generations is None else generations
-    records: dict[int, dict[str, Any]] = {}
-    for number, batch in enumerate(progress(batches, desc=f"answering ({path.stem})", unit="batch")):
-        if number < len(finished):
-            batch_records, batch_cost = finished[number]
-        else:
-            began = time.perf_counter()
-            prompts = [asked[i][0] for i in batch]
-            seeds = question_seeds(config, batch)
-            weights = np.stack([asked[i][1] for i in batch])
-            answers = source.decode_answers(prompts, weights, config, batch_size, seeds)
-            batch_cost = _decoding_cost(pipeline, prompts, answers, time.perf_counter() - began)
-            batch_records = [
-                _record(pipeline, questions[i], answer, retrieved.rows[i], retrieved.scores[i], config)
-                for i, answer in zip(batch, answers, strict=True)
-            ]
-            if passage_answers:
-                batch_cost += _add_passage_answers(
-                    pipeline, source, [texts[i] for i in batch], retrieved.rows[batch], config, batch_records
-                )
-            _append_partial(path, identity, batch_records, batch_cost)
-        records.update(zip(batch, batch_records, strict=True))
-        cost += batch_cost
-    lines = [json.dumps(records[i], ensure_ascii=False) + "\n" for i in range(len(questions))]
-    cut = sorted(pipeline.prompts.passages_cut)
-    write_json(_cost_file(path), {**dataclasses.asdict(cost), "passages_cut": cut, "made_from": identity})
-    write_atomic(path, "".join(lines))
+    longest = [max(len(prompt.ids) for prompt in prompts) for prompts, _ in asked]
+    order = sorted(range(len(questions)), key=lambda i: (longest[i], i))
+    size = config.eval_batch_size
+    return _Plan(
+        questions,
+        retrieved.rows,
+        retrieved.scores,
+        [prompts for prompts, _ in asked],
+        [log_weights for _, log_weights in asked],
+        alone,
+        [order[start : start + size] for start in range(0, len(order), size)],
+        cost,
+    )
+
+
+def _answer(
+    pipeline: Pipeline, source: Prepared | CachedGenerations, plan: _Plan, batch: Sequence[int], config: RunConfig
+) -> tuple[list[dict[str, Any]], Cost]:
+    """The records of a batch, and what decoding them has cost."""
+    began = time.perf_counter()
+    prompts = [[prompt.ids for prompt in plan.prompts[i]] for i in batch]
+    log_weights = np.stack([plan.log_weights[i] for i in batch])
+    seeds = question_seeds(config, batch)
+    answers = source.decode_answers(prompts, log_weights, config, config.eval_batch_size, seeds)
+    cost = _decoding_cost(pipeline, prompts, answers, time.perf_counter() - began)
+    records = [
+        _record(pipeline, plan.questions[i], answer, plan.passage_rows[i], plan.scores[i], config)
+        for i, answer in zip(batch, answers, strict=True)
+    ]
+    if alone := [prompt for i in batch for prompt in plan.alone[i]]:
+        cost += _add_passage_answers(pipeline, source, alone, config, records)
+    return records, cost
+
+
+def _write(path: Path, identity: Mapping[str, Any], measured: Measurement) -> None:
+    """The predictions and, first, what they cost; then the finished batches are no longer needed."""
+    cut = sorted(measured.passages_cut)
+    write_json(_cost_file(path), {**dataclasses.asdict(measured.cost), "passages_cut": cut, "made_from": identity})
+    write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in measured.records))
     _partial(path).unlink(missing_ok=True)
-    return [records[i] for i in range(len(questions))], cost
 
 
 def holds(
@@ -183,32 +247,27 @@ def _record(
 def _add_passage_answers(
     pipeline: Pipeline,
     source: Prepared | CachedGenerations,
-    questions: Sequence[str],
-    rows: np.ndarray,
+    alone: Sequence[Prompt],
     config: RunConfig,
     records: Sequence[dict[str, Any]],
 ) -> Cost:
     """Puts the greedy answer under each passage into the records of a batch; what that cost."""
     began = time.perf_counter()
-    prompts = [
-        pipeline.prompts.prompt([passage], question, reserve=config.max_new_tokens)
-        for question, found in zip(questions, rows, strict=True)
-        for passage in pipeline.passages(found[: config.top_k])
-    ]
+    prompts = [[prompt.ids] for prompt in alone]
     greedy = DecodeConfig(max_new_tokens=config.max_new_tokens)
     batch_size = config.eval_batch_size * config.top_k
     count = len(prompts)
-    answers = source.decode_answers([[ids] for ids in prompts], np.zeros((count, 1)), greedy, batch_size, [0] * count)
+    answers = source.decode_answers(prompts, np.zeros((count, 1)), greedy, batch_size, [0] * count)
     entries = [entry for record in records for entry in record["passages"]]
     for entry, answer in zip(entries, answers, strict=True):
         entry["answer"] = pipeline.prediction(answer.tokens)
-    return _decoding_cost(pipeline, [[ids] for ids in prompts], answers, time.perf_counter() - began)
+    return _decoding_cost(pipeline, prompts, answers, time.perf_counter() - began)
 
 
 def _decoding_cost(
     pipeline: Pipeline, prompts: Sequence[Sequence[Sequence[int]]], answers: Sequence[Decoded], seconds: float
 ) -> Cost:
-    """The tokens read behind a question's prompts are taken as shared evenly (attention is a few percent here)."""
+    """The tokens read after a question's prompts are taken as shared evenly (attention is a few percent here)."""
     lengths = [len(ids) for group in prompts for ids in group]
     read = [answer.tokens_read // len(group) for group, answer in zip(prompts, answers, strict=True) for _ in group]
     return Cost(seconds, decode_flops(pipeline.generator.size, lengths, read), sum(lengths) + sum(read))

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
+from ragjax.costs import Cost
 from ragjax.data.questions import Question, read_questions
 from ragjax.errors import UserError
 from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table
 from ragjax.evaluation.runner import evaluate, holds
-from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
+from ragjax.evaluation.statistics import Interval, mean_interval, paired_interval, paired_p_value
 from ragjax.files import write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
@@ -21,23 +22,66 @@ _DEFAULT_RUN = "runs/joint"
 _PLAIN_RUN = "runs/plain"
 
 
-def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluates what `config` names with each of its decoders and numbers of passages, and prints the scores.
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The predictions of one decoder that reads one number of passages, and what they score."""
+
+    decode: str  # the decoder, and what tells it from others of its kind, as in tables and file names
+    top_k: int
+    path: Path  # the file of predictions
+    predictions: Sequence[Mapping[str, Any]]  # its lines, one a question, in the questions' order
+    scores: Mapping[str, Interval | None]  # by metric: (mean, low, high), fractions; None where no question has it
+    cost: Cost
+    passages_cut: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "decode": self.decode,
+            "top_k": self.top_k,
+            "predictions": str(self.path),
+            "scores": self.scores,
+            "cost": dataclasses.asdict(self.cost),
+            "passages_cut": self.passages_cut,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate_runs` finds."""
+
+    path: Path  # the .evaluation.json that holds it, the predictions apart
+    questions: str  # what they are called
+    n: int  # questions
+    run: Run
+    results: Sequence[Result]  # by decoder, and of each by number of passages
+    paired_with: Run | None = None
+    # Each metric's difference to the second run: {"decode", "top_k", "metric", "first", "second", "difference": (mean,
+    # low, high), "p_value"}
+    pairs: Sequence[Mapping[str, Any]] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        content = {"questions": self.questions, "n": self.n, "run": str(self.run.folder), "step": self.run.step}
+        content["results"] = [result.as_json() for result in self.results]
+        if self.paired_with:
+            content["pairs"] = self.pairs
+            content["paired_with"] = {"run": str(self.paired_with.folder), "step": self.paired_with.step}
+        return content
+
+
+def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run | None = None) -> Evaluation:
+    """Evaluates what `config` names with each of its decoders and numbers of passages, and writes what it finds.
 
     Args:
       config: what is evaluated, on which questions.
       overrides: fields of DecodeConfig that differ from the run's.
-
-    Returns:
-      What is written to <out>/<questions>.evaluation.json: {"run", "step", "questions", "n", "results": [{"decode",
-      "top_k", "predictions", "scores": {metric: [mean, low, high] or None}, "cost", "passages_cut"}], "pairs"}.
+      run: the run that `config` names, where it is open already.
 
     Raises:
       UserError: no such run, models, split or decoder; settings that contradict each other; runs that search other
         passages; a predictions file of something else; one of several processes.
     """
     refuse_several_processes()
-    run = _open(config)
+    run = _open(config, run)
     other = _opened(config.paired_with) if config.paired_with else None
     if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
         raise UserError(
@@ -46,25 +90,21 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any]) -> dict[
         )
     settings = _settings(config, run, overrides)
     label, questions = _questions(config, run)
-    found = _evaluated(config, run, settings, questions, label, _folder(config, run))
-    result: dict[str, Any] = {"questions": label, "n": len(questions), **found}
+    results = _evaluated(config, run, settings, questions, label, _folder(config, run))
+    path = _folder(config, run) / f"{label}.evaluation.json"
+    evaluation = Evaluation(path, label, len(questions), run, results)
     if other:
         folder = Path(config.out) / "paired" if config.out else other.files.predictions_folder
         second = _evaluated(config, other, _alike(settings, other.config), questions, label, folder)
-        result["pairs"] = _pairs(found["results"], second["results"])
-        result["paired_with"] = {key: second[key] for key in ("run", "step")}
-    for each in result["results"]:
-        del each["records"]
-    path = _folder(config, run) / f"{label}.evaluation.json"
-    write_json(path, result)
-    _print(result, path)
-    return result
+        evaluation = dataclasses.replace(evaluation, paired_with=other, pairs=_pairs(results, second))
+    write_json(path, evaluation.as_json())
+    return evaluation
 
 
-def _open(config: EvaluateConfig) -> Run:
+def _open(config: EvaluateConfig, run: Run | None) -> Run:
     """The run, or untrained models as one."""
     if not (config.embedder or config.generator):
-        run = _opened(config.run_dir or _DEFAULT_RUN)
+        run = run or _opened(config.run_dir or _DEFAULT_RUN)
         if config.data and config.data != run.config.data:
             raise UserError("--data goes with --embedder and --generator; a run is evaluated on its own data.")
         return run
@@ -128,32 +168,33 @@ def _evaluated(
     questions: Sequence[Question],
     label: str,
     folder: Path,
-) -> dict[str, Any]:
+) -> list[Result]:
     results = []
     for each in settings:
         # What training has decoded at its end need not be decoded again.
         path = run.files.measured(config.split, "after")
         if not holds(path, run.pipeline, questions, each, config.passage_answers):
             path = folder / f"{_name(label, each, config.passage_answers)}.jsonl"
-        run.pipeline.prompts.passages_cut.clear()
-        records, cost = evaluate(run.pipeline, questions, path, each, passage_answers=config.passage_answers)
+        measured = evaluate(run.pipeline, questions, path, each, passage_answers=config.passage_answers)
         names = (*METRICS, *(f"{metric}_at_{each.top_k}" for metric in ("recall", "hit")))
-        values = {name: [record[name] for record in records] for name in (*names, "mrr_at_10", "answer_in_context")}
+        values = {
+            name: [record[name] for record in measured.records] for name in (*names, "mrr_at_10", "answer_in_context")
+        }
         results.append(
-            {
-                "decode": _decoder(each),
-                "top_k": each.top_k,
-                "predictions": str(path),
-                "scores": {
+            Result(
+                decode=_decoder(each),
+                top_k=each.top_k,
+                path=path,
+                predictions=measured.records,
+                scores={
                     name: mean_interval([value for value in column if value is not None])
                     for name, column in values.items()
                 },
-                "cost": dataclasses.asdict(cost),
-                "passages_cut": len(run.pipeline.prompts.passages_cut),
-                "records": records,
-            }
+                cost=measured.cost,
+                passages_cut=len(measured.passages_cut),
+            )
         )
-    return {"run": str(run.folder), "step": run.step, "results": results}
+    return results
 
 
 def _decoder(config: RunConfig) -> str:
@@ -173,21 +214,21 @@ def _name(label: str, config: RunConfig, passage_answers: bool) -> str:
     return f"{label}.{_decoder(config)}.k{config.top_k}{ending}"
 
 
-def _pairs(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _pairs(first: Sequence[Result], second: Sequence[Result]) -> list[dict[str, Any]]:
     """Each metric's difference, second - first, under the same decoder and number of passages."""
     pairs = []
     for one, other in zip(first, second, strict=True):
-        for metric in one["scores"]:
-            values = [[record[metric] for record in side["records"]] for side in (one, other)]
+        for metric in one.scores:
+            values = [[record[metric] for record in side.predictions] for side in (one, other)]
             if (difference := paired_interval(*values)) is None:
                 continue
             pairs.append(
                 {
-                    "decode": one["decode"],
-                    "top_k": one["top_k"],
+                    "decode": one.decode,
+                    "top_k": one.top_k,
                     "metric": metric,
-                    "first": one["scores"][metric][0],
-                    "second": other["scores"][metric][0],
+                    "first": one.scores[metric][0],
+                    "second": other.scores[metric][0],
                     "difference": difference,
                     "p_value": paired_p_value(*values),
                 }
@@ -195,7 +236,9 @@ def _pairs(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any
     return pairs
 
 
-def _print(result: Mapping[str, Any], path: Path) -> None:
+def print_evaluation(evaluation: Evaluation) -> None:
+    """The scores, the comparison with a second run, and what each file of predictions has cost."""
+    result = evaluation.as_json()
     say(f"\n{result['run']} at step {result['step']}, {result['n']} questions ({result['questions']})\n")
     say(evaluation_table(result["results"]))
     if "pairs" in result:
@@ -208,4 +251,4 @@ def _print(result: Mapping[str, Any], path: Path) -> None:
             f"\n{each['predictions']}: {cost['seconds']:,.1f} s, {cost['tokens']:,} tokens, "
             f"{cost['flops'] / 1e12:,.2f} TFLOPs{note}"
         )
-    say(f"\n{path}")
+    say(f"\n{evaluation.path}")

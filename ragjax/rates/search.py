@@ -254,10 +254,10 @@ class _Search:
     def _answer(self, trial: Trial, run: Run, generations: CachedGenerations | None) -> None:
         """Answers the dev questions end to end."""
         path = self._files.predictions(_name(trial["phase"], trial["rates"]))
-        records, spent = evaluate(run.pipeline, self._asked, path, self._config, generations=generations)
+        measured = evaluate(run.pipeline, self._asked, path, self._config, generations=generations)
         ledger = Ledger(trial["cost"])
-        ledger.add("evaluation", spent)
-        means = summarise(records)
+        ledger.add("evaluation", measured.cost)
+        means = summarise(measured.records)
         trial |= {"cost": ledger.as_dict()} | {key: means[key] for key in ("em", "f1", "recall_at_5")}
 
     def _recall(self, run: Run) -> float | None:

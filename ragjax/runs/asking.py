@@ -39,16 +39,18 @@ def ask(pipeline: Pipeline, question: str, config: RunConfig, show: Callable[[st
     retrieved = pipeline.retrieve([question], config.top_k)
     rows, scores = retrieved.rows[0], retrieved.scores[0]
     prompts, log_weights = pipeline.decoding_prompts(question, rows, scores, config)
-    text = pipeline.prediction(_decode(pipeline, prompts, log_weights, config, show))
+    read = [prompt.ids for prompt in prompts]
+    text = pipeline.prediction(_decode(pipeline, read, log_weights, config, show))
     if show is not None:
         show(text)
     answer = generator.answer_ids(text)
     one_by_one = dataclasses.replace(config, decode="rag_sequence")
     alone, log_shares = pipeline.decoding_prompts(question, rows, scores, one_by_one)
-    under = np.array(generator.score_tokens(alone, [answer] * len(alone)), np.float64)  # [K, T]
+    scored = generator.score_tokens([prompt.ids for prompt in alone], [answer] * len(alone))
+    under = np.array(scored, np.float64)  # [K, T]
     shares, log_joint = np.exp(log_shares), log_shares + under.sum(axis=1)  # p(z|x) and log p(z|x) p(y|x,z)
     if config.decode == "concat":
-        probability = np.exp(generator.score_tokens(prompts, [answer])[0].sum(dtype=np.float64))
+        probability = np.exp(generator.score_tokens(read, [answer])[0].sum(dtype=np.float64))
     elif config.decode == "rag_token":
         probability = np.prod(shares @ np.exp(under))
     else:

@@ -16,7 +16,6 @@ run folder for each trial) beside the likelihoods, the predictions and the lock.
 
 import contextlib
 import dataclasses
-import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.errors import UserError, reason
-from ragjax.files import read_json, read_json_object, write_json
+from ragjax.files import read_json, read_json_object, take_lock, write_json
 from ragjax.runs.summary import Summary
 from ragjax.voice import is_first
 
@@ -129,12 +128,9 @@ class RunFolder:
                 f"--run_dir={self.path} cannot be written ({error.strerror}): choose another folder."
             ) from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"Another process is working on {self.path}: wait for it or choose another --run_dir."
-                ) from None
+            take_lock(
+                lock.fileno(), f"Another process is working on {self.path}: wait for it or choose another --run_dir."
+            )
             yield
 
     def begin(

@@ -14,6 +14,7 @@ from ragjax.pretrained import Embedder, Generator
 from ragjax.retrieval import Retrieval
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, read_phases
+from ragjax.runs.summary import Summary
 from ragjax.voice import say
 
 Tree = Mapping[str, Any]
@@ -42,6 +43,11 @@ class Run:
     @property
     def generator(self) -> Generator:
         return self.pipeline.generator
+
+    @property
+    def summary(self) -> Summary | None:
+        """Scores before and after training, costs, the retrieval; None where training has not come to its end."""
+        return self.files.read_summary()
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ class PhaseResult:
     trained: dict[str, Tree]  # {"embedder" | "generator": {collection: parameters}} on the host
     cost: Ledger  # dev measurements stand under "evaluation"
     questions: int  # trained on, repetitions counted
+    passages_cut: Set[str] = frozenset()  # ids of the passages that some prompt has held shortened
     kept: Kept | None = None  # which state that is; None: the last
 
 
@@ -121,11 +122,16 @@ class Trainer:
     def _resume(self, state: TrainState) -> TrainState:
         step, trees, extras = self._checkpoints.restore({"trainable": state.trainable, "optimizer": state.optimizer})
         self.ledger = Ledger(extras["cost"])
-        self._pipeline.prompts.passages_cut.update(extras["passages_cut"])
+        self.passages_cut.update(extras["passages_cut"])
         self._assembler.rewind(extras["position"])
         self._log.rewind(self._phase.name, step)
         self._kept = Kept(**extras["kept"]) if extras["kept"] else None
         return state._replace(step=jax.numpy.int32(step), **trees)
+
+    @property
+    def passages_cut(self) -> set[str]:
+        """Ids of the passages that some prompt has held shortened so far."""
+        return self._assembler.passages_cut
 
     @property
     def questions_seen(self) -> int:
@@ -183,7 +189,7 @@ class Trainer:
             trained = jax.device_get(self.state.trainable)
         else:
             trained = self._best.restore({"trainable": self.state.trainable}, self._kept.step)[1]["trainable"]
-        return PhaseResult(trained, self.ledger, self.questions_seen, self._kept)
+        return PhaseResult(trained, self.ledger, self.questions_seen, self.passages_cut, self._kept)
 
     def _assemble(self) -> Assembled:
         batch = self._sampler.training_batch(self.step)
@@ -217,7 +223,7 @@ class Trainer:
             "phase": self._phase.name,
             "seed": self._config.seed,
             "cost": self.ledger.as_dict(),
-            "passages_cut": sorted(self._pipeline.prompts.passages_cut),
+            "passages_cut": sorted(self.passages_cut),
             "position": self._assembler.position,
             "questions": self.questions_seen,
             "kept": self._kept and self._kept.as_dict(),

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from ragjax.config import RunConfig
-from ragjax.costs import Cost, Ledger, peak_memory_bytes
+from ragjax.costs import Ledger, peak_memory_bytes
 from ragjax.data.batches import round_up
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation import (
     METRICS,
+    Measurement,
     before_after_table,
     cost_table,
     evaluate,
@@ -78,19 +79,11 @@ def settle_strategy(config: RunConfig) -> tuple[str, Dataset | None]:
     return strategy, dataset
 
 
-@dataclasses.dataclass(frozen=True)
-class Measurement:
-    """An evaluation's lines, one a question, and what it cost."""
-
-    records: Sequence[Mapping[str, Any]]
-    cost: Cost
-
-
 def measure(run: Run, moment: str) -> Measurement:
     """Evaluates a run's models as they are; the predictions go into its folder under the moment's name."""
     config = run.config
     questions = getattr(run.dataset, config.eval_split)[: config.eval_limit or None]
-    return Measurement(*evaluate(run.pipeline, questions, run.files.measured(config.eval_split, moment), config))
+    return evaluate(run.pipeline, questions, run.files.measured(config.eval_split, moment), config)
 
 
 def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = None) -> Summary:
@@ -121,7 +114,7 @@ def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = N
         strategy_costs=_strategy_costs(run, results),
         skipped_questions=_skipped_questions(phases, run.dataset),
         peak_memory_bytes=peak_memory_bytes(),
-        retrieval=_describe_retrieval(run),
+        retrieval=_describe_retrieval(run, [before, *results.values(), after]),
         kept={name: result.kept and result.kept.as_dict() for name, result in results.items()},
     )
     run.files.write_summary(summary)
@@ -190,14 +183,15 @@ def _changes(before: Measurement, after: Measurement) -> dict[str, Any]:
     }
 
 
-def _describe_retrieval(run: Run) -> dict[str, Any]:
+def _describe_retrieval(run: Run, parts: Sequence[Measurement | PhaseResult]) -> dict[str, Any]:
+    """parts: what has built prompts."""
     pipeline = run.pipeline
     return {
         "index": pipeline.retriever.index.describe(),
         "top_k": run.config.top_k,
         "score_scale": run.config.score_scale,
         "passages_per_second": len(pipeline.store) / pipeline.encode_cost.seconds,
-        "passages_cut": len(pipeline.prompts.passages_cut),
+        "passages_cut": len(set().union(*(part.passages_cut for part in parts))),
     }
 
 

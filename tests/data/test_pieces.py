@@ -138,7 +138,7 @@ def test_one_passage_and_an_answer_have_the_ids_of_the_whole_string(tokenizer):
     for passage in PASSAGES:
         whole = prompt_text([passage], "Where is it?")
         for answer in ANSWERS:
-            ids = [*prompts.prompt([passage], "Where is it?", 0), *prompts.answer(answer)]
+            ids = [*prompts.prompt([passage], "Where is it?", 0).ids, *prompts.answer(answer)]
             assert ids == [*tokenizer(whole + answer)["input_ids"], EOS]
 
 
@@ -147,7 +147,7 @@ def test_several_passages_have_the_ids_of_the_whole_string(tokenizer):
     prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
     for passages in (PASSAGES, PASSAGES[::-1]):
         whole = tokenizer(prompt_text(passages, "Who (and why)?") + "a")["input_ids"]
-        assert [*prompts.prompt(passages, "Who (and why)?", 0), *prompts.answer("a")[:-1]] == whole
+        assert [*prompts.prompt(passages, "Who (and why)?", 0).ids, *prompts.answer("a")[:-1]] == whole
 
 
 @every_kind
@@ -174,7 +174,7 @@ def test_the_mark_of_a_word_stands_in_no_piece_that_has_no_blank_before_it(token
 def test_a_frame_is_no_shorter_than_the_prompt_without_its_passages(tokenizer):
     """Windows and compiled shapes are planned by it."""
     prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
-    ids = prompts.prompt(PASSAGES, "Where?", 0)
+    ids = prompts.prompt(PASSAGES, "Where?", 0).ids
     assert len(ids) <= prompts.frame_length("Where?", len(PASSAGES)) + sum(len(prompts.passage(p)) for p in PASSAGES)
 
 
@@ -184,7 +184,7 @@ def test_cut_passages_are_the_starts_of_whole_ones(tokenizer):
     short = [len(whole.passage(passage)) <= 5 for passage in PASSAGES]
     assert not any(short)
     assert [cut.passage(passage) for passage in PASSAGES] == [whole.passage(passage)[:5] for passage in PASSAGES]
-    assert len(cut.prompt(PASSAGES, "Where?", 0)) == cut.frame_length("Where?", 5) + 5 * 5
+    assert len(cut.prompt(PASSAGES, "Where?", 0).ids) == cut.frame_length("Where?", 5) + 5 * 5
 
 
 TEMPLATE = "{{ '<s>[INST] ' + messages[0]['content'] + ' [/INST]' }}"
@@ -197,7 +197,7 @@ def test_a_chat_template_has_the_ids_of_the_whole_string(tokenizer):
     prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE, style="chat")
     text = f"<s>[INST] {prompt_text(PASSAGES[:1], 'Where?')} [/INST]"
     whole = tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-    assert prompts.prompt(PASSAGES[:1], "Where?", 0) == whole
+    assert prompts.prompt(PASSAGES[:1], "Where?", 0).ids == whole
     assert whole[0] == tokenizer.convert_tokens_to_ids("<s>")
 
 

@@ -50,13 +50,13 @@ def test_one_passage_gives_the_ids_of_the_whole_string(tokenizer, question):
     prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
     for passage in PASSAGES:
         whole = prompt_text([passage], question)
-        assert prompts.prompt([passage], question, reserve=0) == tokenizer(whole)["input_ids"]
+        assert prompts.prompt([passage], question, reserve=0).ids == tokenizer(whole)["input_ids"]
         answer = "Saint-Étienne 42"
-        assert [*prompts.prompt([passage], question, 0), *prompts.answer(answer)] == [
+        assert [*prompts.prompt([passage], question, 0).ids, *prompts.answer(answer)] == [
             *tokenizer(whole + answer)["input_ids"],
             EOS,
         ]
-    assert not prompts.passages_cut
+        assert not prompts.prompt([passage], question, 0).cut
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -64,14 +64,14 @@ def test_several_passages_give_the_ids_of_the_whole_string(tokenizer, question):
     prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
     for passages in (PASSAGES, PASSAGES[::-1]):
         whole = tokenizer(prompt_text(passages, question))["input_ids"]
-        assert prompts.prompt(passages, question, reserve=0) == whole
+        assert prompts.prompt(passages, question, reserve=0).ids == whole
 
 
 def test_a_later_passage_that_starts_with_a_digit_keeps_the_letters_blank_line(tokenizer):
     """The one difference from the whole string: two tokens where that has one. The text is the same."""
     prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
     passages = [PASSAGES[0], Passage("f", "1987", "A year.")]
-    ids = prompts.prompt(passages, QUESTIONS[0], reserve=0)
+    ids = prompts.prompt(passages, QUESTIONS[0], reserve=0).ids
     whole = tokenizer(prompt_text(passages, QUESTIONS[0]))["input_ids"]
     assert tokenizer.decode(ids) == tokenizer.decode(whole)
     start = (
@@ -95,7 +95,7 @@ def test_special_token_strings_are_plain_text(tokenizer):
     prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
     special = set(tokenizer.all_special_ids)
     assert special
-    ids = prompts.prompt(PASSAGES, "What is <|im_end|> and <|endoftext|>?", reserve=0)
+    ids = prompts.prompt(PASSAGES, "What is <|im_end|> and <|endoftext|>?", reserve=0).ids
     assert not special.intersection(ids)
     assert tokenizer.decode(prompts.passage(PASSAGES[4])) == PASSAGES[4].prompt_text
     assert not special.intersection(prompts.answer("<|im_end|>")[:-1])
@@ -110,7 +110,7 @@ def test_an_answer_is_its_tokens_and_one_end_token(tokenizer):
 
 def test_frame_length_is_the_prompt_without_passages(tokenizer):
     prompts = PromptBuilder(tokenizer, EOS, WIDE, WIDE)
-    whole = prompts.prompt(PASSAGES, QUESTIONS[0], reserve=0)
+    whole = prompts.prompt(PASSAGES, QUESTIONS[0], reserve=0).ids
     assert len(whole) == prompts.frame_length(QUESTIONS[0], 5) + sum(len(prompts.passage(p)) for p in PASSAGES)
 
 
@@ -122,36 +122,35 @@ def test_a_long_passage_is_cut_and_counted(tiny):
     whole = plain(tiny, PASSAGES[0].prompt_text)
     assert len(whole) > 12
     assert prompts.passage(PASSAGES[0]) == whole[:12]
-    assert prompts.passages_cut == set()  # no prompt holds it yet
     short = Passage("s", "", "the")
-    prompts.prompt([short], QUESTIONS[0], reserve=0)
-    assert prompts.passages_cut == set()
-    ids = prompts.prompt([PASSAGES[0], short], QUESTIONS[0], reserve=0)
-    assert prompts.passages_cut == {"a"}
-    assert len(ids) == prompts.frame_length(QUESTIONS[0], 2) + 12 + len(plain(tiny, "the"))
+    assert prompts.prompt([short], QUESTIONS[0], reserve=0).cut == frozenset()
+    prompt = prompts.prompt([PASSAGES[0], short], QUESTIONS[0], reserve=0)
+    assert prompt.cut == {"a"}
+    assert prompts.prompt([short], QUESTIONS[0], reserve=0).cut == frozenset()  # each prompt's own
+    assert len(prompt.ids) == prompts.frame_length(QUESTIONS[0], 2) + 12 + len(plain(tiny, "the"))
 
 
 def test_a_passage_of_just_the_limit_is_whole(tiny):
     whole = plain(tiny, PASSAGES[0].prompt_text)
     prompts = PromptBuilder(tiny, EOS, max_passage_tokens=len(whole), window=WIDE)
-    prompts.prompt([PASSAGES[0]], QUESTIONS[0], reserve=0)
-    assert prompts.passage(PASSAGES[0]) == whole and not prompts.passages_cut
+    assert not prompts.prompt([PASSAGES[0]], QUESTIONS[0], reserve=0).cut
+    assert prompts.passage(PASSAGES[0]) == whole
 
 
 def test_a_full_window_cuts_passages_and_never_the_question(tiny):
     question = "Which country is the town in? " * 5
     frame = PromptBuilder(tiny, EOS, WIDE, WIDE).frame_length(question, 3)
     prompts = PromptBuilder(tiny, EOS, WIDE, window=frame + 7 + 20)
-    ids = prompts.prompt(PASSAGES[:3], question, reserve=7)
+    prompt = prompts.prompt(PASSAGES[:3], question, reserve=7)
     separator = plain(tiny, "\n") * 2
     share = 20 // 3  # evenly, the rest stays free
     expected = plain(tiny, f"{INSTRUCTION}\n\n### Context:\n")
     for k, passage in enumerate(PASSAGES[:3]):
         expected += (separator if k else []) + plain(tiny, passage.prompt_text)[:share]
     expected += plain(tiny, f"\n\n### Question:\n{question}\n\n### Answer:\n")
-    assert ids == expected
-    assert len(ids) + 7 <= prompts.window
-    assert prompts.passages_cut == {"a", "b", "c"}
+    assert prompt.ids == expected
+    assert len(prompt.ids) + 7 <= prompts.window
+    assert prompt.cut == {"a", "b", "c"}
     whole = PromptBuilder(tiny, EOS, WIDE, WIDE)
     assert whole.passage(PASSAGES[0]) == prompts.passage(PASSAGES[0])  # the stored passage is not cut
 
@@ -159,10 +158,11 @@ def test_a_full_window_cuts_passages_and_never_the_question(tiny):
 def test_a_prompt_that_just_fits_is_whole(tiny):
     wide = PromptBuilder(tiny, EOS, WIDE, WIDE)
     whole = wide.prompt(PASSAGES, QUESTIONS[0], reserve=0)
-    exact = PromptBuilder(tiny, EOS, WIDE, window=len(whole) + 9)
-    assert exact.prompt(PASSAGES, QUESTIONS[0], reserve=9) == whole and not exact.passages_cut
-    narrow = PromptBuilder(tiny, EOS, WIDE, window=len(whole) + 8)
-    assert len(narrow.prompt(PASSAGES, QUESTIONS[0], reserve=9)) < len(whole) and narrow.passages_cut
+    exact = PromptBuilder(tiny, EOS, WIDE, window=len(whole.ids) + 9)
+    assert exact.prompt(PASSAGES, QUESTIONS[0], reserve=9) == whole and not whole.cut
+    narrow = PromptBuilder(tiny, EOS, WIDE, window=len(whole.ids) + 8)
+    cut = narrow.prompt(PASSAGES, QUESTIONS[0], reserve=9)
+    assert len(cut.ids) < len(whole.ids) and cut.cut
 
 
 def test_a_question_longer_than_the_window_is_refused(tiny):
@@ -170,9 +170,9 @@ def test_a_question_longer_than_the_window_is_refused(tiny):
     question = "Which country is the town in? " * 20
     frame = PromptBuilder(tiny, EOS, WIDE, window=WIDE).frame_length(question, 1)
     exact = PromptBuilder(tiny, EOS, WIDE, window=frame + 8)
-    ids = exact.prompt(PASSAGES[:1], question, reserve=8)
+    prompt = exact.prompt(PASSAGES[:1], question, reserve=8)
     tail = plain(tiny, f"\n\n### Question:\n{question}\n\n### Answer:\n")
-    assert len(ids) == frame and ids[-len(tail) :] == tail and exact.passages_cut == {"a"}
+    assert len(prompt.ids) == frame and prompt.ids[-len(tail) :] == tail and prompt.cut == {"a"}
     narrow = PromptBuilder(tiny, EOS, WIDE, window=frame + 7)
     with pytest.raises(
         UserError,
@@ -204,8 +204,8 @@ def test_the_default_prefix_is_what_the_tokenizer_adds(tiny):
     bos = Wrapped(tiny, prefix=[1, 0])
     assert default_prefix(bos) == [1, 0]
     paper, with_bos = PromptBuilder(tiny, EOS, WIDE, WIDE), PromptBuilder(bos, EOS, WIDE, WIDE)
-    expected = paper.prompt(PASSAGES, QUESTIONS[0], 0)
-    assert with_bos.prompt(PASSAGES, QUESTIONS[0], 0) == [1, 0, *expected]
+    expected = paper.prompt(PASSAGES, QUESTIONS[0], 0).ids
+    assert with_bos.prompt(PASSAGES, QUESTIONS[0], 0).ids == [1, 0, *expected]
     assert with_bos.frame_length(QUESTIONS[0], 2) == paper.frame_length(QUESTIONS[0], 2) + 2
     assert with_bos.answer("the") == paper.answer("the")  # once, at the start of a prompt
 
@@ -217,12 +217,12 @@ def test_chat_style_wraps_the_same_prompt(tiny, templates_by):
         pytest.importorskip("jinja2", reason="transformers fills chat templates with jinja2, which is not installed")
         tokenizer = tiny
     chat = PromptBuilder(tokenizer, EOS, WIDE, WIDE, style="chat")
-    inner = PromptBuilder(tiny, EOS, WIDE, WIDE).prompt(PASSAGES, QUESTIONS[0], 0)
+    inner = PromptBuilder(tiny, EOS, WIDE, WIDE).prompt(PASSAGES, QUESTIONS[0], 0).ids
     start, end = tiny.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     before = [start, *plain(tiny, "user\n")]
     after = [end, *plain(tiny, "\n"), start, *plain(tiny, "assistant\n")]
     # The template's own special tokens are meant as such; those inside a passage stay plain text.
-    assert chat.prompt(PASSAGES, QUESTIONS[0], 0) == [*before, *inner, *after]
+    assert chat.prompt(PASSAGES, QUESTIONS[0], 0).ids == [*before, *inner, *after]
     passages = sum(len(chat.passage(passage)) for passage in PASSAGES)
     assert chat.frame_length(QUESTIONS[0], 5) == len([*before, *inner, *after]) - passages
 

@@ -8,6 +8,7 @@ import pytest
 
 from ragjax import metrics
 from ragjax.config import RunConfig
+from ragjax.data.prompts import Prompt
 from ragjax.data.questions import Passage, Question
 from ragjax.errors import UserError
 from ragjax.evaluation import runner
@@ -42,7 +43,7 @@ class Pipeline:
         self.seeds: dict[str, int] = {}
         self.prompt_passages: dict[str, list[int]] = {}
         self.embedder = self.generator = self.prompts = self.store = self
-        self.size, self.passages_cut, self.texts = self.Size(), set(), {}
+        self.size, self.cut = self.Size(), frozenset()
         self.dies_at: int | None = None
         self._ids = {question.question: question.id for question in QUESTIONS}
 
@@ -65,7 +66,8 @@ class Pipeline:
     def decoding_prompts(self, text, rows, scores, config):
         assert len(rows) == len(scores) == config.top_k
         self.prompt_passages[self._ids[text]] = list(rows)
-        return [[ord(character) for character in text]] * len(rows), np.log(np.full(len(rows), 1 / len(rows)))
+        prompt = Prompt([ord(character) for character in text], self.cut)
+        return [prompt] * len(rows), np.log(np.full(len(rows), 1 / len(rows)))
 
     def prepared(self):
         return self
@@ -86,7 +88,8 @@ class Pipeline:
 
 def run_evaluation(pipeline, path, questions=QUESTIONS, **changes):
     options = {"top_k": 3, "score_scale": 20.0, "max_new_tokens": 4, "eval_batch_size": 2} | changes
-    return evaluate(pipeline, questions, path, RunConfig(**options))
+    measured = evaluate(pipeline, questions, path, RunConfig(**options))
+    return measured.records, measured.cost
 
 
 def test_records_stand_in_the_order_of_the_questions_whatever_the_batches(tmp_path):
@@ -133,12 +136,25 @@ def test_summary_means_leave_out_questions_without_positives(tmp_path):
 
 def test_a_finished_file_is_read_back(tmp_path):
     first = Pipeline()
-    first.passages_cut.add("p3")
     records, cost = run_evaluation(first, tmp_path / "p.jsonl")
     again = Pipeline()
     assert run_evaluation(again, tmp_path / "p.jsonl") == (records, cost)
     assert again.batches == []
-    assert again.passages_cut == {"p3"}  # counted in the summary of whoever reads it
+
+
+def test_cut_passages_are_counted_whoever_answers(tmp_path):
+    """By the first process, by one that continues it, and by one that reads the finished file back."""
+    path, config = tmp_path / "p.jsonl", RunConfig(top_k=3, eval_batch_size=2)
+    for dies_at in (1, None, 0):
+        pipeline = Pipeline()
+        pipeline.cut, pipeline.dies_at = frozenset({"p3"}), dies_at
+        if dies_at == 1:
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(pipeline, QUESTIONS, path, config)
+        else:
+            assert evaluate(pipeline, QUESTIONS, path, config).passages_cut == {"p3"}
+    assert json.loads((tmp_path / "p.cost.json").read_text())["passages_cut"] == ["p3"]
+    assert evaluate(Pipeline(), QUESTIONS, tmp_path / "q.jsonl", config).passages_cut == frozenset()
 
 
 def interrupted(path, at: int, questions=QUESTIONS, **changes) -> None:
@@ -152,7 +168,7 @@ def partial(path):
     return path.with_name(path.name + ".partial")
 
 
-def test_an_interrupted_evaluation_goes_on_behind_its_last_batch(tmp_path):
+def test_an_interrupted_evaluation_continues_after_its_last_batch(tmp_path):
     path = tmp_path / "p.jsonl"
     interrupted(path, at=2)
     assert not path.exists()

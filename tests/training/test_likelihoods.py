@@ -151,7 +151,7 @@ def test_an_assembler_scores_what_is_new_and_nothing_else(world, dataset, pipeli
     for question, rows in zip(questions, scored.passage_rows, strict=True):
         answer = pipeline.prompts.answer(question.answers[0])
         for passage in pipeline.passages(rows):
-            lengths.append(len(pipeline.prompts.prompt([passage], question.question, 9)) + len(answer) - 1)
+            lengths.append(len(pipeline.prompts.prompt([passage], question.question, 9).ids) + len(answer) - 1)
     assert scored.figures["generator_tokens"] == sum(lengths) == ledger.part("generator").tokens
     assert ledger.part("generator").backward_tokens == 0
     assert set(scored.work) == {"embedder"} and scored.work["embedder"].backward_tokens > 0
@@ -328,7 +328,7 @@ def test_another_prompt_or_answer_never_hits(generator, tmp_path, echoing):
     def pair(limit=99, style="paper", question="Which country?", text=passage.text, title="Town", answer="sea"):
         builder = PromptBuilder(generator.tokenizer, generator.eos_token_id, limit, 500, style)
         ids = builder.answer(answer)
-        return builder.prompt([Passage("p", title, text)], question, reserve=len(ids)), ids
+        return builder.prompt([Passage("p", title, text)], question, reserve=len(ids)).ids, ids
 
     path = tmp_path / "a.jsonl"
     limits = RowLimits(512, 4, 8, 40)

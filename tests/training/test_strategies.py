@@ -150,7 +150,7 @@ def two_phase_and_scored(world) -> tuple[Finished, list[Scored]]:
         for question, rows in zip(asked.questions, made.passage_rows, strict=True):
             answer = prompts.answer(question.answers[0])
             for row in rows.tolist():
-                prompt = prompts.prompt([store[row]], question.question, reserve=len(answer))
+                prompt = prompts.prompt([store[row]], question.question, reserve=len(answer)).ids
                 lengths[question.id, row] = len(prompt) + len(answer) - 1
         scored.append(Scored(set(lengths), made.figures["generator_tokens"], lengths, asked.training))
         return made

@@ -43,6 +43,7 @@ class AnswerAssembler(NoCache):
         """trains: the models that are trained, of "embedder" and "generator"."""
         config = run.config
         self._trains, self._pipeline = trains, run.pipeline
+        self.passages_cut: set[str] = set()
         self.sampler = Sampler(
             run.dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.tokenize
         )
@@ -90,7 +91,8 @@ class AnswerAssembler(NoCache):
         answer = prompts.answer(question.answers[0])
         groups = [passages[k : k + self._per_prompt] for k in range(0, len(passages), self._per_prompt)]
         built = [prompts.prompt(group, question.question, reserve=len(answer)) for group in groups]
-        return Example(index, tokens, vectors, built, answer)
+        self.passages_cut.update(*(prompt.cut for prompt in built))
+        return Example(index, tokens, vectors, [prompt.ids for prompt in built], answer)
 
 
 def answer_objective(run: Run, trains: Sequence[str]) -> AnswerObjective | ConcatenatedObjective:

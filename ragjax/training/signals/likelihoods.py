@@ -24,6 +24,7 @@ class LikelihoodAssembler:
         """The likelihoods are kept in the run's folder. trains: the models that are trained, ("embedder",)."""
         config = run.config
         self._pipeline = run.pipeline
+        self.passages_cut: set[str] = set()
         self.sampler = Sampler(
             run.dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.tokenize
         )
@@ -79,7 +80,9 @@ class LikelihoodAssembler:
             prompts.prompt([store[row]], questions[i].question, reserve=len(answer))
             for (i, row), answer in zip(pairs, answers, strict=True)
         ]
-        scores, cost = self.likelihoods.score(variables["generator"], built, answers)
+        self.passages_cut.update(*(prompt.cut for prompt in built))
+        ids = [prompt.ids for prompt in built]
+        scores, cost = self.likelihoods.score(variables["generator"], ids, answers)
         ledger.add("generator", cost)
         return dict(zip(pairs, scores, strict=True)), cost.tokens
 

@@ -41,6 +41,7 @@ class RankingAssembler(NoCache):
         """Raises UserError where no training question is labelled, or more hard negatives are asked for than exist."""
         config, pipeline, dataset = run.config, run.pipeline, run.dataset
         self._config, self._pipeline = config, pipeline
+        self.passages_cut: set[str] = set()  # it builds no prompts
         train = list(filter(is_labelled, dataset.train))
         if not train:
             raise UserError(

@@ -31,6 +31,7 @@ class Assembler(Protocol):
 
     sampler: Sampler
     objective: Objective
+    passages_cut: set[str]  # ids of the passages that some prompt has held shortened; goes into the checkpoint
 
     def assemble(self, batch: QuestionBatch, variables: Variables, ledger: Ledger) -> Assembled:
         """The batch of at most `sampler.batch_size` questions; what is computed on the way (retrieval, likelihoods) is

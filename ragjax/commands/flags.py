@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from ragjax.console import visible
+from ragjax.commands.console import visible
 from ragjax.errors import UserError
 from ragjax.version import __version__
 from ragjax.voice import say

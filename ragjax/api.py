@@ -1,0 +1,55 @@
+"""The commands as functions: what they read from flags comes as arguments, with the same checks and sentences.
+
+They print what the commands print while they work. What is found is returned, and stands in the run's folder.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ragjax import training
+from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
+from ragjax.evaluation import Evaluation, evaluate_runs
+from ragjax.runs import Run, open_run
+
+
+def train(config: RunConfig) -> Run:
+    """Trains what a configuration says, or goes on with it, and opens the run's folder.
+
+    As with `python -m ragjax.train`, the folder of a finished run is not trained again. `summary` of the result has
+    the scores before and after and the cost.
+
+    Args:
+      config: `run_dir` may be empty for runs/STRATEGY.
+
+    Raises:
+      UserError: bad input, a folder that belongs to another configuration, training that diverged, or one of several
+        processes.
+    """
+    config = dataclasses.replace(config, run_dir=config.folder)
+    training.train(config)
+    return open_run(config.run_dir)
+
+
+def evaluate(run: Run | str | Path, **settings: Any) -> Evaluation:
+    """Answers questions with a run's models, scores the answers, and compares the run with a second one.
+
+    As with `python -m ragjax.evaluate`, predictions that stand in the run's folder (or in `out`) are not made again.
+
+    Args:
+      run: an open run, or a run's folder.
+      settings: fields of EvaluateConfig (split, questions, eval_limit, top_k, decode, ...), and those of DecodeConfig
+        (num_beams, max_new_tokens, ...) that differ from the run's.
+
+    Raises:
+      UserError: what `evaluate_runs` refuses.
+      TypeError: a name that neither of the two has.
+    """
+    own = {field.name for field in dataclasses.fields(EvaluateConfig)}
+    overrides = {field.name for field in dataclasses.fields(DecodeConfig)} - own
+    config = EvaluateConfig(
+        run_dir=str(run.folder if isinstance(run, Run) else run),
+        **{name: value for name, value in settings.items() if name not in overrides},
+    )
+    decoding = {name: value for name, value in settings.items() if name in overrides}
+    return evaluate_runs(config, decoding, run if isinstance(run, Run) else None)

@@ -1,0 +1,28 @@
+"""Fine-tunes a retrieval-augmented generation pipeline and reports what it gained and what it cost.
+
+    python -m ragjax.train                                    # joint training on the shipped sample
+    python -m ragjax.train --strategy=joint --data=FOLDER --run_dir=runs/mine
+
+The run folder gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, predictions/ (before and after) and
+summary.json. The same command on an unfinished run continues it; on a finished one it prints its table.
+"""
+
+from collections.abc import Sequence
+
+from ragjax.commands import flags
+from ragjax.config import RunConfig
+
+flags.define_flags(RunConfig)
+
+
+def main(arguments: Sequence[str]) -> None:
+    from ragjax.errors import UserError
+    from ragjax.training import train
+
+    if arguments:
+        raise UserError(f"ragjax.train takes flags only, not {arguments[0]!r}: see --help.")
+    train(flags.parsed(RunConfig))
+
+
+if __name__ == "__main__":
+    flags.run_command(main)

@@ -1,0 +1,43 @@
+"""Files of the whole house.
+
+write_atomic, append_line, sha256_file, read_pieces       bytes and text                      plain.py
+read_json, read_json_object, read_json_lines,
+read_whole_lines, write_json                              JSON                                json_values.py
+PlannedFile, plan_text, plan_json, plan_copy,
+write_folder                                              a new folder, whole or not at all   folders.py
+KeyedRecords                                              lists of numbers by key             keyed_records.py
+take_lock, lock_file                                      locks between processes             locks.py
+default_cache_dir, caching                                the cache                           cache.py
+
+Of several processes the first alone writes (`ragjax.voice`): what the others are told to write is dropped, but for the
+cache's files (`everywhere`), as each host has a cache of its own.
+"""
+
+from ragjax.files.cache import caching, default_cache_dir
+from ragjax.files.folders import PlannedFile, plan_copy, plan_json, plan_text, write_folder
+from ragjax.files.json_values import read_json, read_json_lines, read_json_object, read_whole_lines, write_json
+from ragjax.files.keyed_records import KeyedRecords
+from ragjax.files.locks import lock_file, take_lock
+from ragjax.files.plain import append_line, read_pieces, sha256_file, write_atomic
+
+__all__ = [
+    "KeyedRecords",
+    "PlannedFile",
+    "append_line",
+    "caching",
+    "default_cache_dir",
+    "lock_file",
+    "plan_copy",
+    "plan_json",
+    "plan_text",
+    "read_json",
+    "read_json_lines",
+    "read_json_object",
+    "read_pieces",
+    "read_whole_lines",
+    "sha256_file",
+    "take_lock",
+    "write_atomic",
+    "write_folder",
+    "write_json",
+]

@@ -1,0 +1,23 @@
+"""The cache folder, which all runs of a user share."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ragjax.errors import UserError
+
+
+def default_cache_dir() -> Path:
+    """$RAGJAX_CACHE, else ~/.cache/ragjax."""
+    return Path(os.environ.get("RAGJAX_CACHE") or Path.home() / ".cache" / "ragjax")
+
+
+@contextlib.contextmanager
+def caching(what: str, path: Path) -> Iterator[None]:
+    """Rewords what the file system refuses while `what` (a plural, "the passage vectors") is put into the cache."""
+    try:
+        yield
+    except OSError as error:
+        fault = f"{what} cannot be stored at {path} ({error.strerror or error})"
+        raise UserError(f"{fault}: make room there or set RAGJAX_CACHE to a folder with room") from error
