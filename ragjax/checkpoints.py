@@ -76,8 +76,16 @@ class Checkpoints:
             "free some disk space and run the same command again."
         )
 
-    def restore(self, templates: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """The newest checkpoint as (step, trees on the host, extras).
+    def remove_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def restore(
+        self, templates: Mapping[str, Any], step: int | None = None
+    ) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """The newest checkpoint, or that of a step, as (step, trees on the host, extras).
 
         Args:
           templates: the trees to read, each with a pytree of its structure (arrays or `jax.ShapeDtypeStruct`), or
@@ -86,7 +94,7 @@ class Checkpoints:
         Raises:
           UserError: there is no checkpoint, it is damaged, or it does not fit the templates.
         """
-        step = self.latest_step()
+        step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{self._folder} holds no checkpoint: run ragjax.train on this run folder first.")
         items = {name: ocp.args.StandardRestore(_empty(tree)) for name, tree in templates.items()}

@@ -33,6 +33,7 @@ RETRIEVER_OBJECTIVES = ("marginal", "emdr2", "pdist", "replug_lsr")
 NEGATIVE_FILTERS = ("labels", "gist")
 QUANTIZE = ("int8", "nf4")
 REMAT = ("none", "partial", "full")
+KEEP = ("best", "last")
 DECODERS = ("concat", "rag_token", "rag_sequence")
 DECODE_VARIANTS = ("thorough", "fast")
 
@@ -286,8 +287,20 @@ class RunConfig(DecodeConfig):
     eval_split: str = _field("test", "Split of the before and after table.", choices=("test", "dev"))
     eval_limit: int = _field(0, "Evaluate the first N questions of the split; 0: all.", minimum=0)
     eval_batch_size: int = _field(8, "Questions decoded at once.", minimum=1)
-    dev_every: int = _field(50, "Steps between measurements of the dev loss; 0: never.", minimum=0)
-    dev_limit: int = _field(24, "Dev questions in that measurement.", minimum=1)
+    keep: str = _field(
+        "best",
+        "State that a phase ends with: the best by the dev questions, the start included, or the last.",
+        choices=KEEP,
+    )
+    dev_every: int | None = _field(
+        None,
+        "Steps between measurements on the dev questions; left out: an eighth of the phase; 0: never.",
+        minimum=0,
+        kind=int,
+    )
+    dev_limit: int = _field(
+        24, "Dev questions whose answers' loss is measured; retrieval is measured on up to 1,000.", minimum=1
+    )
     checkpoint_every: int = _field(25, "Steps between checkpoints.", minimum=1)
     dtype: str = _field("float32", "Activations and frozen weights.", choices=("float32", "bfloat16"))
     quantize: str = _field(

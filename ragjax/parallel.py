@@ -39,9 +39,14 @@ class Layout:
     micro_batches: int  # of each group
     size: int  # items in a micro-batch, at most
 
+    @property
+    def parts(self) -> int:
+        """Micro-batches of all groups."""
+        return self.groups * self.micro_batches
+
     def split(self, items: Sequence[Any]) -> list[Sequence[Any]]:
         """Items of each group and micro-batch, groups first; the last ones may have none."""
-        return [items[place * self.size : (place + 1) * self.size] for place in range(self.groups * self.micro_batches)]
+        return [items[place * self.size : (place + 1) * self.size] for place in range(self.parts)]
 
     def stack(self, items: Sequence[Any], make: Callable[[Sequence[Any]], Any]) -> Any:
         """`make` for the items of each group and micro-batch, stacked [groups, micro-batches, ...].
@@ -49,7 +54,7 @@ class Layout:
         What has no items gets the zeros of a made batch: its masks are then empty.
         """
         made = [make(part) for part in self.split(items) if part]
-        stacked = stack_groups(made, self.groups * self.micro_batches)
+        stacked = stack_groups(made, self.parts)
         return jax.tree.map(lambda leaf: leaf.reshape(self.groups, self.micro_batches, *leaf.shape[1:]), stacked)
 
 
@@ -57,6 +62,13 @@ def layout_of(batch_size: int, micro_batches: int) -> Layout:
     """The layout of at most `batch_size` items over all groups."""
     groups = group_count()
     return Layout(groups, micro_batches, -(-batch_size // (groups * micro_batches)))
+
+
+def idle_groups(batch_size: int, micro_batches: int) -> int:
+    """Groups that get no item of a full step."""
+    layout = layout_of(batch_size, micro_batches)
+    filled = -(-batch_size // layout.size)  # micro-batches with items
+    return layout.groups - -(-filled // layout.micro_batches)
 
 
 def group_count() -> int:

@@ -24,6 +24,7 @@ from ragjax.parallel import (
     compile_sums,
     device_kinds,
     group_count,
+    idle_groups,
     join_copies,
     layout_of,
     place,
@@ -170,3 +171,17 @@ def test_one_of_several_processes_is_refused_before_anything_else(one_of_two, mo
 
 def test_one_process_is_not_refused():
     refuse_several_processes()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batches", "devices", "idle"),
+    [(4, 1, 8, 4), (8, 1, 8, 0), (12, 1, 8, 2), (9, 1, 8, 3), (16, 2, 8, 0), (4, 2, 8, 6), (4, 1, 1, 0), (5, 2, 1, 0)],
+)
+def test_groups_without_questions_are_counted(monkeypatch, batch_size, micro_batches, devices, idle):
+    """9 questions on 8 devices: two each, so five devices have some."""
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    assert idle_groups(batch_size, micro_batches) == idle
+    layout = layout_of(batch_size, micro_batches)
+    filled = [bool(part) for part in layout.split(list(range(batch_size)))]
+    by_group = [any(filled[g * micro_batches : (g + 1) * micro_batches]) for g in range(devices)]
+    assert by_group.count(False) == idle

@@ -163,7 +163,8 @@ def test_training_orders_and_weighs_passages_by_their_vectors(
 def test_the_health_of_the_retrieval_is_of_the_nearest_passages(pipeline, backwards, dataset):
     """Recall at 5 of the nearest, also where --top_k is smaller than what is looked at."""
     found = [
-        RetrievalHealth(one, dataset.train, top_k=2).figures(one.embedder.variables) for one in (pipeline, backwards)
+        RetrievalHealth(one, dataset.train, top_k=2).measure(one.embedder.variables).figures
+        for one in (pipeline, backwards)
     ]
     assert found[0] == found[1]
 

@@ -60,6 +60,7 @@ class World:
             "max_new_tokens": 4,
             "eval_batch_size": 2,
             "dev_every": 2,
+            "keep": "last",
             "dev_limit": 3,
             "checkpoint_every": 2,
         }

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Random batches on which the number of rows is tried out.
+# Random micro-batches, and steps made of them, on which the number of rows is tried out.
 _TRIED_BATCHES = 200
 # A row of so many tokens spends about as much on attention as on its linear layers (SmolLM2 on a CPU).
 _ATTENTION_LENGTH = 1600
@@ -117,37 +117,54 @@ def pack(lengths: Sequence[int], row_length: int) -> list[Placed]:
 
 
 def choose_shapes(
-    lengths: Sequence[int], answer_lengths: Sequence[int], prompts_per_batch: int, longest: int
+    lengths: Sequence[int], answer_lengths: Sequence[int], prompts_per_batch: int, longest: int, parts: int = 1
 ) -> tuple[Shape, ...]:
-    """At most four shapes, so that a run compiles at most four training steps.
+    """At most four shapes, so that a run compiles at most four training steps; all parts of a step share one.
 
-    How rows fill is tried out on random batches. Of row lengths from the longest prompt to three times that, the one
-    with the least work wins: padded tokens, times what attention adds to a token in a longer row. A third of the tried
-    batches fit the first shape, two thirds the second, nearly all the third; the fourth gives every prompt a row and
-    every answer its length.
+    How rows fill is tried out on random steps. Of row lengths from the longest prompt to three times that, the one with
+    the least work wins: padded tokens, times what attention adds to a token in a longer row. The first shape holds a
+    third of the tried steps and the second two thirds, with answers of the usual length. The third has one row more
+    than any of them needed, because passages that are found are longer than passages at random, and every answer's
+    length. The fourth gives every prompt a row.
 
     Args:
       lengths: a sample of prompt lengths (with the answer), in tokens.
       answer_lengths: lengths of all training answers, in tokens.
       prompts_per_batch: prompts in one device's micro-batch.
       longest: a bound that no prompt with its answer exceeds.
+      parts: micro-batches of a step, over all devices.
     """
-    longest_answer = round_up(max(answer_lengths), 8)
-    usual_answer = min(longest_answer, round_up(int(np.quantile(answer_lengths, 0.98)), 8))
-    draws = np.random.default_rng(0).choice(np.asarray(lengths), (_TRIED_BATCHES, prompts_per_batch)).tolist()
+    rng = np.random.default_rng(0)
+    draws = rng.choice(np.asarray(lengths), (_TRIED_BATCHES, prompts_per_batch)).tolist()
+    steps = rng.integers(_TRIED_BATCHES, size=(_TRIED_BATCHES, parts))
     shortest_row = round_up(longest, 64)
-    needed_of = {
-        row_length: [1 + max(place.row for place in pack(draw, row_length)) for draw in draws]
+    work, row_length, rows = min(
+        _work_of(row_length, draws, steps, prompts_per_batch)
         for row_length in range(shortest_row, 3 * shortest_row + 1, 64)
-    }
-    row_length = min(
-        needed_of, key=lambda length: np.mean(needed_of[length]) * length * (1 + length / _ATTENTION_LENGTH)
     )
-    needed = needed_of[row_length]
-    usual = {int(np.ceil(np.quantile(needed, share))) for share in (1 / 3, 2 / 3, 0.99)}
-    shapes = {Shape(rows, row_length, usual_answer) for rows in usual}
-    shapes.add(Shape(prompts_per_batch, row_length, longest_answer))
+    longest_answer, usual_answer = round_up(max(answer_lengths), 8), usual_length(answer_lengths)
+    shapes = {Shape(count, row_length, usual_answer) for count in rows[:-1]}
+    shapes |= {Shape(count, row_length, longest_answer) for count in (rows[-1], prompts_per_batch)}
     return tuple(sorted(shapes))
+
+
+def usual_length(answer_lengths: Sequence[int]) -> int:
+    """A padded length for nearly all answers: a few long ones do not widen every step."""
+    return round_up(int(np.quantile(answer_lengths, 0.98)), 8)
+
+
+def _work_of(
+    row_length: int, draws: Sequence[Sequence[int]], steps: np.ndarray, prompts_per_batch: int
+) -> tuple[float, int, list[int]]:
+    """(mean work of the tried steps, the row length, how many rows the shapes below the last have).
+
+    draws: prompt lengths of the tried micro-batches; steps [n, parts]: those that each step is made of.
+    """
+    needed = np.array([1 + max(place.row for place in pack(draw, row_length)) for draw in draws])[steps].max(axis=1)
+    most = min(int(needed.max()) + 1, prompts_per_batch)
+    rows = sorted({*(int(np.ceil(np.quantile(needed, share))) for share in (1 / 3, 2 / 3)), most})
+    fitting = [next(count for count in rows if count >= step) for step in needed]
+    return float(np.mean(fitting)) * row_length * (1 + row_length / _ATTENTION_LENGTH), row_length, rows
 
 
 def sequence_lengths(prompts: Sequence[Sequence[Sequence[int]]], answers: Sequence[Sequence[int]]) -> list[int]:

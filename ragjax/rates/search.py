@@ -19,17 +19,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ragjax.config import RunConfig, SearchConfig, differing_fields, flag_text
 from ragjax.costs import Ledger
 from ragjax.data.questions import Question
-from ragjax.data.sources import load_dataset
+from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
 from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_search, search_table, summarise
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
-from ragjax.rates.stacked import train_stacked
+from ragjax.rates.stacked import Copy, train_stacked
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.run import on_device, settle_strategy
@@ -67,9 +68,7 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
     dataset = dataset or load_dataset(config.data)
     phases = _phases(dataclasses.replace(config, strategy=strategy), options)
     check_decoding(config)
-    for split in ("train", "dev"):
-        if not getattr(dataset, split):
-            raise UserError(f"{dataset.folder} has no {split} questions, which the search needs: add {split}.jsonl.")
+    _check_dev(config, options, dataset, phases)
     files = RunFolder(Path(config.run_dir))
     with files.held():
         record = _open_record(files, config, options)
@@ -86,6 +85,23 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
             _Search(run, options, record).run(phases, rates)
         _print(files, record, options)
         return record
+
+
+def _check_dev(config: RunConfig, options: SearchConfig, dataset: Dataset, phases: Sequence[Phase]) -> None:
+    """Raises UserError where the dev questions cannot tell which rate is best."""
+    if config.dev_every == 0:
+        raise UserError("--dev_every=0 measures nothing, and the search chooses by the dev questions: leave it out.")
+    for split in ("train", "dev"):
+        if not getattr(dataset, split):
+            raise UserError(f"{dataset.folder} has no {split} questions, which the search needs: add {split}.jsonl.")
+    if options.selection != "dev_loss" and not options.halving:
+        return
+    for phase in phases:
+        if not any(map(phase.signal.learns_from, dataset.dev)):
+            raise UserError(
+                f"no dev question of {dataset.folder} has positive_ids, so there is no dev loss to choose by: label "
+                "some, or choose by --select=f1 without --halving."
+            )
 
 
 def _phases(config: RunConfig, options: SearchConfig) -> Sequence[Phase]:
@@ -191,10 +207,11 @@ class _Search:
     def _train(self, phase: Phase, rates: Mapping[str, float], start: Run, end: int | None = None) -> PhaseResult:
         """A trial's training up to a step, or what it has trained."""
         flags = {f"{model}_lr": rate for model, rate in rates.items()}
-        # Dev losses at the start and where trials are compared.
-        config = dataclasses.replace(self._config, dev_every=self._end_of(0, self._steps(phase)), **flags)
+        # Trials are compared where they stand after the same number of steps.
+        config = dataclasses.replace(self._config, keep="last", **flags)
         files = self._files.trial(_name(phase.name, rates))
-        return train_phase(dataclasses.replace(start, config=config, files=files), phase, end)
+        trial = dataclasses.replace(start, config=config, files=files)
+        return train_phase(trial, phase, end, measure_every=self._end_of(0, self._steps(phase)))
 
     def _announce(self, phase: Phase, tried: Sequence[dict[str, float]], start: Run) -> None:
         """What all pairs will cost, from the second step of the first one."""
@@ -212,19 +229,12 @@ class _Search:
     def _stacked(self, phase: Phase, rates: Sequence[float], start: Run) -> list[Trial]:
         if found := self._trials_of(phase):
             return found
-        watched = dataclasses.replace(start, config=dataclasses.replace(self._config, dev_every=1))
-        result = train_stacked(watched, rates, phase.signal.make_assembler(watched, phase.trains), self._rungs)
+        result = train_stacked(start, rates, phase.signal.make_assembler(start, phase.trains), self._rungs)
         generations = CachedGenerations(start.generator, self._files.generations_file)
         trials = []
         for copy in result.copies:
-            change = copy.dev_losses - result.start_losses
-            trial = _new_trial(phase, {"embedder": copy.rate}) | {
-                "steps": copy.steps,
-                "start_loss": float(result.start_losses.mean()),
-                "dev_loss": float(copy.dev_losses.mean()),
-                "dev_loss_change_se": float(change.std(ddof=1) / math.sqrt(len(change))) if len(change) > 1 else None,
-            }
-            trial["diverged"] = not math.isfinite(trial["dev_loss"])
+            trial = _new_trial(phase, {"embedder": copy.rate}) | {"steps": copy.steps, "diverged": copy.diverged}
+            trial |= _loss_figures(copy, result.start_losses)
             if copy.params is not None and not trial["diverged"]:
                 trained = start.with_trained({"embedder": {"params": jax.tree.map(jnp.asarray, copy.params)}})
                 if self._options.selection == "dev_loss":
@@ -257,10 +267,11 @@ class _Search:
 
     def _best(self, trials: Sequence[Trial]) -> Trial:
         """The winner among the trials that went to the end; of equal scores the one with the lower dev loss."""
-        steps = max(trial["steps"] for trial in trials)
-        finished = [trial for trial in trials if trial["steps"] == steps and not trial["diverged"]]
-        if not finished:
+        alive = [trial for trial in trials if not trial["diverged"]]
+        if not alive:
             raise UserError(f"every rate of --strategy={self._config.strategy} diverged: give lower rates.")
+        steps = max(trial["steps"] for trial in alive)
+        finished = [trial for trial in alive if trial["steps"] == steps]
         select = self._options.selection
         score = _loss if select == "dev_loss" else lambda trial: (-trial[select], _loss(trial))
         return min(finished, key=score)
@@ -284,6 +295,18 @@ class _Search:
 def _new_trial(phase: Phase, rates: Mapping[str, float]) -> Trial:
     figures = dict.fromkeys(("start_loss", "dev_loss", "em", "f1", "recall_at_5"))
     return {"phase": phase.name, "rates": dict(rates), "steps": 0, "diverged": False, **figures, "cost": {}}
+
+
+def _loss_figures(copy: Copy, start_losses: np.ndarray) -> dict[str, float | None]:
+    """A copy's dev loss, and how sure its change is; {} where no dev question has a loss."""
+    if copy.diverged or not len(copy.dev_losses):
+        return {}
+    change = copy.dev_losses - start_losses
+    return {
+        "start_loss": float(start_losses.mean()),
+        "dev_loss": copy.mean_loss,
+        "dev_loss_change_se": float(change.std(ddof=1) / math.sqrt(len(change))) if len(change) > 1 else None,
+    }
 
 
 def _sum(*costs: Mapping[str, Any]) -> dict[str, Any]:

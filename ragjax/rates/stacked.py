@@ -6,6 +6,7 @@ little more than one run of the phase.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,9 +32,15 @@ class Copy:
     """One rate's outcome."""
 
     rate: float
-    dev_losses: np.ndarray  # [n] of the dev questions, when it was last measured
+    dev_losses: np.ndarray  # [n] of the dev questions, when it was last measured; [0] where there are none
     steps: int  # that it was trained
     params: Tree | None  # the embedder's; None where it was stopped early
+    diverged: bool = False  # a loss or gradient was not finite, or a dev loss
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the dev questions; infinite where it diverged."""
+        return math.inf if self.diverged else float(self.dev_losses.mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,36 +87,50 @@ class _Stack:
     def train(self, rungs: int) -> StackedResult:
         every = {rate: Copy(rate, np.empty(0), 0, None) for rate in self._rates}
         start_losses, seconds = self._dev_losses()[0], []
-        pairs_before = self._assembler.pairs_scored
-        pairs = 0
+        pairs, pairs_before = 0, self._assembler.pairs_scored
         ends = [round(self._steps * (rung + 1) / rungs) for rung in range(rungs)]
         with progress(total=self._steps, desc=f"{len(self._rates)} rates", unit="step") as bar:
             for step in range(self._steps):
-                seconds.append(self._advance(step))
+                spent, is_finite = self._advance(step)
+                seconds.append(spent)
                 bar.update()
+                self._stop_diverged(every, step, is_finite)
+                if not self._rates:
+                    break
                 if step + 1 not in ends:
                     continue
                 pairs += self._assembler.pairs_scored - pairs_before
                 for rate, losses in zip(self._rates, self._dev_losses(), strict=True):
                     every[rate].dev_losses, every[rate].steps = losses, step + 1
+                    every[rate].diverged = not np.isfinite(losses).all()
                 pairs_before = self._assembler.pairs_scored
                 if step + 1 < self._steps:
-                    self._keep_best_half({rate: float(every[rate].dev_losses.mean()) for rate in self._rates})
+                    best = sorted(self._rates, key=lambda rate: every[rate].mean_loss)
+                    self._go_on_with(best[: -(-len(best) // 2)])
         for number, rate in enumerate(self._rates):
             every[rate].params = jax.tree.map(
                 lambda leaf, number=number: np.asarray(leaf[number]), self._state.trainable["embedder"]["params"]
             )
         return StackedResult(start_losses, list(every.values()), self._ledger, seconds, pairs)
 
-    def _advance(self, step: int) -> float:
-        """One step of all copies; its seconds."""
+    def _stop_diverged(self, every: Mapping[float, Copy], step: int, is_finite: np.ndarray) -> None:
+        """Ends the copies whose update was not finite: the others go on without them."""
+        if is_finite.all():
+            return
+        for rate in [rate for rate, finite in zip(self._rates, is_finite, strict=True) if not finite]:
+            every[rate].steps, every[rate].diverged = step + 1, True
+        self._go_on_with([rate for rate, finite in zip(self._rates, is_finite, strict=True) if finite])
+
+    def _advance(self, step: int) -> tuple[float, np.ndarray]:
+        """One step of all copies: its seconds, and whether each copy's [copies] loss and gradient were finite."""
         began = time.perf_counter()
         batch, work = self._assemble(self._assembler.sampler.training_batch(step), self._ledger)
         started = time.perf_counter()
         self._state, metrics = self._train_step(self._state, {}, batch)
-        jax.block_until_ready(metrics)
+        metrics = jax.device_get(metrics)
         self._ledger.split(time.perf_counter() - started, work)
-        return time.perf_counter() - began
+        is_finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["embedder_grad_norm"])
+        return time.perf_counter() - began, is_finite
 
     def _assemble(self, batch: QuestionBatch, ledger: Ledger) -> tuple[Any, dict[str, Cost]]:
         """A batch [groups, copies, micro-batches, ...] and the work in it."""
@@ -120,7 +141,7 @@ class _Stack:
 
     def _dev_losses(self) -> np.ndarray:
         """[copies, n] of the dev questions."""
-        found = []
+        found = [np.empty((len(self._rates), 0), np.float32)]
         began, spent, work_done = time.perf_counter(), Ledger(), Cost()
         for questions in self._assembler.sampler.dev_batches(0):
             batch, work = self._assemble(questions, spent)
@@ -132,12 +153,13 @@ class _Stack:
         self._ledger.add("evaluation", cost)
         return np.concatenate(found, axis=1)
 
-    def _keep_best_half(self, means: Mapping[float, float]) -> None:
-        best = sorted(self._rates, key=lambda rate: means[rate])[: -(-len(self._rates) // 2)]
-        places = [number for number, rate in enumerate(self._rates) if rate in best]
+    def _go_on_with(self, rates: Sequence[float]) -> None:
+        """Drops the copies at other rates."""
+        places = [number for number, rate in enumerate(self._rates) if rate in rates]
         self._rates = [self._rates[number] for number in places]
-        chosen = jnp.asarray(places)
-        self._state = jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0), self._state)
+        if places:
+            chosen = jnp.asarray(places)
+            self._state = jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0), self._state)
 
 
 def _question_losses(objective: Callable) -> Callable:

@@ -3,7 +3,8 @@
     config.json          flags, phases, inputs with their hashes, versions
     metrics.jsonl        the figures of each step
     tensorboard/         the same as events, a folder for each phase
-    checkpoints/         a folder for each phase
+    checkpoints/         a folder for each phase: the newest
+    best/                the same: the best by the dev questions
     likelihoods.jsonl    of a frozen generator
     predictions/         SPLIT.before.jsonl, SPLIT.after.jsonl, and those of ragjax.evaluate
     summary.json         once the run has ended
@@ -61,6 +62,9 @@ class RunFolder:
 
     def checkpoints(self, phase: str) -> Path:
         return self.path / "checkpoints" / phase
+
+    def best_checkpoints(self, phase: str) -> Path:
+        return self.path / "best" / phase
 
     @property
     def likelihoods_file(self) -> Path:
@@ -212,7 +216,7 @@ class RunFolder:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedPhase:
-    """A phase's last checkpoint."""
+    """What is kept of a phase: its best checkpoint, or its last where no dev questions told the best."""
 
     name: str
     step: int
@@ -220,20 +224,26 @@ class TrainedPhase:
 
 
 def read_phases(files: RunFolder, phases: Sequence[str]) -> list[TrainedPhase]:
-    """What a run has trained so far: the last checkpoint of each phase, up to the first that has none.
+    """What a run has trained so far, phase by phase, up to the first that has no checkpoint.
 
     Raises:
       UserError: there should be a checkpoint and is none, or one is damaged.
     """
     found = []
     for name in phases:
-        path = files.checkpoints(name)
-        # Asking for the checkpoints of a folder that is not there would make it.
-        checkpoints = Checkpoints(path) if path.is_dir() else None
-        if checkpoints is None or checkpoints.latest_step() is None:
+        kept = [_checkpoints_in(path) for path in (files.best_checkpoints(name), files.checkpoints(name))]
+        checkpoints = next(filter(None, kept), None)
+        if checkpoints is None:
             break
         step, trees, _ = checkpoints.restore({"trainable": None})
         found.append(TrainedPhase(name, step, trees["trainable"]))
     if phases and not found:
         raise UserError(f"{files.path} holds no checkpoint: run ragjax.train on this run folder first.")
     return found
+
+
+def _checkpoints_in(path: Path) -> Checkpoints | None:
+    """The checkpoints of a folder, if there is one."""
+    # Asking for those of a folder that is not there would make it.
+    checkpoints = Checkpoints(path) if path.is_dir() else None
+    return None if checkpoints is None or checkpoints.latest_step() is None else checkpoints

@@ -24,3 +24,5 @@ class Summary:
     skipped_questions: int = 0  # training questions without labels, where a phase learns from labels
     peak_memory_bytes: int
     retrieval: Mapping[str, Any]  # index, top_k, score_scale, passages_per_second, passages_cut
+    # By phase: the step of the state that is kept, what it was chosen by, and that at the start; None: the last state.
+    kept: Mapping[str, Mapping[str, Any] | None] = dataclasses.field(default_factory=dict)

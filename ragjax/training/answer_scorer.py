@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ragjax.data.batches import Placed, Shape, make_rows, pack, round_up, sequence_lengths
+from ragjax.data.batches import Placed, Shape, make_rows, pack, round_up, sequence_lengths, usual_length
 from ragjax.parallel import compile_map, group_count, stack_groups
 from ragjax.pretrained import Generator
 from ragjax.scoring import score_answers
@@ -114,5 +114,5 @@ def row_limits(prompt_lengths: Sequence[int], shortest: int, longest: int, answe
     # Wide enough that what is left over at the end of a row is little; attention's cost grows with the width.
     row_length = max(smallest_row, min(3 * smallest_row, round_up(4 * int(np.mean(prompt_lengths)), 64)))
     longest_answer = round_up(max(answer_lengths), 8)
-    usual = min(longest_answer, round_up(int(np.quantile(answer_lengths, 0.98)), 8))
+    usual = usual_length(answer_lengths)
     return RowLimits(row_length, max(row_length // max(shortest, 1), 1), usual, longest_answer)

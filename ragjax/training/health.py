@@ -1,51 +1,69 @@
-"""Whether a moving embedder still finds different, familiar and right passages for a fixed sample of dev questions.
+"""What an embedder finds for the dev questions while it moves: right, different and familiar passages.
 
 An embedder that is trained through the answers can collapse: it then finds the same few passages for every question,
 the generator learns to do without them, and the loss alone does not tell.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ragjax import metrics
 from ragjax.data.questions import Question
-from ragjax.evaluation import mean_recall
 from ragjax.pipeline import Pipeline
 
-SAMPLE = 100  # dev questions
-_RECALL_K = 5
+# Dev questions whose passages are looked up: no generator reads them, so this is cheap.
+WATCHED = 1000
+# The first of them, over which passages are counted as different.
+SAMPLE = 100
+RECALL_K, RANK_K = 5, 10
 # Together they say collapse; each by itself also happens when training goes well.
 _DISTINCT_FALL, _AGREEMENT, _RECALL_FALL = 0.7, 0.5, 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What one state of the embedder finds."""
+
+    figures: Mapping[str, float]  # {} where there are no dev questions
+    recalls: np.ndarray  # [n], Recall@5 of each labelled question
 
 
 class RetrievalHealth:
     """Compares what is found now with what the embedder found at the phase's start."""
 
     def __init__(self, pipeline: Pipeline, questions: Sequence[Question], top_k: int):
-        self._pipeline, self._questions, self._top_k = pipeline, questions[:SAMPLE], top_k
+        self._pipeline, self._questions, self._top_k = pipeline, questions[:WATCHED], top_k
         self._start_rows: np.ndarray | None = None
-        self._start: dict[str, float] = {}
+        self._start: Found | None = None
 
-    def figures(self, embedder_variables: Mapping[str, Any]) -> dict[str, float]:
-        """Of the embedder's given variables; {} where there are no dev questions.
-
-        distinct_passages_per_100   different passages found for 100 questions, top k each (fewer questions: scaled)
-        top_k_agreement             share of the start's top k that is still found
-        recall_at_5                 over the questions with labelled passages; left out where there are none
-        """
-        if not self._questions:
-            return {}
-        if self._start_rows is None:
+    @property
+    def start(self) -> Found:
+        """What the embedder found before it moved."""
+        if self._start is None:
             self._start_rows = self._find(self._pipeline.embedder.params)
             self._start = self._measure(self._start_rows)
+        return self._start
+
+    def measure(self, embedder_variables: Mapping[str, Any]) -> Found:
+        """Of the embedder's given variables. Its figures:
+
+        distinct_passages_per_100    different passages found for 100 questions, top k each (fewer questions: scaled)
+        top_k_agreement              share of the start's top k that is still found
+        recall_at_5, mrr_at_10       over the questions with labelled passages; left out where there are none
+        """
+        if not self._questions:
+            return Found({}, np.empty(0))
+        _ = self.start  # its rows are compared with
         return self._measure(self._find(embedder_variables["params"]))
 
     def has_collapsed(self, figures: Mapping[str, float]) -> bool:
         """Whether variety, agreement with the start and, where it is known, recall have fallen together."""
         if not figures:
             return False
-        start, name = self._start, "recall_at_5"
+        start, name = self.start.figures, "recall_at_5"
         return (
             figures["distinct_passages_per_100"] <= _DISTINCT_FALL * start["distinct_passages_per_100"]
             and figures["top_k_agreement"] <= _AGREEMENT
@@ -53,17 +71,25 @@ class RetrievalHealth:
         )
 
     def _find(self, params: Mapping[str, Any]) -> np.ndarray:
-        """[n, max(k, 5)] passage rows."""
+        """[n, max(k, 10)] passage rows."""
         trained = self._pipeline.with_trained({"embedder": {"params": params}})
-        width = min(max(self._top_k, _RECALL_K), len(trained.store))
+        width = min(max(self._top_k, RANK_K), len(trained.store))
         return trained.retrieve([question.question for question in self._questions], width).rows
 
-    def _measure(self, rows: np.ndarray) -> dict[str, float]:
-        top, start = rows[:, : self._top_k], self._start_rows[:, : self._top_k]
+    def _measure(self, rows: np.ndarray) -> Found:
+        top, start = rows[:SAMPLE, : self._top_k], self._start_rows[:SAMPLE, : self._top_k]
         kept = [len(set(now.tolist()) & set(then.tolist())) / len(then) for now, then in zip(top, start, strict=True)]
-        recall = mean_recall(self._pipeline.store, self._questions, rows)
         figures = {
             "distinct_passages_per_100": 100.0 * len(np.unique(top)) / len(top),
             "top_k_agreement": float(np.mean(kept)),
         }
-        return figures if recall is None else figures | {"recall_at_5": recall}
+        labelled = [
+            (self._pipeline.store.ids_of(found), question.positive_ids)
+            for question, found in zip(self._questions, rows, strict=True)
+            if question.positive_ids
+        ]
+        recalls = np.array([metrics.recall_at_k(ids, positives, RECALL_K) for ids, positives in labelled])
+        if labelled:
+            ranks = [metrics.reciprocal_rank(ids, positives, RANK_K) for ids, positives in labelled]
+            figures |= {"recall_at_5": float(recalls.mean()), "mrr_at_10": float(np.mean(ranks))}
+        return Found(figures, recalls)

@@ -13,30 +13,32 @@ from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import jax
-import numpy as np
 from optax import GradientTransformation
 
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
-from ragjax.costs import Cost, Ledger
+from ragjax.costs import Ledger
 from ragjax.errors import DivergedError
-from ragjax.parallel import compile_step, compile_sums, place
+from ragjax.parallel import compile_step, place
 from ragjax.pipeline import trained_collection
 from ragjax.runs import Run
-from ragjax.training.health import RetrievalHealth
+from ragjax.training.dev import DevMeter
+from ragjax.training.kept import Kept, criterion, finds_less, is_better
 from ragjax.training.objectives import Objective, merge
 from ragjax.training.records import MetricsLog
-from ragjax.training.sampling import QuestionBatch, total_steps
-from ragjax.training.signals import Assembled, Assembler, Variables
+from ragjax.training.sampling import total_steps
+from ragjax.training.signals import Assembled, Assembler
 from ragjax.training.state import TrainState, init_state, make_optimizer
-from ragjax.training.step import make_eval_step, make_train_step, means
+from ragjax.training.step import make_train_step
 from ragjax.training.strategies import Phase
-from ragjax.voice import progress, warn
+from ragjax.voice import progress
 
 Tree = Mapping[str, Any]
 
 # Shown on the progress bar, under shorter names.
 _BAR = {"dev_recall_at_5": "recall", "dev_top_k_agreement": "agree", "dev_distinct_passages_per_100": "distinct"}
+# Measurements of a phase on the dev questions, where --dev_every does not say how often.
+_MEASUREMENTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class PhaseResult:
     cost: Ledger  # dev measurements stand under "evaluation"
     questions: int  # trained on, repetitions counted
     passages_cut: Set[str] = frozenset()  # ids of the passages that some prompt has held shortened
+    kept: Kept | None = None  # which state that is; None: the last
 
 
 def make_step(config: RunConfig, objective: Objective, steps: int) -> tuple[GradientTransformation, Callable]:
@@ -56,23 +59,24 @@ def make_step(config: RunConfig, objective: Objective, steps: int) -> tuple[Grad
     return optimizer, step
 
 
-def train_phase(run: Run, phase: Phase, stop_at: int | None = None) -> PhaseResult:
+def train_phase(run: Run, phase: Phase, stop_at: int | None = None, measure_every: int | None = None) -> PhaseResult:
     """Trains one phase to its end (or to step `stop_at`), from its last checkpoint if there is one.
 
     Args:
       run: the models to start from, the questions, and the folder for checkpoints, metrics and likelihoods.
       phase: what is trained.
       stop_at: steps after which it stops with a checkpoint, to be continued by another call.
+      measure_every: steps between measurements on the dev questions, instead of those of --dev_every.
 
     Raises:
       UserError: a non-finite loss or gradient, or a checkpoint that cannot be written; the last one stays.
     """
     with contextlib.closing(MetricsLog(run.files)) as log:
-        trainer = Trainer(run, phase, log)
+        trainer = Trainer(run, phase, log, measure_every)
         end = trainer.steps if stop_at is None else min(stop_at, trainer.steps)
         if trainer.step == 0:
             log.start_phase(phase.name)
-            trainer.measure_dev()
+            trainer.measure_start()
         shown: dict[str, str] = {}
         with progress(total=trainer.steps, initial=trainer.step, desc=phase.name, unit="step") as bar:
             while trainer.step < end:
@@ -82,26 +86,25 @@ def train_phase(run: Run, phase: Phase, stop_at: int | None = None) -> PhaseResu
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
         trainer.save()
-    trained = jax.device_get(trainer.state.trainable)
-    return PhaseResult(trained, trainer.ledger, trainer.questions_seen, trainer.passages_cut)
+    return trainer.result()
 
 
 class Trainer:
     """A phase's moving parts: state, step number, costs."""
 
-    def __init__(self, run: Run, phase: Phase, log: MetricsLog):
+    def __init__(self, run: Run, phase: Phase, log: MetricsLog, measure_every: int | None = None):
         config = run.config
         self._config, self._phase, self._pipeline, self._log = config, phase, run.pipeline, log
         self._checkpoints = Checkpoints(run.files.checkpoints(phase.name))
+        self._best = Checkpoints(run.files.best_checkpoints(phase.name)) if config.keep == "best" else None
+        self._kept: Kept | None = None
         self._assembler: Assembler = phase.signal.make_assembler(run, phase.trains)
         self._sampler = self._assembler.sampler
         self.steps = total_steps(config, len(self._sampler.train), self._sampler.batch_size)
         optimizer, train_step = make_step(config, self._assembler.objective, self.steps)
         self._train_step = compile_step(train_step)
-        self._eval_step = compile_sums(make_eval_step(self._assembler.objective))
-        watched = run.dataset.dev if config.dev_every and "embedder" in phase.trains else []
-        self._health = RetrievalHealth(run.pipeline, watched, config.top_k)
-        self._has_warned = False
+        self._measure_every = measure_every or _measure_every(config, self.steps)
+        self._meter = DevMeter(run, phase, self._assembler)
         trainable, frozen = split_trainable(run, phase)
         self.frozen = place(frozen)
         state = init_state(trainable, phase.learning_rates(config), optimizer)
@@ -110,6 +113,8 @@ class Trainer:
             self._assembler.rewind(0)
         else:
             state = self._resume(state)
+        if self._best is not None:
+            self._best.remove_after(int(state.step))
         # The step donates its state, and the pipeline keeps using the untrained parameters.
         self.state: TrainState = place(state, donated=True)
         self.step = int(state.step)
@@ -120,6 +125,7 @@ class Trainer:
         self.passages_cut.update(extras["passages_cut"])
         self._assembler.rewind(extras["position"])
         self._log.rewind(self._phase.name, step)
+        self._kept = Kept(**extras["kept"]) if extras["kept"] else None
         return state._replace(step=jax.numpy.int32(step), **trees)
 
     @property
@@ -135,7 +141,7 @@ class Trainer:
     def advance(self) -> tuple[dict[str, Any], float, int]:
         """One step: (its line of metrics, seconds, tokens that went through a model)."""
         began = time.perf_counter()
-        assembled = self._assemble(self._sampler.training_batch(self.step), self.ledger)
+        assembled = self._assemble()
         started = time.perf_counter()
         self.state, metrics = self._train_step(self.state, self.frozen, assembled.batch)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -143,28 +149,51 @@ class Trainer:
         self.step += 1
         self._refuse_non_finite(metrics)
         line = self._line(metrics, assembled)
-        if self._config.dev_every and (self.step % self._config.dev_every == 0 or self.step == self.steps):
-            line |= self._dev_figures()
-            # Before the checkpoint: weights that this update has spoilt must not replace a good one.
-            self._refuse_non_finite({name: value for name, value in line.items() if name.startswith("dev_")})
+        if self._measure_every and (self.step % self._measure_every == 0 or self.step == self.steps):
+            line |= self._measure()
         seconds = time.perf_counter() - began
         tokens = assembled.figures.get("generator_tokens") or sum(cost.tokens for cost in assembled.work.values())
         self._log.write(line, {"tokens_per_second": tokens / seconds})
-        if self.step % self._config.checkpoint_every == 0 or self.step == self.steps:
+        is_best = self._kept is not None and self._kept.step == self.step  # so that a resumed run knows it
+        if is_best or self.step % self._config.checkpoint_every == 0 or self.step == self.steps:
             self.save()
         return line, seconds, tokens
 
-    def measure_dev(self) -> None:
+    def measure_start(self) -> None:
         """The dev figures before the first step."""
-        if figures := self._dev_figures() if self._config.dev_every else {}:
+        if figures := self._measure() if self._measure_every else {}:
             self._log.write({"phase": self._phase.name, "step": 0, **figures})
 
-    def _assemble(self, batch: QuestionBatch, ledger: Ledger) -> Assembled:
-        return self._assembler.assemble(batch, self._variables(), ledger)
+    def _measure(self) -> dict[str, float]:
+        """Dev figures of the state as it is, which is kept where they are the best so far."""
+        measured = self._meter.measure(self.step, self.state.trainable, self.frozen, self.ledger)
+        figures = {f"dev_{name}": value for name, value in measured.figures.items()}
+        # Before any checkpoint: weights that this update has spoilt must not replace a good one.
+        self._refuse_non_finite(figures)
+        chosen_by = criterion(self._phase, measured.figures)
+        if self._best is None or not chosen_by:
+            return figures
+        if self._kept is None:
+            self._kept = Kept(self.step, chosen_by, chosen_by)
+        elif is_better(chosen_by, self._kept.figures) and not (
+            self._phase.signal.reads_answers and finds_less(measured.found, self._meter.health)
+        ):
+            self._kept = dataclasses.replace(self._kept, step=self.step, figures=chosen_by)
+        if self._kept.step == self.step:
+            self._best.save(self.step, {"trainable": self.state.trainable}, self._kept.as_dict())
+        return figures
 
-    def _variables(self) -> Variables:
-        """Both models as they are now."""
-        return merge(self.frozen, self.state.trainable)
+    def result(self) -> PhaseResult:
+        """What the phase has made so far: the best state, or the one as it is."""
+        if self._best is None or self._kept is None or self._kept.step == self.step:
+            trained = jax.device_get(self.state.trainable)
+        else:
+            trained = self._best.restore({"trainable": self.state.trainable}, self._kept.step)[1]["trainable"]
+        return PhaseResult(trained, self.ledger, self.questions_seen, self.passages_cut, self._kept)
+
+    def _assemble(self) -> Assembled:
+        batch = self._sampler.training_batch(self.step)
+        return self._assembler.assemble(batch, merge(self.frozen, self.state.trainable), self.ledger)
 
     def _refuse_non_finite(self, metrics: Mapping[str, float]) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -187,27 +216,6 @@ class Trainer:
             **assembled.figures,
         }
 
-    def _dev_figures(self) -> dict[str, float]:
-        """Mean loss over the dev questions with the models as they are now, and the health of a moving embedder."""
-        total = None
-        for batch in self._sampler.dev_batches(self.step):
-            began, spent = time.perf_counter(), Ledger()
-            assembled = self._assemble(batch, spent)
-            sums = jax.device_get(self._eval_step(self.state.trainable, self.frozen, assembled.batch))
-            total = sums if total is None else jax.tree.map(np.add, total, sums)
-            work = spent.total() + sum(assembled.work.values(), Cost())
-            self.ledger.add("evaluation", dataclasses.replace(work, seconds=time.perf_counter() - began))
-        counts = ("questions", "answer_tokens")
-        figures = {} if total is None else {name: float(v) for name, v in means(total).items() if name not in counts}
-        began = time.perf_counter()
-        health = self._health.figures(self._variables()["embedder"])
-        self.ledger.add("evaluation", Cost(time.perf_counter() - began))
-        if self._health.has_collapsed(health) and not self._has_warned:
-            self._has_warned = True
-            found = ", ".join(f"{name} {value:.3g}" for name, value in health.items())
-            warn(f"retrieval is collapsing at step {self.step} ({found}): lower --embedder_lr in a new run")
-        return {f"dev_{name}": value for name, value in {**figures, **health}.items()}
-
     def save(self) -> None:
         """Writes the checkpoint of this step, unless it is there."""
         trees = {"trainable": self.state.trainable, "optimizer": self.state.optimizer}
@@ -218,6 +226,7 @@ class Trainer:
             "passages_cut": sorted(self.passages_cut),
             "position": self._assembler.position,
             "questions": self.questions_seen,
+            "kept": self._kept and self._kept.as_dict(),
         }
         self._checkpoints.save(self.step, trees, extras)
 
@@ -235,3 +244,8 @@ def split_trainable(run: Run, phase: Phase) -> tuple[dict[str, Tree], dict[str, 
     return {name: tree for name, tree in trainable.items() if tree}, {
         name: tree for name, tree in frozen.items() if tree
     }
+
+
+def _measure_every(config: RunConfig, steps: int) -> int:
+    """Steps between measurements on the dev questions; 0: none."""
+    return -(-steps // _MEASUREMENTS) if config.dev_every is None else config.dev_every

@@ -6,7 +6,7 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig, flag_text
 from ragjax.costs import Ledger
 from ragjax.errors import UserError
-from ragjax.runs import Run, RunFolder
+from ragjax.runs import Run, RunFolder, read_phases
 from ragjax.training.loop import PhaseResult
 from ragjax.training.strategies import Phase
 
@@ -29,8 +29,10 @@ def adopt(run: Run, phase: Phase) -> PhaseResult:
     own = Checkpoints(run.files.checkpoints(phase.name))
     if own.latest_step() is None:
         _check_source(source, run, phase)
-        step, trees, extras = Checkpoints(source.checkpoints(phase.name)).restore({"trainable": None})
-        own.save(step, trees, {"cost": extras["cost"], "questions": extras["questions"], "source": str(source.path)})
+        (found,) = read_phases(source, [phase.name])
+        _, _, extras = Checkpoints(source.checkpoints(phase.name)).restore({})
+        kept = {"cost": extras["cost"], "questions": extras["questions"], "source": str(source.path)}
+        own.save(found.step, {"trainable": found.trained}, kept)
     _, trees, extras = own.restore({"trainable": None})
     return PhaseResult(trees["trainable"], Ledger(extras["cost"]), extras["questions"])
 

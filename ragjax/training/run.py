@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger, peak_memory_bytes
+from ragjax.data.batches import round_up
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation import (
@@ -28,14 +29,14 @@ from ragjax.evaluation import (
     summarise,
 )
 from ragjax.generation import check_decoding
-from ragjax.parallel import device_kinds, refuse_several_processes
+from ragjax.parallel import device_kinds, group_count, idle_groups, refuse_several_processes
 from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, describe_inputs, prepare
 from ragjax.training.estimates import MeasuredPhase, strategy_costs
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.reuse import adopt, source_run
 from ragjax.training.strategies import STRATEGIES, Phase, choose_strategy, phases_of
 from ragjax.version import __version__
-from ragjax.voice import say
+from ragjax.voice import say, warn
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "faiss-cpu", "numpy")
 
@@ -61,6 +62,7 @@ def train(config: RunConfig) -> Summary:
         if summary is None:
             dataset = dataset or load_dataset(config.data)
             _check_splits(config, dataset, phases)
+            _warn_of_idle_devices(config, phases)
             run = prepare(config, dataset, check=files.check_inputs, announced=INPUTS)
             summary = run_phases(run, phases)
         _print_summary(files, summary)
@@ -113,6 +115,7 @@ def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = N
         skipped_questions=_skipped_questions(phases, run.dataset),
         peak_memory_bytes=peak_memory_bytes(),
         retrieval=_describe_retrieval(run, [before, *results.values(), after]),
+        kept={name: result.kept and result.kept.as_dict() for name, result in results.items()},
     )
     run.files.write_summary(summary)
     return summary
@@ -138,8 +141,20 @@ def _train_phases(run: Run, phases: Sequence[Phase]) -> dict[str, PhaseResult]:
         # that the phase itself moves.
         earlier = {name: result for name, result in results.items() if "embedder" not in result.trained}
         start = run.with_trained(on_device(earlier))
-        results[phase.name] = adopt(start, phase) if source_run(run.config, phase) else train_phase(start, phase)
+        if source_run(run.config, phase):
+            results[phase.name] = adopt(start, phase)
+        else:
+            results[phase.name] = train_phase(start, phase)
+            _say_what_is_kept(run.config, phase, results[phase.name])
     return results
+
+
+def _say_what_is_kept(config: RunConfig, phase: Phase, result: PhaseResult) -> None:
+    if result.kept is not None:
+        rates = " or ".join(f"--{model}_lr" for model in phase.trains)
+        say(result.kept.describe(phase.name, rates))
+    elif config.keep == "best":
+        say(f"{phase.name}: the last state is kept, because no dev questions tell which is the best.")
 
 
 def on_device(results: Mapping[str, PhaseResult]) -> dict[str, Any]:
@@ -197,6 +212,18 @@ def _strategy_costs(run: Run, results: Mapping[str, PhaseResult]) -> list[dict[s
     prompt_length = max(tokens / rows, 1.0) if rows else 1.0
     costs = strategy_costs(measured, run.generator.size, prompt_length, len(questions), labelled)
     return [dataclasses.asdict(cost) for cost in costs]
+
+
+def _warn_of_idle_devices(config: RunConfig, phases: Sequence[Phase]) -> None:
+    """A device without a question in any step computes for nothing."""
+    for phase in phases:
+        size, accumulation = phase.batch_size(config), config.gradient_accumulation
+        if idle := idle_groups(size, accumulation):
+            even = round_up(size, group_count() * accumulation)
+            warn(
+                f"--{phase.signal.batch_size_flag}={size} leaves {idle} of {group_count()} devices idle in the phase "
+                f"{phase.name}: {even} would use them all."
+            )
 
 
 def _print_summary(files: RunFolder, summary: Summary) -> None:

@@ -138,6 +138,37 @@ def test_rows_are_as_long_as_least_work_asks():
     assert choose_shapes([60], [9], 1, longest=64) == (Shape(1, 64, 16),)
 
 
+def test_shapes_are_those_of_whole_steps():
+    """Eight devices with four questions each: a step's rows are those of the fullest device."""
+    rng = np.random.default_rng(3)
+    lengths, answers = rng.integers(60, 330, 3000).tolist(), [3] * 97 + [30] * 3
+
+    def shapes_used(parts, shapes):
+        used = []
+        for _ in range(200):
+            examples = []
+            for _ in range(parts):
+                part = [
+                    Example(
+                        0, [1], np.zeros((1, 4)), [[5] * n for n in rng.choice(lengths, 5)], [2] * rng.choice(answers)
+                    )
+                    for _ in range(4)
+                ]
+                examples += place_examples(part, shapes[0].row_length)
+            used.append(fit_shape(shapes, examples))
+        return used
+
+    whole = choose_shapes(lengths, answers, 20, 360, parts=8)
+    used = shapes_used(8, whole)
+    # Most steps hold one of 32 answers that is long: they do not need a row for every prompt.
+    assert sum(shape.answer_length == 32 for shape in used) > 60
+    # Shapes that are made for one micro-batch do not hold eight.
+    alone = choose_shapes(lengths, answers, 20, 360)
+    rarely = sum(shape == whole[-1] for shape in used)
+    assert rarely <= 4
+    assert sum(shape == alone[-1] for shape in shapes_used(8, alone)) > rarely
+
+
 def test_fit_takes_the_first_shape_that_holds_every_group():
     shapes = (Shape(1, 64, 8), Shape(2, 64, 8), Shape(6, 64, 16))
 

@@ -7,7 +7,7 @@ import pytest
 
 from ragjax.data.questions import Passage, Question
 from ragjax.retrieval import PassageList, Retrieval
-from ragjax.training.health import SAMPLE, RetrievalHealth
+from ragjax.training.health import SAMPLE, WATCHED, RetrievalHealth
 
 STORE = PassageList([Passage(f"p{i}", "", f"passage {i}") for i in range(20)])
 # What the untrained embedder finds for four questions, best first.
@@ -42,7 +42,7 @@ LABELLED = dev((1,), (9, 19), (), (0, 16))
 
 
 def figures_of(health, rows):
-    return health.figures({"params": rows})
+    return health.measure({"params": rows}).figures
 
 
 def test_figures_by_hand():
@@ -54,6 +54,7 @@ def test_figures_by_hand():
         "distinct_passages_per_100": pytest.approx(150.0),
         "top_k_agreement": 1.0,
         "recall_at_5": pytest.approx((1 + 0.5 + 1) / 3),
+        "mrr_at_10": pytest.approx((1 / 2 + 1 / 5 + 1) / 3),
     }
     # Kept of the top 2: both (in the other order), one, none, one. Different: 0 1 5 7 12 13 3. Recall: 1, 1/2, 1/2.
     moved = [[1, 0, 2, 3, 4], [5, 7, 6, 8, 9], [12, 13, 10, 11, 14], [3, 5, 0, 10, 15]]
@@ -61,6 +62,7 @@ def test_figures_by_hand():
         "distinct_passages_per_100": pytest.approx(175.0),
         "top_k_agreement": pytest.approx((2 + 1 + 0 + 1) / 8),
         "recall_at_5": pytest.approx((1 + 0.5 + 0.5) / 3),
+        "mrr_at_10": pytest.approx((1 + 1 / 5 + 1 / 3) / 3),
     }
     # The start is that of the phase, however often it is asked.
     assert figures_of(health, START) == start
@@ -80,23 +82,33 @@ def test_the_untrained_embedder_is_the_start():
 def test_a_wide_top_k_does_not_widen_recall():
     health = RetrievalHealth(StubPipeline([[1, 2, 3, 4, 5, 6, 7]]), dev((6, 1)), top_k=7)
     figures = figures_of(health, [[1, 2, 3, 4, 5, 6, 7]])
-    assert figures == {"distinct_passages_per_100": 700.0, "top_k_agreement": 1.0, "recall_at_5": 0.5}
+    assert (figures["distinct_passages_per_100"], figures["recall_at_5"], figures["mrr_at_10"]) == (700.0, 0.5, 1.0)
 
 
 def test_a_corpus_of_fewer_than_five_passages():
     store = PassageList([Passage(f"p{i}", "", "text") for i in range(3)])
     pipeline = StubPipeline([[2, 0, 1]], store)
     figures = figures_of(RetrievalHealth(pipeline, dev((1,)), top_k=1), [[2, 0, 1]])
-    assert figures == {"distinct_passages_per_100": 100.0, "top_k_agreement": 1.0, "recall_at_5": 1.0}
+    assert figures["recall_at_5"] == 1.0 and figures["mrr_at_10"] == pytest.approx(1 / 3)
     assert {k for _, k in pipeline.asked} == {3}
 
 
-def test_the_sample_is_the_first_hundred_questions():
-    rows = [[i % 20, (i + 1) % 20, 2, 3, 4] for i in range(SAMPLE + 30)]
+def test_variety_is_that_of_the_first_hundred_questions_and_recall_that_of_all():
+    """Among the first hundred there are passages 0 and 1 only, and no question is answered; the last thirty all are."""
+    rows = [[0, 1, 2, 3, 4]] * SAMPLE + [[10 + i % 10, 2, 3, 4, 5] for i in range(30)]
     pipeline = StubPipeline(rows)
-    figures_of(RetrievalHealth(pipeline, dev(*[()] * (SAMPLE + 30)), top_k=2), rows)
-    assert [len(questions) for questions, _ in pipeline.asked] == [SAMPLE, SAMPLE]
-    assert pipeline.asked[0][0] == [str(i) for i in range(SAMPLE)]
+    found = RetrievalHealth(pipeline, dev(*[(19,)] * SAMPLE, *[(2,)] * 30), top_k=2).measure({"params": rows})
+    assert found.figures["distinct_passages_per_100"] == 2.0
+    assert found.figures["recall_at_5"] == pytest.approx(30 / (SAMPLE + 30))
+    assert found.recalls.tolist() == [0.0] * SAMPLE + [1.0] * 30
+    assert [len(questions) for questions, _ in pipeline.asked] == [SAMPLE + 30] * 2
+
+
+def test_no_more_than_so_many_questions_are_looked_up():
+    rows = [[i % 20, (i + 1) % 20, 2, 3, 4] for i in range(WATCHED + 1)]
+    pipeline = StubPipeline(rows)
+    figures_of(RetrievalHealth(pipeline, dev(*[()] * (WATCHED + 1)), top_k=2), rows)
+    assert {len(questions) for questions, _ in pipeline.asked} == {WATCHED}
 
 
 def test_without_labels_there_is_no_recall():
@@ -107,7 +119,7 @@ def test_without_labels_there_is_no_recall():
 def test_without_dev_questions_there_are_no_figures():
     pipeline = StubPipeline(START)
     health = RetrievalHealth(pipeline, [], top_k=2)
-    assert health.figures({"params": START}) == {}
+    assert figures_of(health, START) == {}
     assert not health.has_collapsed({})
     assert pipeline.asked == []
 

@@ -18,9 +18,8 @@ from ragjax.pipeline import Pipeline
 from ragjax.runs import Summary, open_run, prepare
 from ragjax.training import run as run_module
 from ragjax.training import train
-from ragjax.training.assembly import LikelihoodAssembler
 from ragjax.training.loop import train_phase
-from ragjax.training.ranking import RankingAssembler
+from ragjax.training.signals import LikelihoodAssembler, RankingAssembler
 from ragjax.training.strategies import STRATEGIES, choose_strategy
 from tests.tiny_runs import changed, flat, passages, questions, read_lines, refusal, tiny_world, write_data
 

@@ -52,7 +52,7 @@ class AnswerAssembler(NoCache):
         self._per_prompt = config.top_k if isinstance(self.objective, ConcatenatedObjective) else 1
         lengths, longest, answers = prompt_lengths(run, [*self.sampler.train, *self.sampler.dev], self._per_prompt)
         prompts_per_batch = self._side.layout.size * config.top_k // self._per_prompt
-        self._shapes = choose_shapes(lengths, answers, prompts_per_batch, longest)
+        self._shapes = choose_shapes(lengths, answers, prompts_per_batch, longest, self._side.layout.parts)
 
     def assemble(self, batch: QuestionBatch, variables: Variables, ledger: Ledger) -> Assembled:
         return self.with_passages(batch, self._side.retrieve(batch, variables, ledger))
@@ -66,7 +66,8 @@ class AnswerAssembler(NoCache):
         ]
         parts = [place_examples(part, self._shapes[0].row_length) for part in layout.split(examples)]
         examples = [example for part in parts for example in part]
-        shape = fit_shape(self._shapes, examples)
+        # The largest comes first, so that a step which does not fit into memory is the first one, not one in mid-run.
+        shape = self._shapes[-1] if batch.training and batch.step == 0 else fit_shape(self._shapes, examples)
 
         def make(part: Sequence[Example]) -> Batch:
             return make_batch(part, shape, layout.size, self._side.question_length)

@@ -17,10 +17,11 @@ from ragjax.data.questions import Passage, Question
 from ragjax.errors import UserError
 from ragjax.retrieval import Queries
 from ragjax.runs import Run
+from ragjax.training.health import WATCHED
 from ragjax.training.objectives import RankingObjective
 from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, NoCache, Signal, Variables, dev_questions
+from ragjax.training.signals.signal import Assembled, NoCache, Signal, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,8 @@ class RankingAssembler(NoCache):
                 f"no training question of {dataset.name} has positive_ids, which --strategy={config.strategy} learns "
                 "from: label some, or choose --strategy=two_phase."
             )
-        dev = list(filter(is_labelled, dev_questions(run)))
+        # No generator reads them, so all can be measured.
+        dev = [] if config.dev_every == 0 else list(filter(is_labelled, dataset.dev[:WATCHED]))
         self.sampler = Sampler(train, dev, config.ranking_batch_size, config.seed, run.embedder.tokenize)
         self.objective = RankingObjective(pipeline.embedder.module, config.ranking_scale)
         self._side = QuestionSide(run, self.sampler)

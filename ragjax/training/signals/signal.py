@@ -99,5 +99,5 @@ def model_work(size: ModelSize, lengths: Sequence[int], head_positions: int, tra
 
 
 def dev_questions(run: Run) -> Sequence[Question]:
-    """Questions of the dev loss."""
-    return run.dataset.dev[: run.config.dev_limit] if run.config.dev_every else []
+    """Questions of the dev loss; none where --dev_every=0."""
+    return [] if run.config.dev_every == 0 else run.dataset.dev[: run.config.dev_limit]
