@@ -50,20 +50,21 @@ class Pipeline:
         """The k nearest passages of each question."""
         return self.retriever.retrieve(Queries(questions, self.embedder.encode(questions)), k)
 
-    def passages(self, rows: Sequence[int]) -> list[Passage]:
-        return [self.store[int(row)] for row in rows]
+    def passages(self, passage_rows: Sequence[int]) -> list[Passage]:
+        return [self.store[int(row)] for row in passage_rows]
 
     def decoding_prompts(
-        self, question: str, rows: Sequence[int], scores: np.ndarray, config: RunConfig
+        self, question: str, passage_rows: Sequence[int], scores: np.ndarray, config: RunConfig
     ) -> tuple[list[Prompt], np.ndarray]:
         """What an answer is decoded from: prompts [K] and their log p(z|x) [K], K = 1 for concatenated passages.
 
-        rows, scores [k]: the passages read, best first.
+        passage_rows, scores [k]: the passages read, best first.
 
         Raises:
           UserError: the question leaves no room for passages in the generator's window.
         """
-        groups = [self.passages(rows)] if config.decode == "concat" else [[self.store[int(row)]] for row in rows]
+        passages = self.passages(passage_rows)
+        groups = [passages] if config.decode == "concat" else [[passage] for passage in passages]
         prompts = [self.prompts.prompt(group, question, reserve=config.max_new_tokens) for group in groups]
         weights = np.zeros(1) if config.decode == "concat" else log_probabilities(scores, config.score_scale)
         return prompts, weights

@@ -235,7 +235,7 @@ def copies_table(found: StackedResult, run: Run) -> dict[str, Any]:
 
 def recall(run: Run, params: Any) -> float | None:
     trained, dev = run.with_trained({"embedder": {"params": params}}), run.dataset.dev
-    rows = trained.retrieve([question.question for question in dev], 5).rows
+    rows = trained.retrieve([question.question for question in dev], 5).passage_rows
     return mean_recall(run.pipeline.store, dev, rows)
 
 

@@ -9,8 +9,8 @@ from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.costs import Cost
 from ragjax.data.questions import Question, read_questions
 from ragjax.errors import UserError
+from ragjax.evaluation.predictions import evaluate, holds
 from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table
-from ragjax.evaluation.runner import evaluate, holds
 from ragjax.evaluation.statistics import Interval, mean_interval, paired_interval, paired_p_value
 from ragjax.files import write_json
 from ragjax.generation import check_decoding

@@ -26,7 +26,7 @@ from ragjax.costs import Ledger
 from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
-from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_search, search_table, summarise
+from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_rates, rates_table, summarise
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
@@ -262,7 +262,7 @@ class _Search:
 
     def _recall(self, run: Run) -> float | None:
         store = run.pipeline.store
-        rows = run.retrieve([question.question for question in self._asked], min(5, len(store))).rows
+        rows = run.retrieve([question.question for question in self._asked], min(5, len(store))).passage_rows
         return mean_recall(store, self._asked, rows)
 
     def _best(self, trials: Sequence[Trial]) -> Trial:
@@ -326,8 +326,8 @@ def _loss(trial: Trial) -> float:
 
 def _print(files: RunFolder, record: Mapping[str, Any], options: SearchConfig) -> None:
     say(f"\n{record['strategy']}, chosen by {options.selection} on the dev questions\n")
-    say(search_table(record["trials"]))
-    plot_search(record["trials"], options.selection, files.search_plot)
+    say(rates_table(record["trials"]))
+    plot_rates(record["trials"], options.selection, files.search_plot)
     cost = record["cost"]
     say(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
     rates = " ".join(f"--{model}_lr={rate:g}" for model, rate in record["winner"].items())

@@ -60,7 +60,7 @@ def test_an_open_run_retrieves_with_the_trained_embedder(opened, world):
     scores = opened.embedder.encode(asked).astype(np.float64) @ passages.T.astype(np.float64)
     found = opened.retrieve(asked, 4)
     np.testing.assert_allclose(found.scores, -np.sort(-scores)[:, :4], atol=1e-6)
-    np.testing.assert_allclose(np.take_along_axis(scores, found.rows, axis=1), found.scores, atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(scores, found.passage_rows, axis=1), found.scores, atol=1e-6)
 
 
 def test_an_open_run_answers_as_its_configuration_says(opened):

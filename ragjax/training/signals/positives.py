@@ -84,7 +84,7 @@ class RankingAssembler(NoCache):
                 f"--hard_negatives={wanted} are more than the {passages} passages hold besides the positives: lower it."
             )
         queries = Queries([question.question for question in questions], guides)
-        found = self._pipeline.retriever.retrieve(queries, wanted + most).rows.tolist()
+        found = self._pipeline.retriever.retrieve(queries, wanted + most).passage_rows.tolist()
         return [
             [row for row in rows if row not in own and self._text_of(row) not in said][:wanted]
             for rows, own, said in zip(found, choices, texts, strict=True)

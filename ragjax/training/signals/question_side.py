@@ -53,7 +53,7 @@ class QuestionSide:
         lengths = list(map(len, batch.tokens)) * max(copies, 1)
         ledger.add("embedder", Cost(embedded - began, forward_flops(embedder.size, lengths, 0), sum(lengths)))
         ledger.add("search", found.cost)
-        return found.rows.reshape(copies, len(batch.questions), -1) if copies else found.rows
+        return found.passage_rows.reshape(copies, len(batch.questions), -1) if copies else found.passage_rows
 
     def work(self, batch: QuestionBatch, training: bool) -> Cost:
         """The embedder's work inside a step."""

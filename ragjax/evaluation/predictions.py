@@ -124,14 +124,14 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
     began = time.perf_counter()
     texts = [question.question for question in questions]
     retrieved = pipeline.retrieve(texts, min(max(config.top_k, _RANK_K), len(pipeline.store)))
-    read = retrieved.rows[:, : config.top_k]
+    read = retrieved.passage_rows[:, : config.top_k]
     asked = [
         pipeline.decoding_prompts(*each, config)
         for each in zip(texts, read, retrieved.scores[:, : config.top_k], strict=True)
     ]
     alone = [
-        [pipeline.prompts.prompt([passage], text, config.max_new_tokens) for passage in pipeline.passages(rows)]
-        for text, rows in zip(texts, read if passage_answers else read[:, :0], strict=True)
+        [pipeline.prompts.prompt([passage], text, config.max_new_tokens) for passage in pipeline.passages(passage_rows)]
+        for text, passage_rows in zip(texts, read if passage_answers else read[:, :0], strict=True)
     ]
     lengths = list(map(len, pipeline.embedder.tokenize(texts)))
     flops = forward_flops(pipeline.embedder.size, lengths, 0)
@@ -142,7 +142,7 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
     size = config.eval_batch_size
     return _Plan(
         questions,
-        retrieved.rows,
+        retrieved.passage_rows,
         retrieved.scores,
         [prompts for prompts, _ in asked],
         [log_weights for _, log_weights in asked],
@@ -209,20 +209,25 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return {name: metrics.mean_of_defined(record[name] for record in records) for name in METRICS}
 
 
-def mean_recall(store: PassageStore, questions: Sequence[Question], rows: np.ndarray) -> float | None:
-    """Recall@5 of what was found, rows [n, k >= 5] best first; None where no question has labelled passages."""
+def mean_recall(store: PassageStore, questions: Sequence[Question], passage_rows: np.ndarray) -> float | None:
+    """Recall@5 of what was found, passage_rows [n, k >= 5] best first; None where no question has labelled passages."""
     return metrics.mean_of_defined(
         metrics.recall_at_k(store.ids_of(found), question.positive_ids, _RECALL_K)
-        for question, found in zip(questions, rows, strict=True)
+        for question, found in zip(questions, passage_rows, strict=True)
     )
 
 
 def _record(
-    pipeline: Pipeline, question: Question, answer: Decoded, rows: np.ndarray, scores: np.ndarray, config: RunConfig
+    pipeline: Pipeline,
+    question: Question,
+    answer: Decoded,
+    passage_rows: np.ndarray,
+    scores: np.ndarray,
+    config: RunConfig,
 ) -> dict[str, Any]:
-    """One line of the predictions file; rows and scores may hold more passages than were read."""
+    """One line of the predictions file; passage_rows and scores may hold more passages than were read."""
     prediction, answers, positives = pipeline.prediction(answer.tokens), question.answers, question.positive_ids
-    ids, k = pipeline.store.ids_of(rows), config.top_k
+    ids, k = pipeline.store.ids_of(passage_rows), config.top_k
     shares = probabilities(scores[:k], config.score_scale)
     ranks = sorted({_RECALL_K, k})
     return {
@@ -238,7 +243,7 @@ def _record(
         **{f"hit_at_{n}": metrics.hit_at_k(ids, positives, n) for n in ranks},
         f"mrr_at_{_RANK_K}": metrics.reciprocal_rank(ids, positives, _RANK_K),
         "answer_in_context": metrics.answer_in_context(
-            [passage.prompt_text for passage in pipeline.passages(rows[:k])], answers, k
+            [passage.prompt_text for passage in pipeline.passages(passage_rows[:k])], answers, k
         ),
         "passages": [{"id": passage, "probability": float(share)} for passage, share in zip(ids, shares, strict=False)],
     }
