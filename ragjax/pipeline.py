@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from ragjax.arrays import Variables
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, forward_flops
 from ragjax.data.prompts import Prompt, PromptBuilder
@@ -27,8 +27,6 @@ from ragjax.retrieval import (
     Retriever,
     encode_corpus,
 )
-
-Tree = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Pipeline:
         """The answer in generated tokens: the first line of their text."""
         return first_line(self.generator.decode(new_tokens))
 
-    def with_trained(self, trained: Mapping[str, Mapping[str, Tree]]) -> "Pipeline":
+    def with_trained(self, trained: Mapping[str, Variables]) -> "Pipeline":
         """The same pipeline with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}."""
         embedder, generator = (
             dataclasses.replace(model, **trained.get(name, {}))

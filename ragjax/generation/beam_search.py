@@ -7,17 +7,15 @@ prompts of B questions form one batch and are read once; beams are branches that
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ragjax.arrays import Array, Variables
 from ragjax.models.decoder import Decoder, Prompts, Slots, empty_slots, unstack
 from ragjax.scoring import target_log_probs
-
-Array = jax.Array
-Variables = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +208,7 @@ def _draw(log_probs: Array, seeds: Array, step: Array, rule: Rule) -> Array:
 
 
 def _pick(values: Array, order: Array) -> Array:
-    """values [B, N, ...] at order [B, Q] of their second axis."""
+    """values [B, any number, ...] at order [B, Q] of their second axis."""
     return jnp.take_along_axis(values, order.reshape(*order.shape, *[1] * (values.ndim - 2)), axis=1)
 
 

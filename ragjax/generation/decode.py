@@ -11,14 +11,13 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from ragjax.arrays import Ids
 from ragjax.config import DecodeConfig
 from ragjax.data.batches import length_bucket, pad_tokens, round_up
 from ragjax.errors import DivergedError, UserError
 from ragjax.generation import beam_search
 from ragjax.generation.beam_search import Rule
 from ragjax.models.decoder import Decoder, Prompts, for_decoding
-
-Ids = Sequence[int]
 
 # Between the seeds of two --sample_seed, so that their questions' draws are not the same ones in another order.
 _SEED_STEP = 1_000_003

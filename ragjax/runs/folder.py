@@ -20,14 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ragjax.arrays import Tree
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig, differing_fields, flag_text
 from ragjax.errors import UserError, reason
 from ragjax.files import read_json, read_json_object, take_lock, write_json
 from ragjax.runs.summary import Summary
 from ragjax.voice import is_first
-
-Tree = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

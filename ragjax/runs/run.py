@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
+from ragjax.arrays import Variables
 from ragjax.config import RunConfig
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
@@ -17,7 +17,6 @@ from ragjax.runs.folder import RunFolder, read_phases
 from ragjax.runs.summary import Summary
 from ragjax.voice import say
 
-Tree = Mapping[str, Any]
 # What a run is made from, in the order in which it is announced.
 INPUTS = ("embedder", "generator", "data")
 
@@ -57,7 +56,7 @@ class Run:
         """Answers a question as the configuration says. Raises UserError where it is too long for the generator."""
         return ask(self.pipeline, question, self.config)
 
-    def with_trained(self, trained: Mapping[str, Mapping[str, Tree]]) -> "Run":
+    def with_trained(self, trained: Mapping[str, Variables]) -> "Run":
         """The same run with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}."""
         return dataclasses.replace(self, pipeline=self.pipeline.with_trained(trained))
 
