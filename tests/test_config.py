@@ -62,7 +62,11 @@ def test_lists_of_numbers_and_decoders_are_stripped():
         (EvaluateConfig, {"eval_limit": -1}, "--eval_limit=-1 is out of range: give a number at least 0."),
         (SearchConfig, {"embedder_rates": "1e-6,inf"}, "--embedder_rates=1e-6,inf is no list of positive numbers: "),
         (SearchConfig, {"generator_rates": ""}, "--generator_rates= is no list of positive numbers: write it as 1e-6"),
-        (SearchConfig, {"select": "recall"}, "--select=recall is not known: choose from f1, em, dev_loss."),
+        (
+            SearchConfig,
+            {"select": "recall"},
+            "--select=recall is not known: choose from f1, em, recall_at_5, dev_loss.",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(config, value, sentence):
