@@ -34,7 +34,7 @@ NEGATIVE_FILTERS = ("labels", "gist")
 QUANTIZE = ("int8", "nf4")
 REMAT = ("none", "partial", "full")
 KEEP = ("best", "last")
-DECODERS = ("concat", "rag_token", "rag_sequence")
+DECODERS = ("concat", "rag_token", "rag_sequence", "none")
 DECODE_VARIANTS = ("thorough", "fast")
 
 
@@ -184,7 +184,7 @@ def _is_recorded(field: dataclasses.Field, recorded: Mapping[str, Any], config: 
 
 # The grid of Lawton et al. 2025 (arXiv 2510.01600), for either model.
 PAPER_RATES = (1e-8, 3e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
-SELECT = ("f1", "em", "dev_loss")
+SELECT = ("f1", "em", "recall_at_5", "dev_loss")
 GRIDS = ("1d", "2d")
 
 
@@ -195,7 +195,8 @@ class DecodeConfig(_Checked):
     decode: str = _field(
         "concat",
         "Answers from all passages in one prompt (concat), or from one prompt a passage, mixed token by token "
-        "(rag_token) or answer by answer (rag_sequence).",
+        "(rag_token) or answer by answer (rag_sequence); none: retrieval is measured alone, and no generator is "
+        "loaded for it.",
         choices=DECODERS,
     )
     decode_variant: str = _field(
@@ -216,6 +217,12 @@ class DecodeConfig(_Checked):
 class RunConfig(DecodeConfig):
     """Everything that decides a run's result."""
 
+    decode: str = _field(
+        "",
+        "How answers are decoded before and after training, see ragjax.evaluate; left out: concat, and none for "
+        "--strategy=embedder, which needs no generator then.",
+        choices=("", *DECODERS),
+    )
     strategy: str = _field("joint", "What is trained, in which order.", choices=tuple(map(str, Strategy)))
     objective: str = _field(
         "rag_token",
@@ -257,6 +264,12 @@ class RunConfig(DecodeConfig):
         "What is no negative: other labelled passages of the question, or also (gist) those that the untrained "
         "embedder scores above the positive.",
         choices=NEGATIVE_FILTERS,
+    )
+    negative_margin: float = _field(
+        0.0,
+        "With --negative_filter=gist: a negative scores at least this share of the positive's score below it.",
+        minimum=0,
+        below=1,
     )
     embedder_run: str = _field("", "A finished run whose tuned embedder is taken over (strategy independent).")
     generator_run: str = _field(
@@ -313,6 +326,11 @@ class RunConfig(DecodeConfig):
         choices=REMAT,
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.decode:
+            object.__setattr__(self, "decode", "none" if self.strategy == "embedder" else "concat")
+
     @property
     def folder(self) -> str:
         """Where the run stands."""
@@ -331,8 +349,8 @@ class SearchConfig(_Checked):
     )
     select: str = _field(
         "",
-        "Winner by the answers' f1 or em on the dev questions, or by their dev_loss, which needs no decoding; left "
-        "out: f1, and dev_loss where --halving is given.",
+        "Winner by the answers' f1 or em on the dev questions, or by their recall_at_5 or dev_loss, which need no "
+        "decoding; left out: f1, recall_at_5 with --decode=none, and dev_loss where --halving is given.",
         choices=("", *SELECT),
     )
     halving: bool = _field(False, "After each third of the steps stop the half of the rates with the higher dev loss.")
@@ -344,10 +362,11 @@ class SearchConfig(_Checked):
         """The rates to try of "embedder" or "generator", lowest first."""
         return sorted(getattr(self, f"{model}_rates"))
 
-    @property
-    def selection(self) -> str:
-        """What decides between the rates."""
-        return self.select or ("dev_loss" if self.halving else "f1")
+    def selection(self, decode: str) -> str:
+        """What decides between the rates of runs that decode like this."""
+        if self.select:
+            return self.select
+        return "dev_loss" if self.halving else "recall_at_5" if decode == "none" else "f1"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,10 +34,10 @@ class Pipeline:
     """An embedder, a retriever over one corpus, and a generator."""
 
     embedder: Embedder
-    generator: Generator
+    generator: Generator | None  # None: only retrieval is asked for
     store: PassageStore
     retriever: Retriever
-    prompts: PromptBuilder
+    prompts: PromptBuilder | None  # the generator's
     encode_cost: Cost  # of the passage vectors, also where an earlier run computed them
 
     def check_top_k(self, top_k: int) -> None:
@@ -73,11 +73,12 @@ class Pipeline:
 
     def with_trained(self, trained: Mapping[str, Variables]) -> "Pipeline":
         """The same pipeline with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}."""
-        embedder, generator = (
-            dataclasses.replace(model, **trained.get(name, {}))
-            for name, model in (("embedder", self.embedder), ("generator", self.generator))
-        )
-        return dataclasses.replace(self, embedder=embedder, generator=generator)
+        models = {
+            name: dataclasses.replace(getattr(self, name), **collections)
+            for name, collections in trained.items()
+            if getattr(self, name) is not None
+        }
+        return dataclasses.replace(self, **models)
 
 
 def check_top_k(top_k: int, store: PassageStore) -> None:
@@ -103,7 +104,12 @@ def log_probabilities(scores: np.ndarray, scale: float) -> np.ndarray:
 
 
 def load_models(config: RunConfig) -> tuple[Embedder, Generator]:
-    """The untrained models of a run. Weights that will be trained are float32, frozen ones have the run's dtype."""
+    """The untrained models of a run."""
+    return load_embedder(config.embedder, config.dtype), load_untrained_generator(config)
+
+
+def load_untrained_generator(config: RunConfig) -> Generator:
+    """A run's generator. Weights that will be trained are float32, frozen ones have the run's dtype."""
     lora = None
     if config.lora_rank:
         lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
@@ -116,14 +122,12 @@ def load_models(config: RunConfig) -> tuple[Embedder, Generator]:
         scan_layers=config.scan_layers,
         remat=config.remat,
     )
-    if lora:
-        # B starts at zero, so fresh adapters leave the model as it is.
-        generator = dataclasses.replace(generator, lora=init_lora(generator, config.seed))
-    return load_embedder(config.embedder, config.dtype), generator
+    # B starts at zero, so fresh adapters leave the model as it is.
+    return dataclasses.replace(generator, lora=init_lora(generator, config.seed)) if lora else generator
 
 
 def build_pipeline(
-    config: RunConfig, dataset: Dataset, embedder: Embedder, generator: Generator, show_progress: bool = True
+    config: RunConfig, dataset: Dataset, embedder: Embedder, generator: Generator | None, show_progress: bool = True
 ) -> Pipeline:
     """Encodes the corpus (or finds its vectors in the cache) and puts the pipeline together.
 
@@ -141,17 +145,21 @@ def build_pipeline(
         show_progress,
         count_tokens=lambda texts: sum(map(len, embedder.tokenize(texts))),
     )
-    prompts = PromptBuilder(
+    cost = _encode_cost(embedder, encoded, len(store))
+    vectors = np.asarray(encoded.vectors)
+    retriever = Retriever(build_index(vectors), ArrayVectors(vectors))
+    prompts = None if generator is None else _prompt_builder(config, generator)
+    return Pipeline(embedder, generator, store, retriever, prompts, cost)
+
+
+def _prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
+    return PromptBuilder(
         generator.tokenizer,
         generator.eos_token_id,
         config.max_passage_tokens,
         generator.config.max_position_embeddings,
         config.prompt,
     )
-    cost = _encode_cost(embedder, encoded, len(store))
-    vectors = np.asarray(encoded.vectors)
-    retriever = Retriever(build_index(vectors), ArrayVectors(vectors))
-    return Pipeline(embedder, generator, store, retriever, prompts, cost)
 
 
 def build_index(vectors: np.ndarray) -> Index:

@@ -26,7 +26,8 @@ from ragjax.pipeline import Pipeline, probabilities
 from ragjax.retrieval import PassageStore
 from ragjax.voice import progress
 
-# Recall and hit are reported at 5 whatever --top_k is, and the reciprocal rank at 10.
+# Recall and hit are recorded at these ranks whatever --top_k is, and the reciprocal rank at 10.
+RANKS = (1, 5, 10, 20)
 _RECALL_K = 5
 _RANK_K = 10
 # What else of the configuration makes a prompt and weighs its passages.
@@ -60,8 +61,9 @@ def evaluate(
       pipeline: the models to evaluate.
       questions: what is asked.
       path: the predictions file (.jsonl); a line is {id, question, prediction, log_prob, answers, em, f1, contains,
-        recall_at_5, hit_at_5, mrr_at_10, answer_in_context, passages: [{id, probability}]}, with recall and hit at
-        top_k too where that is not 5. answer_in_context is at top_k: of what the generator could read.
+        recall_at_N, hit_at_N, mrr_at_10, answer_in_context, passages: [{id, probability}]}, N being each of RANKS and
+        top_k. answer_in_context is at top_k: of what the generator could read. What needs an answer is None with
+        --decode=none.
       config: top_k, score_scale, eval_batch_size, and how answers are decoded.
       generations: answers of this pipeline's generator that may be there already.
       passage_answers: also the greedy answer under each passage by itself, as "answer" of its entry in passages.
@@ -73,7 +75,7 @@ def evaluate(
     if path.exists():
         return _read_finished(path, identity)
     plan = _plan(pipeline, questions, config, passage_answers)
-    source = pipeline.generator.prepared() if generations is None else generations
+    source = generations if generations or config.decode == "none" else pipeline.generator.prepared()
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in plan.batches])
     records: dict[int, dict[str, Any]] = {}
     cost = plan.cost
@@ -123,12 +125,14 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
     """Retrieves for all questions, builds their prompts and forms batches."""
     began = time.perf_counter()
     texts = [question.question for question in questions]
-    retrieved = pipeline.retrieve(texts, min(max(config.top_k, _RANK_K), len(pipeline.store)))
+    retrieved = pipeline.retrieve(texts, min(max(config.top_k, *RANKS), len(pipeline.store)))
     read = retrieved.passage_rows[:, : config.top_k]
-    asked = [
-        pipeline.decoding_prompts(*each, config)
-        for each in zip(texts, read, retrieved.scores[:, : config.top_k], strict=True)
-    ]
+    asked: list[tuple[list[Prompt], np.ndarray]] = [([], np.empty(0)) for _ in questions]
+    if config.decode != "none":
+        asked = [
+            pipeline.decoding_prompts(*each, config)
+            for each in zip(texts, read, retrieved.scores[:, : config.top_k], strict=True)
+        ]
     alone = [
         [pipeline.prompts.prompt([passage], text, config.max_new_tokens) for passage in pipeline.passages(passage_rows)]
         for text, passage_rows in zip(texts, read if passage_answers else read[:, :0], strict=True)
@@ -137,7 +141,7 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
     flops = forward_flops(pipeline.embedder.size, lengths, 0)
     cost = Cost(time.perf_counter() - began, flops, sum(lengths))
     # Prompts of like length share a batch, so that little of it is padding.
-    longest = [max(len(prompt.ids) for prompt in prompts) for prompts, _ in asked]
+    longest = [max((len(prompt.ids) for prompt in prompts), default=0) for prompts, _ in asked]
     order = sorted(range(len(questions)), key=lambda i: (longest[i], i))
     size = config.eval_batch_size
     return _Plan(
@@ -153,19 +157,22 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
 
 
 def _answer(
-    pipeline: Pipeline, source: Prepared | CachedGenerations, plan: _Plan, batch: Sequence[int], config: RunConfig
+    pipeline: Pipeline,
+    source: Prepared | CachedGenerations | None,
+    plan: _Plan,
+    batch: Sequence[int],
+    config: RunConfig,
 ) -> tuple[list[dict[str, Any]], Cost]:
     """The records of a batch, and what decoding them has cost."""
     began = time.perf_counter()
+    if source is None:
+        return [_record(pipeline, plan, i, None, config) for i in batch], Cost()
     prompts = [[prompt.ids for prompt in plan.prompts[i]] for i in batch]
     log_weights = np.stack([plan.log_weights[i] for i in batch])
     seeds = question_seeds(config, batch)
     answers = source.decode_answers(prompts, log_weights, config, config.eval_batch_size, seeds)
     cost = _decoding_cost(pipeline, prompts, answers, time.perf_counter() - began)
-    records = [
-        _record(pipeline, plan.questions[i], answer, plan.passage_rows[i], plan.scores[i], config)
-        for i, answer in zip(batch, answers, strict=True)
-    ]
+    records = [_record(pipeline, plan, i, answer, config) for i, answer in zip(batch, answers, strict=True)]
     if alone := [prompt for i in batch for prompt in plan.alone[i]]:
         cost += _add_passage_answers(pipeline, source, alone, config, records)
     return records, cost
@@ -200,7 +207,7 @@ def _identity(
         "questions": hashlib.sha256(asked.encode()).hexdigest(),
         "corpus": pipeline.store.content_hash,
         "embedder": f"{pipeline.embedder.key} {tree_sha256(pipeline.embedder.params)}",
-        "generator": pipeline.generator.key,
+        "generator": None if config.decode == "none" else pipeline.generator.key,
     }
 
 
@@ -217,35 +224,33 @@ def mean_recall(store: PassageStore, questions: Sequence[Question], passage_rows
     )
 
 
-def _record(
-    pipeline: Pipeline,
-    question: Question,
-    answer: Decoded,
-    passage_rows: np.ndarray,
-    scores: np.ndarray,
-    config: RunConfig,
-) -> dict[str, Any]:
-    """One line of the predictions file; passage_rows and scores may hold more passages than were read."""
-    prediction, answers, positives = pipeline.prediction(answer.tokens), question.answers, question.positive_ids
-    ids, k = pipeline.store.ids_of(passage_rows), config.top_k
-    shares = probabilities(scores[:k], config.score_scale)
-    ranks = sorted({_RECALL_K, k})
+def _record(pipeline: Pipeline, plan: _Plan, i: int, answer: Decoded | None, config: RunConfig) -> dict[str, Any]:
+    """The line of the i-th question in the predictions file; more passages may have been found than are read."""
+    question, k = plan.questions[i], config.top_k
+    ids, positives = pipeline.store.ids_of(plan.passage_rows[i]), question.positive_ids
+    shares = probabilities(plan.scores[i][:k], config.score_scale)
+    ranks = sorted({*RANKS, k})
+    texts = [passage.prompt_text for passage in pipeline.passages(plan.passage_rows[i][:k])]
     return {
         "id": question.id,
         "question": question.question,
-        "prediction": prediction,
-        "log_prob": answer.log_prob,
-        "answers": list(answers),
-        "em": metrics.exact_match(prediction, answers),
-        "f1": metrics.f1(prediction, answers),
-        "contains": metrics.contains_answer(prediction, answers),
+        **_answer_fields(None if answer is None else pipeline.prediction(answer.tokens), answer, question.answers),
         **{f"recall_at_{n}": metrics.recall_at_k(ids, positives, n) for n in ranks},
         **{f"hit_at_{n}": metrics.hit_at_k(ids, positives, n) for n in ranks},
         f"mrr_at_{_RANK_K}": metrics.reciprocal_rank(ids, positives, _RANK_K),
-        "answer_in_context": metrics.answer_in_context(
-            [passage.prompt_text for passage in pipeline.passages(passage_rows[:k])], answers, k
-        ),
+        "answer_in_context": metrics.answer_in_context(texts, question.answers, k),
         "passages": [{"id": passage, "probability": float(share)} for passage, share in zip(ids, shares, strict=False)],
+    }
+
+
+def _answer_fields(prediction: str | None, answer: Decoded | None, accepted: Sequence[str]) -> dict[str, Any]:
+    """What a line says of the answer; None where there is none."""
+    scores = {"em": metrics.exact_match, "f1": metrics.f1, "contains": metrics.contains_answer}
+    return {
+        "prediction": prediction,
+        "log_prob": None if answer is None else answer.log_prob,
+        "answers": list(accepted),
+        **{name: None if prediction is None else score(prediction, accepted) for name, score in scores.items()},
     }
 
 

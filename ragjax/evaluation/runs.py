@@ -9,13 +9,13 @@ from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.costs import Cost
 from ragjax.data.questions import Question, read_questions
 from ragjax.errors import UserError
-from ragjax.evaluation.predictions import evaluate, holds
-from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table
+from ragjax.evaluation.predictions import RANKS, evaluate, holds
+from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table, retrieval_table
 from ragjax.evaluation.statistics import Interval, mean_interval, paired_interval, paired_p_value
 from ragjax.files import write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
-from ragjax.runs import Run, open_run, prepare
+from ragjax.runs import Run, RunFolder, open_run, prepare
 from ragjax.voice import say
 
 _DEFAULT_RUN = "runs/joint"
@@ -82,7 +82,7 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
     """
     refuse_several_processes()
     run = _open(config, run)
-    other = _opened(config.paired_with) if config.paired_with else None
+    other = _opened(config.paired_with, config) if config.paired_with else None
     if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
         raise UserError(
             f"--paired_with={config.paired_with} searches other passages than {run.folder}, so their scores make no "
@@ -104,7 +104,7 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
 def _open(config: EvaluateConfig, run: Run | None) -> Run:
     """The run, or untrained models as one."""
     if not (config.embedder or config.generator):
-        run = run or _opened(config.run_dir or _DEFAULT_RUN)
+        run = run or _opened(config.run_dir or _DEFAULT_RUN, config)
         if config.data and config.data != run.config.data:
             raise UserError("--data goes with --embedder and --generator; a run is evaluated on its own data.")
         return run
@@ -113,11 +113,17 @@ def _open(config: EvaluateConfig, run: Run | None) -> Run:
     given = {name: value for name in ("embedder", "generator", "data") if (value := getattr(config, name))}
     if config.top_k:
         given["top_k"] = config.top_k[0]
-    return prepare(RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given))
+    plain = RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given)
+    return prepare(plain, with_generator=_decodes(config, plain))
 
 
-def _opened(folder: str) -> Run:
-    run = open_run(folder)
+def _decodes(config: EvaluateConfig, run_config: RunConfig) -> bool:
+    """Whether any answer is asked for."""
+    return set(config.decode or [run_config.decode]) != {"none"}
+
+
+def _opened(folder: str, config: EvaluateConfig) -> Run:
+    run = open_run(folder, with_generator=_decodes(config, RunFolder(Path(folder)).record().config))
     if sentence := run.unfinished():
         say(sentence, flush=True)
     return run
@@ -135,6 +141,10 @@ def _settings(config: EvaluateConfig, run: Run, overrides: Mapping[str, Any]) ->
         for k in config.top_k or [run.config.top_k]
     ]
     for each in settings:
+        if each.decode == "none" and config.passage_answers:
+            raise UserError("--passage_answers asks for answers, and --decode=none gives none: leave one of them out.")
+        if each.decode != "none" and run.pipeline.generator is None:
+            raise UserError(f"{run.folder} was opened without its generator, which --decode={each.decode} needs.")
         check_decoding(each)
         run.pipeline.check_top_k(each.top_k)
     return settings
@@ -176,7 +186,9 @@ def _evaluated(
         if not holds(path, run.pipeline, questions, each, config.passage_answers):
             path = folder / f"{_name(label, each, config.passage_answers)}.jsonl"
         measured = evaluate(run.pipeline, questions, path, each, passage_answers=config.passage_answers)
-        names = (*METRICS, *(f"{metric}_at_{each.top_k}" for metric in ("recall", "hit")))
+        names = dict.fromkeys(
+            (*METRICS, *(f"{metric}_at_{n}" for metric in ("recall", "hit") for n in (*RANKS, each.top_k)))
+        )
         values = {
             name: [record[name] for record in measured.records] for name in (*names, "mrr_at_10", "answer_in_context")
         }
@@ -240,7 +252,11 @@ def print_evaluation(evaluation: Evaluation) -> None:
     """The scores, the comparison with a second run, and what each file of predictions has cost."""
     result = evaluation.as_json()
     say(f"\n{result['run']} at step {result['step']}, {result['n']} questions ({result['questions']})\n")
-    say(evaluation_table(result["results"]))
+    answered = [each for each in result["results"] if each["decode"] != "none"]
+    if answered:
+        say(evaluation_table(answered))
+    if len(answered) < len(result["results"]):
+        say(retrieval_table(result["results"][0]["scores"]))
     if "pairs" in result:
         say(f"\ncompared with {result['paired_with']['run']} at step {result['paired_with']['step']}\n")
         say(pairs_table(result["pairs"]))

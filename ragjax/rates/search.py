@@ -41,6 +41,8 @@ from ragjax.voice import say
 # Halving cuts a training into so many parts.
 _RUNGS = 3
 MODELS = ("embedder", "generator")
+# What a choice by needs answers.
+ANSWER_SCORES = ("f1", "em")
 
 Trial = dict[str, Any]
 
@@ -80,10 +82,11 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
                         f"{files.path} was begun with other models or data: bring those back or choose another."
                     )
 
-            run = prepare(config, dataset, check=check, announced=MODELS)
+            generates = options.selection(config.decode) in ANSWER_SCORES or any(p.signal.reads_answers for p in phases)
+            run = prepare(config, dataset, check=check, announced=MODELS, with_generator=generates)
             record["strategy"] = strategy
             _Search(run, options, record).run(phases, rates)
-        _print(files, record, options)
+        _print(files, record, options.selection(config.decode))
         return record
 
 
@@ -94,7 +97,15 @@ def _check_dev(config: RunConfig, options: SearchConfig, dataset: Dataset, phase
     for split in ("train", "dev"):
         if not getattr(dataset, split):
             raise UserError(f"{dataset.folder} has no {split} questions, which the search needs: add {split}.jsonl.")
-    if options.selection != "dev_loss" and not options.halving:
+    selection = options.selection(config.decode)
+    if selection in ANSWER_SCORES and config.decode == "none":
+        raise UserError(f"--select={selection} needs answers, and --decode=none gives none: choose --decode=concat.")
+    if selection == "recall_at_5" and not any(question.positive_ids for question in dataset.dev):
+        raise UserError(
+            f"no dev question of {dataset.folder} has positive_ids, so Recall@5 is not known: label some, or choose "
+            "--decode=concat, which has answers to choose by."
+        )
+    if selection != "dev_loss" and not options.halving:
         return
     for phase in phases:
         if not any(map(phase.signal.learns_from, dataset.dev)):
@@ -142,6 +153,7 @@ class _Search:
         """run: untrained; phases behind the first may start from one with a tuned generator."""
         self._run, self._options, self._record = run, options, record
         self._config, self._files = run.config, run.files
+        self._selection = options.selection(run.config.decode)
         self._rungs = _RUNGS if options.halving else 1
         self._asked: Sequence[Question] = run.dataset.dev[: run.config.eval_limit or None]
 
@@ -186,9 +198,9 @@ class _Search:
             if end < steps:
                 alive = sorted(alive, key=_loss)[: -(-len(alive) // 2)]
         for trial in alive:
-            if self._options.selection != "dev_loss" and trial["f1"] is None and not trial["diverged"]:
+            if self._selection != "dev_loss" and trial[self._selection] is None and not trial["diverged"]:
                 result = self._train(phase, trial["rates"], start)
-                self._answer(trial, start.with_trained(on_device({phase.name: result})), None)
+                self._score(trial, start.with_trained(on_device({phase.name: result})), None)
                 self._keep(trial)
         return trials
 
@@ -230,17 +242,15 @@ class _Search:
         if found := self._trials_of(phase):
             return found
         result = train_stacked(start, rates, phase.signal.make_assembler(start, phase.trains), self._rungs)
-        generations = CachedGenerations(start.generator, self._files.generations_file)
+        answers = self._selection in ANSWER_SCORES
+        generations = CachedGenerations(start.generator, self._files.generations_file) if answers else None
         trials = []
         for copy in result.copies:
             trial = _new_trial(phase, {"embedder": copy.rate}) | {"steps": copy.steps, "diverged": copy.diverged}
             trial |= _loss_figures(copy, result.start_losses)
             if copy.params is not None and not trial["diverged"]:
                 trained = start.with_trained({"embedder": {"params": jax.tree.map(jnp.asarray, copy.params)}})
-                if self._options.selection == "dev_loss":
-                    trial["recall_at_5"] = self._recall(trained)
-                else:
-                    self._answer(trial, trained, generations)
+                self._score(trial, trained, generations)
             trials.append(trial)
         trials[0]["cost"] = _sum(trials[0]["cost"], result.cost.as_dict())
         # All at once: a search that was cut off before repeats the copies, whose likelihoods and answers are there.
@@ -251,8 +261,11 @@ class _Search:
 
     # --- what they share
 
-    def _answer(self, trial: Trial, run: Run, generations: CachedGenerations | None) -> None:
-        """Answers the dev questions end to end."""
+    def _score(self, trial: Trial, run: Run, generations: CachedGenerations | None) -> None:
+        """Answers the dev questions end to end, where that is what rates are chosen by; else what is found for them."""
+        if self._selection not in ANSWER_SCORES:
+            trial["recall_at_5"] = self._recall(run)
+            return
         path = self._files.predictions(_name(trial["phase"], trial["rates"]))
         measured = evaluate(run.pipeline, self._asked, path, self._config, generations=generations)
         ledger = Ledger(trial["cost"])
@@ -272,9 +285,9 @@ class _Search:
             raise UserError(f"every rate of --strategy={self._config.strategy} diverged: give lower rates.")
         steps = max(trial["steps"] for trial in alive)
         finished = [trial for trial in alive if trial["steps"] == steps]
-        select = self._options.selection
-        score = _loss if select == "dev_loss" else lambda trial: (-trial[select], _loss(trial))
-        return min(finished, key=score)
+        if self._selection == "dev_loss":
+            return min(finished, key=_loss)
+        return min(finished, key=lambda trial: (-trial[self._selection], _loss(trial)))
 
     def _trials_of(self, phase: Phase) -> list[Trial]:
         return [trial for trial in self._record["trials"] if trial["phase"] == phase.name]
@@ -324,10 +337,10 @@ def _loss(trial: Trial) -> float:
     return math.inf if trial["diverged"] or trial["dev_loss"] is None else trial["dev_loss"]
 
 
-def _print(files: RunFolder, record: Mapping[str, Any], options: SearchConfig) -> None:
-    say(f"\n{record['strategy']}, chosen by {options.selection} on the dev questions\n")
+def _print(files: RunFolder, record: Mapping[str, Any], selection: str) -> None:
+    say(f"\n{record['strategy']}, chosen by {selection} on the dev questions\n")
     say(rates_table(record["trials"]))
-    plot_rates(record["trials"], options.selection, files.search_plot)
+    plot_rates(record["trials"], selection, files.search_plot)
     cost = record["cost"]
     say(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
     rates = " ".join(f"--{model}_lr={rate:g}" for model, rate in record["winner"].items())

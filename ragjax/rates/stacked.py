@@ -81,7 +81,7 @@ class _Stack:
         variables = {"embedder": run.embedder.variables}
         states = [init_state(variables, {"embedder": rate}, optimizer) for rate in self._rates]
         self._state: TrainState = place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-        self._frozen = place({"generator": run.generator.variables})
+        self._frozen = place({name: tree for name, tree in run.variables.items() if name != "embedder"})
         self._ledger = Ledger()
 
     def train(self, rungs: int) -> StackedResult:

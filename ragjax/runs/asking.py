@@ -35,6 +35,8 @@ def ask(pipeline: Pipeline, question: str, config: RunConfig, show: Callable[[st
       UserError: top_k is larger than the corpus, or the question too long for the generator's window.
     """
     generator = pipeline.generator
+    if config.decode == "none":  # the run has measured retrieval alone
+        config = dataclasses.replace(config, decode="concat")
     pipeline.check_top_k(config.top_k)
     retrieved = pipeline.retrieve([question], config.top_k)
     passage_rows, scores = retrieved.passage_rows[0], retrieved.scores[0]

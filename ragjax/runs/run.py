@@ -9,8 +9,9 @@ import jax
 from ragjax.arrays import Variables
 from ragjax.config import RunConfig
 from ragjax.data.sources import Dataset, load_dataset
-from ragjax.pipeline import Pipeline, build_pipeline, load_models
-from ragjax.pretrained import Embedder, Generator
+from ragjax.errors import UserError
+from ragjax.pipeline import Pipeline, build_pipeline, load_untrained_generator
+from ragjax.pretrained import Embedder, Generator, load_embedder
 from ragjax.retrieval import Retrieval
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, read_phases
@@ -41,7 +42,16 @@ class Run:
 
     @property
     def generator(self) -> Generator:
+        """Raises UserError where the run was opened for retrieval alone."""
+        if self.pipeline.generator is None:
+            raise UserError(f"{self.folder} was opened without its generator: open it with `ragjax.open_run`.")
         return self.pipeline.generator
+
+    @property
+    def variables(self) -> dict[str, Variables]:
+        """Of the models that are loaded: {"embedder" | "generator": {collection: parameters}}."""
+        models = {"embedder": self.embedder, "generator": self.pipeline.generator}
+        return {name: model.variables for name, model in models.items() if model is not None}
 
     @property
     def summary(self) -> Summary | None:
@@ -64,16 +74,18 @@ class Run:
         """A sentence for the user where training has not come to its end."""
         if self.files.is_finished:
             return None
-        return f"{self.folder} is not finished: its last checkpoint, step {self.step}, is used."
+        return f"{self.folder} is not finished: its state of step {self.step} is used."
 
 
-def describe_inputs(dataset: Dataset, embedder: Embedder, generator: Generator) -> dict[str, dict[str, str]]:
+def describe_inputs(dataset: Dataset, embedder: Embedder, generator: Generator | None) -> dict[str, dict[str, str]]:
     """What a run is made from, with hashes: part of config.json."""
-    return {
-        "embedder": {"source": embedder.describe(), "sha256": embedder.source.sha256},
-        "generator": {"source": generator.describe(), "sha256": generator.source.sha256},
-        "data": {"name": dataset.name, "sha256": dataset.sha256},
+    models = {"embedder": embedder, "generator": generator}
+    described = {
+        name: {"source": model.describe(), "sha256": model.source.sha256}
+        for name, model in models.items()
+        if model is not None
     }
+    return {**described, "data": {"name": dataset.name, "sha256": dataset.sha256}}
 
 
 def prepare(
@@ -82,6 +94,7 @@ def prepare(
     *,
     check: Callable[[Mapping[str, Mapping[str, str]]], None] | None = None,
     announced: Sequence[str] = (),
+    with_generator: bool = True,
 ) -> Run:
     """Loads what a configuration names: data, untrained models, and the index over the corpus.
 
@@ -90,13 +103,16 @@ def prepare(
       dataset: its data, where they are loaded already.
       check: is called with `describe_inputs` of them, and may refuse them, before the corpus is encoded.
       announced: which of INPUTS are printed, in that order.
+      with_generator: or the generator is not loaded, and the run can only retrieve.
 
     Raises:
       UserError: bad data, models that cannot be loaded, a --top_k larger than the corpus.
     """
     dataset = dataset or load_dataset(config.data)
-    embedder, generator = load_models(config)
-    words = {"embedder": embedder.describe(), "generator": generator.describe(), "data": _describe_data(dataset)}
+    embedder = load_embedder(config.embedder, config.dtype)
+    generator = load_untrained_generator(config) if with_generator else None
+    words = {"embedder": embedder.describe(), "data": _describe_data(dataset)}
+    words["generator"] = "not needed" if generator is None else generator.describe()
     for name in announced:
         say(f"{name}: {words[name]}", flush=True)
     if check is not None:
@@ -110,15 +126,17 @@ def _describe_data(dataset: Dataset) -> str:
     return f"{dataset.name}, {len(dataset.passages)} passages, {counts}, sha256 {dataset.sha256[:12]}"
 
 
-def open_run(run_dir: str | Path) -> Run:
-    """The trained pipeline of a run folder, from its last checkpoint.
+def open_run(run_dir: str | Path, with_generator: bool = True) -> Run:
+    """The trained pipeline of a run folder, as its phases have kept it.
+
+    with_generator: or the generator is not loaded, and the run can only retrieve.
 
     Raises:
       UserError: the folder holds no run, no checkpoint yet, or its models or data have changed since.
     """
     files = RunFolder(Path(run_dir))
     record = files.record()
-    run = prepare(record.config, check=files.check_inputs)
+    run = prepare(record.config, check=files.check_inputs, with_generator=with_generator)
     phases = read_phases(files, record.phases)
     for phase in phases:
         run = run.with_trained(jax.tree.map(jax.numpy.asarray, phase.trained))

@@ -25,13 +25,17 @@ class StrategyCost:
 
 
 def strategy_costs(
-    measured: Mapping[str, MeasuredPhase], generator: ModelSize, prompt_length: float, questions: int, labelled: int
+    measured: Mapping[str, MeasuredPhase],
+    generator: ModelSize | None,
+    prompt_length: float,
+    questions: int,
+    labelled: int,
 ) -> list[StrategyCost]:
     """Every strategy's cost for one epoch over the training questions, evaluation and encoding the corpus apart.
 
     Args:
       measured: phases that ran, by name.
-      generator: its size, for the share of a training step that is forward.
+      generator: its size, for the share of a training step that is forward; None where none was loaded.
       prompt_length: mean tokens of a prompt.
       questions: training questions.
       labelled: those among them with labelled passages.
@@ -67,7 +71,7 @@ def _phase_seconds(
 
 
 def _seconds_per_question(
-    measured: Mapping[str, MeasuredPhase], generator: ModelSize, prompt_length: float, questions: int
+    measured: Mapping[str, MeasuredPhase], generator: ModelSize | None, prompt_length: float, questions: int
 ) -> dict[str, float | None]:
     """Seconds per question of each part of a step; where none was measured, by the ratio of FLOPs to one that was."""
 
@@ -76,9 +80,11 @@ def _seconds_per_question(
         total = sum(min(phase.questions, most or phase.questions) for phase in found)
         return sum(phase.cost.part(part).seconds for phase in found) / total if total else None
 
-    share = forward_flops(generator, [prompt_length], 0) / train_flops(generator, [prompt_length], 0)
     generator_train = seconds("generator", "generator", "joint")
     generator_forward = seconds("generator", "retriever", most=questions)
+    share = 1.0  # without a generator neither was measured
+    if generator is not None:
+        share = forward_flops(generator, [prompt_length], 0) / train_flops(generator, [prompt_length], 0)
     embedder_train = seconds("embedder", "joint", "retriever", "embedder")
     embedder_forward = seconds("embedder", "generator")
     return {

@@ -236,8 +236,7 @@ def split_trainable(run: Run, phase: Phase) -> tuple[dict[str, Tree], dict[str, 
     trained = {"embedder": "params", "generator": trained_collection(run.config)}
     trainable: dict[str, Tree] = {}
     frozen: dict[str, Tree] = {}
-    for name in trained:
-        variables = getattr(run, name).variables
+    for name, variables in run.variables.items():
         moves = {trained[name]} if name in phase.trains else set()
         trainable[name] = {collection: tree for collection, tree in variables.items() if collection in moves}
         frozen[name] = {collection: tree for collection, tree in variables.items() if collection not in moves}

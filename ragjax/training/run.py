@@ -63,7 +63,8 @@ def train(config: RunConfig) -> Summary:
             dataset = dataset or load_dataset(config.data)
             _check_splits(config, dataset, phases)
             _warn_of_idle_devices(config, phases)
-            run = prepare(config, dataset, check=files.check_inputs, announced=INPUTS)
+            generates = config.decode != "none" or any(phase.signal.reads_answers for phase in phases)
+            run = prepare(config, dataset, check=files.check_inputs, announced=INPUTS, with_generator=generates)
             summary = run_phases(run, phases)
         _print_summary(files, summary)
         return summary
@@ -123,7 +124,7 @@ def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = N
 
 def _begin(run: Run, phases: Sequence[Phase]) -> None:
     """Leaves in the run's folder what it is made from and with."""
-    inputs = describe_inputs(run.dataset, run.embedder, run.generator)
+    inputs = describe_inputs(run.dataset, run.embedder, run.pipeline.generator)
     run.files.begin(
         RunRecord(run.config, tuple(phase.name for phase in phases), inputs),
         learning_rates={phase.name: phase.learning_rates(run.config) for phase in phases},
@@ -210,7 +211,9 @@ def _strategy_costs(run: Run, results: Mapping[str, PhaseResult]) -> list[dict[s
     questions = run.dataset.train
     labelled = sum(bool(question.positive_ids) for question in questions)
     prompt_length = max(tokens / rows, 1.0) if rows else 1.0
-    costs = strategy_costs(measured, run.generator.size, prompt_length, len(questions), labelled)
+    generator = run.pipeline.generator
+    size = None if generator is None else generator.size
+    costs = strategy_costs(measured, size, prompt_length, len(questions), labelled)
     return [dataclasses.asdict(cost) for cost in costs]
 
 

@@ -97,9 +97,11 @@ def script(monkeypatch, losses, recalls=None) -> None:
 
     def scripted_measure(self, step, *arguments):
         measured = measure(self, step, *arguments)
-        found = measured.found if recalls is None else Found({}, np.array(recalls[step], float))
-        if step == 0:
-            self.health._start = found
+        found = measured.found
+        if recalls is not None:
+            found = dataclasses.replace(found, recalls=np.array(recalls[step], float))
+            if step == 0:
+                self.health._start = found
         return Measured(measured.figures | {"nll_per_answer": losses[step]}, found)
 
     monkeypatch.setattr(DevMeter, "measure", scripted_measure)

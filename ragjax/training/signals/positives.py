@@ -6,6 +6,7 @@ only.
 """
 
 import dataclasses
+import itertools
 import unicodedata
 from collections.abc import Sequence
 
@@ -22,6 +23,9 @@ from ragjax.training.objectives import RankingObjective
 from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.question_side import QuestionSide
 from ragjax.training.signals.signal import Assembled, NoCache, Signal, Variables
+
+# How much deeper than it would have to be hard negatives are looked for.
+_MINED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,9 @@ class RankingAssembler(NoCache):
         choices: Sequence[Sequence[int]],
         texts: Sequence[frozenset[str]],
     ) -> list[list[int]]:
-        """Rows of the passages nearest to each question that say something else than its positives."""
+        """Rows of the passages nearest to each question that are negatives of all its positives; fewer where the
+        nearest hundred hold fewer.
+        """
         wanted, most = self._config.hard_negatives, max(map(len, choices))
         if not wanted:
             return [[] for _ in questions]
@@ -84,11 +90,23 @@ class RankingAssembler(NoCache):
                 f"--hard_negatives={wanted} are more than the {passages} passages hold besides the positives: lower it."
             )
         queries = Queries([question.question for question in questions], guides)
-        found = self._pipeline.retriever.retrieve(queries, wanted + most).passage_rows.tolist()
-        return [
-            [row for row in rows if row not in own and self._text_of(row) not in said][:wanted]
-            for rows, own, said in zip(found, choices, texts, strict=True)
-        ]
+        found = self._pipeline.retriever.retrieve(queries, min(wanted + most + _MINED, passages))
+        limits = [self._limit(guide, rows).min() for guide, rows in zip(guides, choices, strict=True)]
+        hard = []
+        for rows, scores, limit, own, said in zip(
+            found.passage_rows, found.scores, limits, choices, texts, strict=True
+        ):
+            near = [int(row) for row, score in zip(rows, scores, strict=True) if score <= limit and row not in own]
+            hard.append(list(itertools.islice((row for row in near if self._text_of(row) not in said), wanted)))
+        return hard
+
+    def _limit(self, guide: np.ndarray, positives: Sequence[int]) -> np.ndarray:
+        """The untrained embedder's score above which a passage is no negative of each of a question's positives."""
+        if self._config.negative_filter != "gist":
+            return np.full(len(positives), np.inf)
+        vectors = self._pipeline.retriever.vectors.vectors_of(np.asarray(positives))
+        own = vectors.astype(np.float64) @ guide.astype(np.float64)
+        return own - self._config.negative_margin * np.abs(own)
 
     def assemble(self, batch: QuestionBatch, variables: Variables, ledger: Ledger) -> Assembled:
         questions, tokens, layout = batch.questions, batch.tokens, self._side.layout
@@ -134,12 +152,9 @@ class RankingAssembler(NoCache):
         """[b, P]: whether a candidate counts as a negative of a question; the first b are the positives."""
         said = [self._text_of(row) for row in candidates.tolist()]
         negative = np.array([[text not in each.texts for text in said] for each in known])
-        if self._config.negative_filter == "gist":
-            guide = np.stack([each.guide for each in known]).astype(np.float64)
-            scores = guide @ vectors.astype(np.float64).T
-            own = scores[np.arange(len(known)), np.arange(len(known))]
-            negative &= scores <= own[:, None]
-        return negative
+        guides = np.stack([each.guide for each in known]).astype(np.float64)
+        limits = [self._limit(each.guide, [row])[0] for each, row in zip(known, candidates.tolist(), strict=False)]
+        return negative & (guides @ vectors.astype(np.float64).T <= np.array(limits)[:, None])
 
     def _text_of(self, row: int) -> str:
         """What a passage says: equal texts are the same passage under other ids, and no negatives of each other."""
