@@ -10,17 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from ragjax.config import (
-    LORA_TARGETS,
-    PAPER_RATES,
-    DecodeConfig,
-    EvaluateConfig,
-    RunConfig,
-    SearchConfig,
-    Strategy,
-    differing_fields,
-)
+from ragjax.config import LORA_TARGETS, PAPER_RATES, DecodeConfig, EvaluateConfig, RunConfig, SearchConfig, Strategy
 from ragjax.errors import UserError
+from ragjax.fields import differing_fields
 from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import load_generator
 from ragjax.training import STRATEGIES

@@ -85,8 +85,8 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
     other = _opened(config.paired_with, config) if config.paired_with else None
     if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
         raise UserError(
-            f"--paired_with={config.paired_with} searches other passages than {run.folder}, so their scores make no "
-            "pairs: choose two runs on one corpus."
+            f"--paired_with={config.paired_with} retrieves from other passages than {run.folder}, so their scores "
+            "cannot be paired: choose two runs on the same corpus."
         )
     settings = _settings(config, run, overrides)
     label, questions = _questions(config, run)
