@@ -69,8 +69,8 @@ def test_inputs_must_be_those_of_the_run(begun):
     with pytest.raises(UserError) as caught:
         begun.check_inputs(INPUTS | {"generator": {"sha256": "d" * 64}})
     assert str(caught.value) == (
-        f"{begun.path} was made with a different --generator (sha256 {'b' * 12}, now {'d' * 12}): bring that "
-        "back or choose another --run_dir."
+        f"{begun.path} was made with a different --generator (sha256 {'b' * 12}, now {'d' * 12}): restore "
+        "the original or choose another --run_dir."
     )
 
 
