@@ -13,7 +13,7 @@ from ragjax.errors import UserError
 
 STRATEGIES = ("none", "generator", "joint", "embedder", "independent", "two_phase", "auto")
 OBJECTIVES = ("rag_token", "rag_sequence", "concat_nll")
-RETRIEVER_OBJECTIVES = ("marginal", "emdr2", "pdist", "replug_lsr")
+RETRIEVER_OBJECTIVES = ("marginal", "emdr2", "pdist", "replug_lsr", "loop")
 NEGATIVE_FILTERS = ("labels", "gist")
 QUANTIZE = ("int8", "nf4")
 REMAT = ("none", "partial", "full")
@@ -158,10 +158,12 @@ class RunConfig(DecodeConfig):
     retriever_objective: str = _field(
         "marginal",
         "Loss that moves the embedder where answers train it: the --objective itself (marginal), or one with the "
-        "generator's likelihoods held constant.",
+        "generator's likelihoods held constant; loop (two_phase only) has those of the answer without each passage.",
         choices=RETRIEVER_OBJECTIVES,
     )
-    retriever_temperature: float = _field(1.0, "Flattens the likelihoods in emdr2, pdist and replug_lsr.", above=0)
+    retriever_temperature: float = _field(
+        1.0, "Flattens the likelihoods in emdr2, pdist, replug_lsr and loop.", above=0
+    )
     embedder: str = _field("minilm", "Embedder: a short name, a hub id or a local folder.")
     generator: str = _field("smollm2-135m", "Generator: a short name, a hub id, a local folder or a .gguf file.")
     data: str = _field("sample", "Data: `sample` (shipped) or a folder with corpus, train, dev and test .jsonl(.gz).")

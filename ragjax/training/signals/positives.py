@@ -24,7 +24,6 @@ from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.question_side import QuestionSide
 from ragjax.training.signals.signal import Assembled, NoCache, Signal, Variables
 
-
 # How much deeper than it would have to be hard negatives are looked for.
 _MINED = 100
 
