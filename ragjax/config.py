@@ -6,12 +6,28 @@ UserError. Reasons and evidence for the defaults stand in that table.
 """
 
 import dataclasses
+import enum
 import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ragjax.errors import UserError
 
-STRATEGIES = ("none", "generator", "joint", "embedder", "independent", "two_phase", "auto")
+
+class Strategy(enum.StrEnum):
+    """What is trained, in which order: training/strategies.py has the phases of each, and what `auto` picks."""
+
+    NONE = enum.auto()
+    GENERATOR = enum.auto()
+    JOINT = enum.auto()
+    EMBEDDER = enum.auto()
+    INDEPENDENT = enum.auto()
+    TWO_PHASE = enum.auto()
+    AUTO = enum.auto()
+
+
 OBJECTIVES = ("rag_token", "rag_sequence", "concat_nll")
 RETRIEVER_OBJECTIVES = ("marginal", "emdr2", "pdist", "replug_lsr", "loop")
 NEGATIVE_FILTERS = ("labels", "gist")
@@ -64,8 +80,8 @@ def _field(
     """A field with its flag and what it may hold.
 
     kind: needed where the default is None.
-    items: of a list in a string, separated by commas: what to choose from, or the kind of its (positive) numbers.
-    minimum, above, maximum, below: of a number, or of a list's numbers.
+    items: of a tuple: what to choose from, or the kind of its (positive) numbers.
+    minimum, above, maximum, below: of a number, or of a tuple's numbers.
     """
     metadata = {"help": help, "choices": choices, "kind": kind or type(default), "items": items}
     metadata["range"] = _Range(minimum, above, maximum, below)
@@ -73,42 +89,101 @@ def _field(
 
 
 class _Checked:
-    """A configuration whose values are checked, and whose lists are tidied, when it is made."""
+    """A configuration whose values are checked, and brought to their fields' types, when it is made.
+
+    A tuple may be given as a list, as one value, or as text with commas, which is what a flag and the config.json of an
+    older run hold.
+    """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value, rules = getattr(self, field.name), field.metadata
-            if rules["items"] and (value or field.default):
-                # "a, b" and "a,b" are one configuration, also where a run's flags are compared with another's.
-                object.__setattr__(self, field.name, ",".join(_items(field.name, value, rules)))
-            elif rules["choices"] and value not in rules["choices"]:
-                known = ", ".join(filter(None, rules["choices"]))
-                raise UserError(f"--{field.name}={value} is not known: choose from {known}.")
-            elif rules["kind"] in (int, float) and value is not None and value not in rules["range"]:
-                raise UserError(f"--{field.name}={value:g} is out of range: give a number {rules['range']}.")
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                object.__setattr__(self, field.name, _checked(field, value))
 
 
-def _items(name: str, text: str, rules: Any) -> list[str]:
-    """The parts of a list without blanks around them, each once. Raises UserError for one that may not be there."""
-    parts = list(dict.fromkeys(part.strip() for part in text.split(",")))
-    if not isinstance(rules["items"], tuple):
-        if not all(_is_number(part, rules["items"], rules["range"]) for part in parts):
-            example = "1,5,10" if rules["items"] is int else "1e-6,3e-6,1e-5"
-            raise UserError(f"--{name}={text} is no list of positive numbers: write it as {example}.")
-    elif unknown := [part for part in parts if part not in rules["items"]]:
-        raise UserError(f"--{name}={unknown[0]} is not known: choose from {', '.join(rules['items'])}.")
-    return parts
+_KINDS = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str | os.PathLike}
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def _is_number(text: str, kind: type, within: _Range) -> bool:
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """The value as the field holds it. Raises UserError where it cannot be meant."""
+    name, rules = field.name, field.metadata
+    kind = rules["kind"]
+    if rules["items"]:
+        return _checked_items(field, value)
+    if not isinstance(value, _KINDS[kind]) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"--{name}={value} is not {_KIND_NAMES[kind]}.")
+    value = kind(value)
+    if rules["choices"] and value not in rules["choices"]:
+        known = ", ".join(filter(None, rules["choices"]))
+        raise UserError(f"--{name}={value} is not known: choose from {known}.")
+    if kind in (int, float) and value not in rules["range"]:
+        raise UserError(f"--{name}={value:g} is out of range: give a number {rules['range']}.")
+    return value
+
+
+def _checked_items(field: dataclasses.Field, value: Any) -> tuple:
+    """The items, each once. Raises UserError for one that may not be there."""
+    name, items, text = field.name, field.metadata["items"], flag_text(value)
+    if not (text or field.default):
+        return ()
     try:
-        return kind(text) in within
-    except ValueError:
-        return False
+        found = as_items(value, items)
+    except (TypeError, ValueError):
+        found = (math.nan,)
+    if isinstance(items, tuple):
+        if unknown := [item for item in found or ("",) if item not in items]:
+            raise UserError(f"--{name}={unknown[0]} is not known: choose from {', '.join(items)}.")
+    elif not found or not all(item in field.metadata["range"] for item in found):
+        example = "1,5,10" if items is int else "1e-6,3e-6,1e-5"
+        raise UserError(f"--{name}={text} is not a list of positive numbers: write it as {example}.")
+    return found
+
+
+def as_items(value: Any, items: tuple[str, ...] | type) -> tuple:
+    """A tuple from a list, one value or text with commas, in order and each item once, without blanks around it.
+
+    Raises ValueError or TypeError where an item is no number of the kind `items`.
+    """
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    elif not isinstance(value, Iterable):
+        value = [value]
+    return tuple(dict.fromkeys(item if isinstance(items, tuple) else _number(item, items) for item in value))
+
+
+def _number(item: Any, kind: type) -> Any:
+    number = kind(item)
+    if not isinstance(item, str) and number != item:  # 2.5 is no 2
+        raise ValueError(f"{item} is not {_KIND_NAMES[kind]}")
+    return number
+
+
+def flag_text(value: Any) -> str:
+    """A field's value as it is written on the command line."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def differing_fields(recorded: Mapping[str, Any], config: _Checked) -> list[str]:
+    """Names of the fields whose value is not the recorded one, in order; `recorded` may spell tuples in any way."""
+    return [field.name for field in dataclasses.fields(config) if not _is_recorded(field, recorded, config)]
+
+
+def _is_recorded(field: dataclasses.Field, recorded: Mapping[str, Any], config: _Checked) -> bool:
+    before, items = recorded.get(field.name), field.metadata["items"]
+    if items and before is not None:
+        try:
+            before = as_items(before, items) if flag_text(before) else ()
+        except (TypeError, ValueError):
+            return False
+    return before == getattr(config, field.name)
 
 
 # The grid of Lawton et al. 2025 (arXiv 2510.01600), for either model.
-PAPER_RATES = "1e-8,3e-8,1e-7,3e-7,1e-6,3e-6,1e-5,3e-5,1e-4"
+PAPER_RATES = (1e-8, 3e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
 SELECT = ("f1", "em", "recall_at_5", "dev_loss")
 GRIDS = ("1d", "2d")
 
@@ -148,7 +223,7 @@ class RunConfig(DecodeConfig):
         "--strategy=embedder, which needs no generator then.",
         choices=("", *DECODERS),
     )
-    strategy: str = _field("joint", "What is trained, in which order.", choices=STRATEGIES)
+    strategy: str = _field("joint", "What is trained, in which order.", choices=tuple(map(str, Strategy)))
     objective: str = _field(
         "rag_token",
         "Loss: rag_token and rag_sequence mix single passages; concat_nll reads all passages in one prompt "
@@ -214,8 +289,8 @@ class RunConfig(DecodeConfig):
     lora_rank: int = _field(16, "Rank of the generator's adapters; 0: all weights are trained.", minimum=0)
     lora_alpha: float = _field(32.0, "Adapters are scaled by alpha / rank.", above=0)
     lora_dropout: float = _field(0.0, "Dropout on the adapters' input.", minimum=0, below=1)
-    lora_targets: str = _field(
-        ",".join(LORA_TARGETS),
+    lora_targets: tuple[str, ...] = _field(
+        LORA_TARGETS,
         "Projections with adapters, separated by commas.",
         items=LORA_TARGETS,
     )
@@ -263,17 +338,17 @@ class RunConfig(DecodeConfig):
         """Where the run stands."""
         return self.run_dir or f"runs/{self.strategy}"
 
-    @property
-    def lora_target_names(self) -> tuple[str, ...]:
-        return tuple(self.lora_targets.split(","))
-
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig(_Checked):
     """What a learning-rate search tries, besides the flags of its runs."""
 
-    embedder_rates: str = _field(PAPER_RATES, "Embedder rates to try, separated by commas.", items=float, above=0)
-    generator_rates: str = _field(PAPER_RATES, "Generator rates to try, separated by commas.", items=float, above=0)
+    embedder_rates: tuple[float, ...] = _field(
+        PAPER_RATES, "Embedder rates to try, separated by commas.", items=float, above=0
+    )
+    generator_rates: tuple[float, ...] = _field(
+        PAPER_RATES, "Generator rates to try, separated by commas.", items=float, above=0
+    )
     select: str = _field(
         "",
         "Winner by the answers' f1 or em on the dev questions, or by their recall_at_5 or dev_loss, which need no "
@@ -286,8 +361,8 @@ class SearchConfig(_Checked):
     )
 
     def rates(self, model: str) -> list[float]:
-        """The rates to try of "embedder" or "generator", each once, in order."""
-        return sorted({float(rate) for rate in getattr(self, f"{model}_rates").split(",")})
+        """The rates to try of "embedder" or "generator", lowest first."""
+        return sorted(getattr(self, f"{model}_rates"))
 
     def selection(self, decode: str) -> str:
         """What decides between the rates of runs that decode like this."""
@@ -308,14 +383,15 @@ class EvaluateConfig(_Checked):
     questions: str = _field("", "A file of questions instead of a split (.jsonl or .jsonl.gz, as in a data folder).")
     eval_limit: int = _field(0, "The first N questions; 0: all.", minimum=0)
     eval_batch_size: int = _field(8, "Questions decoded at once.", minimum=1)
-    top_k: str = _field(
-        "",
-        "Passages to read; several numbers, separated by commas, are evaluated one after the other.",
+    top_k: tuple[int, ...] = _field(
+        (),
+        "Passages to read; several numbers, separated by commas, are evaluated one after the other. Left out: the "
+        "run's.",
         items=int,
         minimum=1,
     )
-    decode: str = _field(
-        "", f"Decoders, separated by commas: {', '.join(DECODERS)}; left out: the run's.", items=DECODERS
+    decode: tuple[str, ...] = _field(
+        (), f"Decoders, separated by commas: {', '.join(DECODERS)}; left out: the run's.", items=DECODERS
     )
     passage_answers: bool = _field(False, "Also write the greedy answer under each passage by itself.")
     paired_with: str = _field("", "A second run, evaluated on the same questions and compared with the first.")
@@ -324,13 +400,3 @@ class EvaluateConfig(_Checked):
         "Folder for predictions and scores, the second run's in its folder paired/; left out: predictions/ in each "
         "run's own.",
     )
-
-    @property
-    def numbers_of_passages(self) -> list[int]:
-        """Those asked for; none: the run's."""
-        return [int(number) for number in self.top_k.split(",")] if self.top_k else []
-
-    @property
-    def decoders(self) -> list[str]:
-        """Those asked for; none: the run's."""
-        return self.decode.split(",") if self.decode else []

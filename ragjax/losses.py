@@ -11,7 +11,7 @@ Lewis et al. 2020, "Retrieval-Augmented Generation for Knowledge-Intensive NLP T
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from ragjax.arrays import Array
 
 
 def doc_log_probs(question_vectors: Array, passage_vectors: Array, scale: float | Array) -> Array:

@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from ragjax.arrays import Variables
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, forward_flops
 from ragjax.data.prompts import Prompt, PromptBuilder
@@ -28,8 +28,6 @@ from ragjax.retrieval import (
     encode_corpus,
 )
 
-Tree = Mapping[str, Any]
-
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
@@ -44,27 +42,27 @@ class Pipeline:
 
     def check_top_k(self, top_k: int) -> None:
         """Raises UserError where there are fewer passages than would be read."""
-        if top_k > len(self.store):
-            raise UserError(f"--top_k={top_k} is more than the {len(self.store)} passages: lower it.")
+        check_top_k(top_k, self.store)
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
         return self.retriever.retrieve(Queries(questions, self.embedder.encode(questions)), k)
 
-    def passages(self, rows: Sequence[int]) -> list[Passage]:
-        return [self.store[int(row)] for row in rows]
+    def passages(self, passage_rows: Sequence[int]) -> list[Passage]:
+        return [self.store[int(row)] for row in passage_rows]
 
     def decoding_prompts(
-        self, question: str, rows: Sequence[int], scores: np.ndarray, config: RunConfig
+        self, question: str, passage_rows: Sequence[int], scores: np.ndarray, config: RunConfig
     ) -> tuple[list[Prompt], np.ndarray]:
         """What an answer is decoded from: prompts [K] and their log p(z|x) [K], K = 1 for concatenated passages.
 
-        rows, scores [k]: the passages read, best first.
+        passage_rows, scores [k]: the passages read, best first.
 
         Raises:
           UserError: the question leaves no room for passages in the generator's window.
         """
-        groups = [self.passages(rows)] if config.decode == "concat" else [[self.store[int(row)]] for row in rows]
+        passages = self.passages(passage_rows)
+        groups = [passages] if config.decode == "concat" else [[passage] for passage in passages]
         prompts = [self.prompts.prompt(group, question, reserve=config.max_new_tokens) for group in groups]
         weights = np.zeros(1) if config.decode == "concat" else log_probabilities(scores, config.score_scale)
         return prompts, weights
@@ -73,7 +71,7 @@ class Pipeline:
         """The answer in generated tokens: the first line of their text."""
         return first_line(self.generator.decode(new_tokens))
 
-    def with_trained(self, trained: Mapping[str, Mapping[str, Tree]]) -> "Pipeline":
+    def with_trained(self, trained: Mapping[str, Variables]) -> "Pipeline":
         """The same pipeline with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}."""
         models = {
             name: dataclasses.replace(getattr(self, name), **collections)
@@ -81,6 +79,12 @@ class Pipeline:
             if getattr(self, name) is not None
         }
         return dataclasses.replace(self, **models)
+
+
+def check_top_k(top_k: int, store: PassageStore) -> None:
+    """Raises UserError where there are fewer passages than would be read."""
+    if top_k > len(store):
+        raise UserError(f"--top_k={top_k} is more than the {len(store)} passages: lower it.")
 
 
 def first_line(text: str) -> str:
@@ -108,7 +112,7 @@ def load_untrained_generator(config: RunConfig) -> Generator:
     """A run's generator. Weights that will be trained are float32, frozen ones have the run's dtype."""
     lora = None
     if config.lora_rank:
-        lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_target_names)
+        lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     generator = load_generator(
         config.generator,
         config.dtype,
@@ -130,11 +134,8 @@ def build_pipeline(
     Raises:
       UserError: --top_k is larger than the corpus, or the vectors cannot be stored.
     """
-    if config.top_k > len(dataset.passages):
-        raise UserError(
-            f"--top_k={config.top_k} is more than the {len(dataset.passages)} passages of {dataset.name}: lower it."
-        )
     store = PassageList(dataset.passages)
+    check_top_k(config.top_k, store)
     encoded = encode_corpus(
         embedder.encode,
         store,

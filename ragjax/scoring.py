@@ -1,21 +1,17 @@
 """Answer log-probabilities under every passage: the vocabulary head only where an answer token is predicted."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from ragjax.arrays import Array, Variables
 from ragjax.data.batches import Rows
 from ragjax.models.decoder import Decoder
-
-Array = jax.Array
 
 # Rows of the head computed at once. [256, V] float32 logits take 50 MB at V = 49,152 and 131 MB at 128,256.
 HEAD_ROWS = 256
 
 
-def score_answers(module: Decoder, variables: Mapping[str, Any], rows: Rows, dropout_key: Array | None = None) -> Array:
+def score_answers(module: Decoder, variables: Variables, rows: Rows, dropout_key: Array | None = None) -> Array:
     """log p(y_t | x, z, y_<t) of every answer token under every passage.
 
     Only the hidden states that predict an answer token meet the vocabulary head, and the target is gathered from
@@ -45,7 +41,7 @@ def score_answers(module: Decoder, variables: Mapping[str, Any], rows: Rows, dro
     )
 
 
-def target_log_probs(module: Decoder, variables: Mapping[str, Any], states: Array, targets: Array) -> Array:
+def target_log_probs(module: Decoder, variables: Variables, states: Array, targets: Array) -> Array:
     """log softmax(head(state)) at the target, [n], in chunks whose logits the backward pass computes again."""
 
     def score(chunk):

@@ -113,15 +113,13 @@ def test_train_gives_the_run_that_it_has_trained(world, run):
 
 
 def test_a_run_or_its_folder_is_evaluated(run, tmp_path):
-    evaluation = ragjax.evaluate(run, split="dev", eval_limit=3, top_k="2", decode="rag_token", out=str(tmp_path / "a"))
+    evaluation = ragjax.evaluate(run, split="dev", eval_limit=3, top_k=2, decode="rag_token", out=str(tmp_path / "a"))
     (result,) = evaluation.results
     assert (evaluation.questions, evaluation.n, result.decode, result.top_k) == ("dev.first3", 3, "rag_token", 2)
     assert [line["id"] for line in result.predictions] == [question["id"] for question in questions()["dev"][:3]]
     assert result.predictions == read_lines(result.path)
     assert result.scores["f1"][0] == pytest.approx(sum(line["f1"] for line in result.predictions) / 3)
-    other = ragjax.evaluate(
-        run.folder, split="dev", eval_limit=3, top_k="2", decode="rag_token", out=str(tmp_path / "b")
-    )
+    other = ragjax.evaluate(run.folder, split="dev", eval_limit=3, top_k=2, decode="rag_token", out=str(tmp_path / "b"))
     assert other.results[0].predictions == result.predictions
     shorter = ragjax.evaluate(run, split="dev", eval_limit=3, max_new_tokens=1, out=str(tmp_path / "c"))
     cost = json.loads(shorter.results[0].path.with_suffix(".cost.json").read_text())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ragjax
-from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig, flag_text
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, print_evaluation, runs
 from ragjax.pretrained import Generator
@@ -221,8 +221,8 @@ def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
     ("fields", "overrides", "sentence"),
     [
         ({"decode": "concat,beam"}, {}, "--decode=beam is not known: choose from concat, rag_token, rag_sequence."),
-        ({"top_k": "5;10"}, {}, "--top_k=5;10 is no list of positive numbers: write it as 1,5,10."),
-        ({"top_k": "0"}, {}, "--top_k=0 is no list of positive numbers: write it as 1,5,10."),
+        ({"top_k": "5;10"}, {}, "--top_k=5;10 is not a list of positive numbers: write it as 1,5,10."),
+        ({"top_k": "0"}, {}, "--top_k=0 is not a list of positive numbers: write it as 1,5,10."),
         ({"top_k": "1,999"}, {}, "--top_k=999 is more than the "),
         ({"paired_with": "runs/typo"}, {}, "runs/typo holds no config.json: give --run_dir the folder of a ragjax.tra"),
         (
@@ -356,6 +356,8 @@ def same_value(shown: str, value) -> bool:
     """Whether the table's text says the value: numbers in any spelling, true/false, and words for what is left open."""
     if value is None:
         return shown.lower() in {"empty", "none", "the phase's"}
+    if isinstance(value, tuple):
+        return shown == flag_text(value)
     if isinstance(value, bool):
         return shown.lower() == str(value).lower()
     if isinstance(value, int | float):

@@ -1,16 +1,29 @@
 """What a configuration may hold: lists are tidied, and what cannot be meant is refused in one sentence."""
 
 import dataclasses
+import json
 import math
 import re
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from ragjax.config import LORA_TARGETS, DecodeConfig, EvaluateConfig, RunConfig, SearchConfig
+from ragjax.config import (
+    LORA_TARGETS,
+    PAPER_RATES,
+    DecodeConfig,
+    EvaluateConfig,
+    RunConfig,
+    SearchConfig,
+    Strategy,
+    differing_fields,
+)
 from ragjax.errors import UserError
 from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import load_generator
+from ragjax.training import STRATEGIES
 from tests.tiny import write_tiny_llama
 
 CONFIGS = (RunConfig, DecodeConfig, SearchConfig, EvaluateConfig)
@@ -18,16 +31,56 @@ CONFIGS = (RunConfig, DecodeConfig, SearchConfig, EvaluateConfig)
 
 def test_blanks_in_a_list_name_the_same_projections():
     config = RunConfig(lora_targets=" q_proj, k_proj ,q_proj")
-    assert config.lora_target_names == ("q_proj", "k_proj")
+    assert config.lora_targets == ("q_proj", "k_proj")
     assert config == RunConfig(lora_targets="q_proj,k_proj")  # a run's flags are compared with another's
 
 
-def test_lists_of_numbers_and_decoders_are_stripped():
-    config = EvaluateConfig(top_k="1, 5 ,10", decode="concat, rag_token")
-    assert config.numbers_of_passages == [1, 5, 10]
-    assert config.decoders == ["concat", "rag_token"]
-    assert (EvaluateConfig().numbers_of_passages, EvaluateConfig().decoders) == ([], [])
-    assert SearchConfig(embedder_rates="1e-5, 1e-6,1e-05").rates("embedder") == [1e-6, 1e-5]
+@pytest.mark.parametrize(
+    "given", ["2, 5,2 ", [2, 5], (2, 5, 5), ["2", "5"], range(2, 8, 3), np.array([2, 5]), [2.0, 5]]
+)
+def test_a_tuple_may_be_given_in_any_form(given):
+    """As text from a flag, and as what is at hand in Python; it is held as a tuple of the kind."""
+    config = EvaluateConfig(top_k=given)
+    assert config.top_k == (2, 5)
+    assert {type(k) for k in config.top_k} == {int}
+
+
+def test_tuples_of_numbers_and_names():
+    config = EvaluateConfig(top_k=5, decode="concat, rag_token")
+    assert (config.top_k, config.decode) == ((5,), ("concat", "rag_token"))
+    for nothing in ("", [], ()):
+        assert (EvaluateConfig(top_k=nothing).top_k, EvaluateConfig(decode=nothing).decode) == ((), ())
+    config = SearchConfig(embedder_rates="1e-5, 1e-6,1e-05")
+    assert config.embedder_rates == (1e-5, 1e-6)
+    assert config.rates("embedder") == [1e-6, 1e-5]
+    assert SearchConfig().rates("generator") == list(PAPER_RATES)
+
+
+def test_values_of_like_kinds_are_taken():
+    config = RunConfig(data=Path("a") / "b", score_scale=2, top_k=np.int64(3), embedder_lr=None)
+    assert (config.data, config.score_scale, config.top_k, config.embedder_lr) == ("a/b", 2.0, 3, None)
+    assert type(config.top_k) is int
+
+
+def test_recorded_fields_are_compared_as_they_are_meant():
+    """Lists of a config.json, the text of an older one, and what an older one does not have."""
+    config = RunConfig(lora_targets=["q_proj", "v_proj"])
+    recorded = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert recorded["lora_targets"] == ["q_proj", "v_proj"]
+    assert differing_fields(recorded, config) == []
+    assert differing_fields(recorded | {"lora_targets": "q_proj,v_proj"}, config) == []
+    assert differing_fields(recorded | {"lora_targets": "q_proj"}, config) == ["lora_targets"]
+    del recorded["seed"]
+    assert differing_fields(recorded | {"top_k": 4}, config) == ["top_k", "seed"]
+    rates = SearchConfig(embedder_rates="1e-7")
+    assert differing_fields({**dataclasses.asdict(rates), "embedder_rates": "1e-07"}, rates) == []
+    assert differing_fields({**dataclasses.asdict(rates), "embedder_rates": "slow"}, rates) == ["embedder_rates"]
+
+
+def test_the_names_of_strategies_stand_once():
+    assert {*STRATEGIES, Strategy.AUTO} == set(Strategy)
+    assert RunConfig(strategy=Strategy.TWO_PHASE) == RunConfig(strategy="two_phase")
+    assert dataclasses.fields(RunConfig)[7].metadata["choices"] == tuple(map(str, Strategy))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +94,18 @@ def test_lists_of_numbers_and_decoders_are_stripped():
         (RunConfig, {"lora_targets": ""}, "--lora_targets= is not known: choose from q_proj, "),
         (RunConfig, {"lora_targets": "q_proj,"}, "--lora_targets= is not known: choose from q_proj, "),
         (RunConfig, {"lora_targets": "q_proj k_proj"}, "--lora_targets=q_proj k_proj is not known: choose from "),
+        (RunConfig, {"lora_targets": []}, "--lora_targets= is not known: choose from q_proj, "),
+        (RunConfig, {"top_k": 2.5}, "--top_k=2.5 is not a whole number."),
+        (RunConfig, {"top_k": True}, "--top_k=True is not a whole number."),
+        (RunConfig, {"top_k": "5"}, "--top_k=5 is not a whole number."),
+        (RunConfig, {"top_k": None}, "--top_k=None is not a whole number."),
+        (RunConfig, {"embedder_lr": "1e-6"}, "--embedder_lr=1e-6 is not a number."),
+        (RunConfig, {"scan_layers": "no"}, "--scan_layers=no is not True or False."),
+        (RunConfig, {"data": 7}, "--data=7 is not text."),
+        (EvaluateConfig, {"top_k": [1, 2.5]}, "--top_k=1,2.5 is not a list of positive numbers: write it as 1,5,10."),
+        (EvaluateConfig, {"top_k": [None]}, "--top_k=None is not a list of positive numbers: write it as 1,5,10."),
+        (EvaluateConfig, {"decode": ["concat", 7]}, "--decode=7 is not known: choose from concat, rag_token, "),
+        (SearchConfig, {"embedder_rates": [1e-6, 0]}, "--embedder_rates=1e-06,0 is not a list of positive numbers: "),
         (RunConfig, {"max_grad_norm": 0.0}, "--max_grad_norm=0 is out of range: give a number above 0."),
         (RunConfig, {"max_grad_norm": math.inf}, "--max_grad_norm=inf is out of range: give a number above 0."),
         (RunConfig, {"weight_decay": math.nan}, "--weight_decay=nan is out of range: give a number at least 0."),
@@ -56,12 +121,16 @@ def test_lists_of_numbers_and_decoders_are_stripped():
         (RunConfig, {"objective": "rag"}, "--objective=rag is not known: choose from rag_token, rag_sequence, "),
         (DecodeConfig, {"top_p": 0.0}, "--top_p=0 is out of range: give a number above 0 and at most 1."),
         (DecodeConfig, {"temperature": math.inf}, "--temperature=inf is out of range: give a number at least 0."),
-        (EvaluateConfig, {"top_k": "1,,5"}, "--top_k=1,,5 is no list of positive numbers: write it as 1,5,10."),
-        (EvaluateConfig, {"top_k": "2.5"}, "--top_k=2.5 is no list of positive numbers: write it as 1,5,10."),
+        (EvaluateConfig, {"top_k": "1,,5"}, "--top_k=1,,5 is not a list of positive numbers: write it as 1,5,10."),
+        (EvaluateConfig, {"top_k": "2.5"}, "--top_k=2.5 is not a list of positive numbers: write it as 1,5,10."),
         (EvaluateConfig, {"decode": "concat;rag_token"}, "--decode=concat;rag_token is not known: choose from concat"),
         (EvaluateConfig, {"eval_limit": -1}, "--eval_limit=-1 is out of range: give a number at least 0."),
-        (SearchConfig, {"embedder_rates": "1e-6,inf"}, "--embedder_rates=1e-6,inf is no list of positive numbers: "),
-        (SearchConfig, {"generator_rates": ""}, "--generator_rates= is no list of positive numbers: write it as 1e-6"),
+        (SearchConfig, {"embedder_rates": "1e-6,inf"}, "--embedder_rates=1e-6,inf is not a list of positive numbers: "),
+        (
+            SearchConfig,
+            {"generator_rates": ""},
+            "--generator_rates= is not a list of positive numbers: write it as 1e-6",
+        ),
         (
             SearchConfig,
             {"select": "recall"},

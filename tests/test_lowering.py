@@ -12,7 +12,7 @@ import pytest
 from jax import export
 
 from ragjax.data.batches import Shape
-from ragjax.generation import search
+from ragjax.generation import beam_search
 from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.decoder import Decoder, DecoderConfig
 from ragjax.models.encoders import sentence_vectors
@@ -151,22 +151,22 @@ def test_decoding_lowers(decoder, beams):
     module = Decoder(DecoderConfig(**DECODER | DECODERS[decoder]))
     variables = abstract(module, "full_logits")
     is_half = "dtype" in DECODERS[decoder]
-    rule = search.Rule(max_new_tokens=4, end_ids=(2, 3), num_beams=beams)
+    rule = beam_search.Rule(max_new_tokens=4, end_ids=(2, 3), num_beams=beams)
     passages, questions = 3, 2
     tokens, lengths = np.ones((questions * passages, 32), np.int32), np.full(questions * passages, 20, np.int32)
     weights, seeds = np.zeros((questions, passages), np.float32), np.zeros(questions, np.uint32)
-    prefill = functools.partial(search.prefill, module)
-    begin = functools.partial(search.begin, module, rule=rule)
-    run = functools.partial(search.run, module, rule=rule)
+    prefill = functools.partial(beam_search.prefill, module)
+    begin = functools.partial(beam_search.begin, module, rule=rule)
+    advance = functools.partial(beam_search.advance, module, rule=rule)
     last, prompts = jax.eval_shape(prefill, variables, tokens, lengths)
     asked = np.ones(questions, bool)
     state = jax.eval_shape(begin, variables, last, weights, asked, seeds)
     answers, answer_lengths = np.ones((questions, 2, 5), np.int32), np.full((questions, 2), 5, np.int32)
-    score = functools.partial(search.score_continuations, module)
+    score = functools.partial(beam_search.score_continuations, module)
     for function, arguments in (
         (prefill, (variables, tokens, lengths)),
         (begin, (variables, last, weights, asked, seeds)),
-        (run, (variables, prompts, weights, seeds, state, np.int32(5))),
+        (advance, (variables, prompts, weights, seeds, state, np.int32(5))),
         (score, (variables, last, prompts, answers, answer_lengths)),
     ):
         assert_full_precision(lowered(function, *arguments), is_half)

@@ -35,7 +35,7 @@ class Reversed:
 
     def search(self, queries, k):
         found = self.index.search(queries, k)
-        return Proposal(found.rows[:, ::-1], found.cost)
+        return Proposal(found.passage_rows[:, ::-1], found.cost)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from ragjax.config import RunConfig
+from ragjax.config import RunConfig, flag_text
 from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
@@ -133,7 +133,7 @@ def batch_of(
 
 def run_flags(config: RunConfig) -> list[str]:
     """The configuration as flags of ragjax.train; what is None has no flag that says so."""
-    return [f"--{name}={value}" for name, value in dataclasses.asdict(config).items() if value is not None]
+    return [f"--{name}={flag_text(value)}" for name, value in dataclasses.asdict(config).items() if value is not None]
 
 
 def passages() -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ import random_models as models
 from common import Recorder
 
 from ragjax.data.batches import pad_tokens, round_up
-from ragjax.generation import Rule, prepare, search
+from ragjax.generation import Rule, beam_search, prepare
 
 NEW_TOKENS = 24
 
@@ -68,15 +68,15 @@ class Bench:
 
         def prefill() -> Any:
             unstacked = model.steps[0].config.decoding_layout
-            return search.prefill(model.module, model.variables, tokens, lengths, unstacked)
+            return beam_search.prefill(model.module, model.variables, tokens, lengths, unstacked)
 
         prefill_seconds = common.timed(prefill, jax.block_until_ready)
         last, slots = jax.block_until_ready(prefill())
         steps = []
 
         def decode() -> Any:
-            state = search.begin(*model.steps, last, weights, is_asked, seeds, rule)
-            state = search.run(*model.steps, slots, weights, seeds, state, NEW_TOKENS + 1, rule)
+            state = beam_search.begin(*model.steps, last, weights, is_asked, seeds, rule)
+            state = beam_search.advance(*model.steps, slots, weights, seeds, state, NEW_TOKENS + 1, rule)
             steps.append(int(state.step))
             return state
 

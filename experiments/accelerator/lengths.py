@@ -26,7 +26,7 @@ def main() -> None:
     config = RunConfig()
     pipeline = build_pipeline(config, dataset, *load_models(config))
     questions = dataset.train[:QUESTIONS]
-    found = pipeline.retrieve([question.question for question in questions], config.top_k).rows
+    found = pipeline.retrieve([question.question for question in questions], config.top_k).passage_rows
     measured = []
     for question, rows, tokens in zip(
         questions, found, pipeline.embedder.tokenize([q.question for q in questions]), strict=True

@@ -26,7 +26,7 @@ from ragjax.config import RunConfig
 from ragjax.data.batches import pad_tokens, round_up
 from ragjax.data.sources import load_dataset
 from ragjax.files import write_json
-from ragjax.generation import Rule, search
+from ragjax.generation import Rule, beam_search
 from ragjax.pipeline import build_pipeline, load_models
 
 # No adapters: transformers has none either.
@@ -47,7 +47,7 @@ def main() -> None:
     questions = [question.question for question in dataset.test]
     results = {}
     for batch_size in map(int, flags.batch_sizes.split(",")):
-        rows = pipeline.retrieve(questions[:100], CONFIG.top_k).rows
+        rows = pipeline.retrieve(questions[:100], CONFIG.top_k).passage_rows
         prompts = [
             pipeline.prompts.prompt(pipeline.passages(found), text, reserve=flags.new_tokens).ids
             for text, found in zip(questions, rows, strict=False)
@@ -112,7 +112,7 @@ class Ours:
         generator = self._generator
         is_unstacked = generator.steps[0].config.decoding_layout
         return jax.block_until_ready(
-            search.prefill(generator.module, generator.variables, tokens, lengths, is_unstacked)
+            beam_search.prefill(generator.module, generator.variables, tokens, lengths, is_unstacked)
         )
 
     def go_on(self, kept: Any) -> int:
@@ -120,8 +120,10 @@ class Ours:
         last, prompts = kept
         rows, rule = len(prompts.lengths), self._rule
         weights, asked, seeds = np.zeros((rows, 1), np.float32), np.ones(rows, bool), np.zeros(rows, np.uint32)
-        state = search.begin(*self._generator.steps, last, weights, asked, seeds, rule)
-        state = search.run(*self._generator.steps, prompts, weights, seeds, state, rule.max_new_tokens + 1, rule)
+        state = beam_search.begin(*self._generator.steps, last, weights, asked, seeds, rule)
+        state = beam_search.advance(
+            *self._generator.steps, prompts, weights, seeds, state, rule.max_new_tokens + 1, rule
+        )
         assert (np.asarray(state.ended_lengths) == rule.max_new_tokens).all()
         return rule.max_new_tokens
 

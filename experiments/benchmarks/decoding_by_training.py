@@ -13,7 +13,7 @@ from typing import Any
 
 from provenance import provenance
 
-from ragjax.config import DECODERS, EvaluateConfig, RunConfig
+from ragjax.config import DECODERS, EvaluateConfig, RunConfig, differing_fields, flag_text
 from ragjax.evaluation import evaluate_runs
 from ragjax.evaluation.statistics import paired_interval, paired_p_value
 from ragjax.files import read_json, read_json_lines, write_json
@@ -52,10 +52,9 @@ def main() -> None:
 def training_command(run: str, trained: dict[str, Any]) -> str:
     """The command that made a run, from its config.json. Folders by name alone: their places differ."""
     flags = trained["flags"] | {"data": trained["inputs"]["data"]["name"], "run_dir": f"runs/{run}"}
-    defaults = dataclasses.asdict(RunConfig())
-    return " ".join(
-        ["python -m ragjax.train", *(f"--{name}={value}" for name, value in flags.items() if value != defaults[name])]
-    )
+    chosen = RunConfig(**flags)
+    changed = differing_fields(dataclasses.asdict(RunConfig()), chosen)
+    return " ".join(["python -m ragjax.train", *(f"--{name}={flag_text(getattr(chosen, name))}" for name in changed)])
 
 
 def compared(results: list[dict[str, Any]]) -> dict[str, Any]:

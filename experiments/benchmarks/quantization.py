@@ -60,7 +60,7 @@ def read(config: RunConfig, count: int):
     answers = [pipeline.prompts.answer(question.answers[0]) for question in questions]
     prompts = [
         pipeline.prompts.prompt(pipeline.passages(rows), question.question, reserve=len(answer)).ids
-        for question, answer, rows in zip(questions, answers, retrieved.rows, strict=True)
+        for question, answer, rows in zip(questions, answers, retrieved.passage_rows, strict=True)
     ]
     longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     shape = Shape(AT_ONCE, round_up(longest, 64), round_up(max(map(len, answers)), 8))

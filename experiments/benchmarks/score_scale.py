@@ -37,7 +37,7 @@ def main() -> None:
     answers = [pipeline.prompts.answer(question.answers[0]) for question in questions]
     prompts = [
         pipeline.prompts.prompt([passage], question.question, reserve=len(answer)).ids
-        for question, answer, rows in zip(questions, answers, retrieved.rows, strict=True)
+        for question, answer, rows in zip(questions, answers, retrieved.passage_rows, strict=True)
         for passage in pipeline.passages(rows)
     ]
     scores = pipeline.generator.score_tokens(prompts, [a for a in answers for _ in range(config.top_k)])

@@ -40,7 +40,7 @@ from ragjax.training.step import make_eval_step
 from ragjax.training.strategies import STRATEGIES, Phase
 
 OBJECTIVES = ("rag_token", "rag_sequence")
-RATES = [float(rate) for rate in PAPER_RATES.split(",")]
+RATES = list(PAPER_RATES)
 GENERATOR, RETRIEVER = STRATEGIES["two_phase"]
 (JOINT,), (RANKING,) = STRATEGIES["joint"], STRATEGIES["embedder"]
 FORWARD_STEPS = 4
@@ -235,7 +235,7 @@ def copies_table(found: StackedResult, run: Run) -> dict[str, Any]:
 
 def recall(run: Run, params: Any) -> float | None:
     trained, dev = run.with_trained({"embedder": {"params": params}}), run.dataset.dev
-    rows = trained.retrieve([question.question for question in dev], 5).rows
+    rows = trained.retrieve([question.question for question in dev], 5).passage_rows
     return mean_recall(run.pipeline.store, dev, rows)
 
 

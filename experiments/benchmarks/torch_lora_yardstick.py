@@ -111,7 +111,7 @@ def load_torch_model(pipeline: Pipeline) -> LlamaForCausalLM:
 
 def add_adapters(model: LlamaForCausalLM) -> list[torch.nn.Parameter]:
     """Puts an adapter beside every target projection; returns their parameters."""
-    targets = CONFIG.lora_target_names
+    targets = CONFIG.lora_targets
     chosen = [
         (parent, name, child)
         for parent in model.model.layers.modules()
@@ -144,7 +144,7 @@ def train(
 ) -> dict[str, Any]:
     """One epoch with AdamW; the loss of each step, and what it cost."""
     answers = [pipeline.prompts.answer(question.answers[0]) for question in questions]
-    rows = pipeline.retrieve([question.question for question in questions], CONFIG.top_k).rows
+    rows = pipeline.retrieve([question.question for question in questions], CONFIG.top_k).passage_rows
     prompts = concatenated_prompts(pipeline, questions, rows, list(map(len, answers)))
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()  # there is no dropout; transformers recomputes layers in this mode only
@@ -192,7 +192,7 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Greedy answers, one question at a time, scored with the official metrics: ids and figures, no text."""
     width = min(max(CONFIG.top_k, 5), len(pipeline.store))
-    found = pipeline.retrieve([question.question for question in questions], width).rows
+    found = pipeline.retrieve([question.question for question in questions], width).passage_rows
     prompts = concatenated_prompts(pipeline, questions, found, [CONFIG.max_new_tokens] * len(questions))
     end_ids = list(pipeline.generator.end_ids)
     records = []

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     if overrides.get("decode") == "none":
         raise UserError("--decode=none gives no answer: leave it out, or choose another decoder.")
     check_decoding(config)
-    run.pipeline.check_top_k(config.top_k)
+    run.pipeline.check_top_k(config.top_k)  # before the first question is typed
     if sentence := run.unfinished():
         say(sentence, to_stderr=True)
     is_terminal = sys.stdout.isatty() and not _JSON.value

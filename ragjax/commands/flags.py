@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from absl import app, flags, logging
 
 from ragjax.commands.console import visible
+from ragjax.config import flag_text
 from ragjax.errors import UserError
 from ragjax.version import __version__
 from ragjax.voice import say
@@ -45,7 +46,7 @@ def define_field(field: dataclasses.Field, default: Any) -> None:
     elif kind is float:
         flags.DEFINE_float(name, default, text)
     else:
-        flags.DEFINE_string(name, default, text)
+        flags.DEFINE_string(name, None if default is None else flag_text(default), text)
 
 
 def parsed(config: type[Config]) -> Config:

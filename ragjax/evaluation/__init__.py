@@ -1,24 +1,24 @@
 """Evaluation.
 
-evaluate, Measurement, summarise, mean_recall    predictions, their cost and means      runner.py
+evaluate, Measurement, summarise, mean_recall    predictions, their cost and means      predictions.py
 evaluate_runs, Evaluation, print_evaluation      several decoders, pairs of runs        runs.py
 mean_interval, paired_interval, paired_p_value   how sure a mean or a difference is     statistics.py
 before_after_table, cost_table, strategy_table,
-search_table                                     what is printed                        report.py
-plot_search                                      metric against rate                    plots.py
+rates_table                                      what is printed                        report.py
+plot_rates                                       metric against rate                    plots.py
 CachedGenerations                                answers kept by prompt                 generations.py
 """
 
 from ragjax.evaluation.generations import CachedGenerations
-from ragjax.evaluation.plots import plot_search
+from ragjax.evaluation.plots import plot_rates
+from ragjax.evaluation.predictions import Measurement, evaluate, mean_recall, summarise
 from ragjax.evaluation.report import (
     METRICS,
     before_after_table,
     cost_table,
-    search_table,
+    rates_table,
     strategy_table,
 )
-from ragjax.evaluation.runner import Measurement, evaluate, mean_recall, summarise
 from ragjax.evaluation.runs import Evaluation, evaluate_runs, print_evaluation
 from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
 
@@ -35,9 +35,9 @@ __all__ = [
     "mean_recall",
     "paired_interval",
     "paired_p_value",
-    "plot_search",
+    "plot_rates",
     "print_evaluation",
-    "search_table",
+    "rates_table",
     "strategy_table",
     "summarise",
 ]

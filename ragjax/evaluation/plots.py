@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ragjax.files import write_atomic
 
 
-def plot_search(trials: Sequence[Mapping], metric: str, path: Path) -> None:
+def plot_rates(trials: Sequence[Mapping], metric: str, path: Path) -> None:
     """A learning-rate search as a PNG: `metric` and the dev loss against the rate, a panel for each phase.
 
     trials: of search.json. Trials of pairs get a line for each of the generator's rates. Raises UserError when the file

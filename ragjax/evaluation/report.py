@@ -18,13 +18,13 @@ def before_after_table(
     before, after: metric -> fraction or None, as in summary.json. intervals: metric -> what paired_interval
     returned. What is None or missing is printed as "-".
     """
-    rows = [("metric", "before", "after", "change", "95 % interval of the change")]
+    lines = [("metric", "before", "after", "change", "95 % interval of the change")]
     for name in METRICS:
         old, new, interval = before.get(name), after.get(name), intervals.get(name)
         change = None if old is None or new is None else new - old
         span = "-" if interval is None else f"[{interval[1]:+.3f}, {interval[2]:+.3f}]"
-        rows.append((name, _number(old, ".3f"), _number(new, ".3f"), _number(change, "+.3f"), span))
-    return _aligned(rows)
+        lines.append((name, _number(old, ".3f"), _number(new, ".3f"), _number(change, "+.3f"), span))
+    return _aligned(lines)
 
 
 def evaluation_table(results: Sequence[Mapping]) -> str:
@@ -33,14 +33,14 @@ def evaluation_table(results: Sequence[Mapping]) -> str:
     results: of an evaluation.json: [{"decode", "top_k", "scores": {metric: (mean, low, high) or None}, ...}]. Answer
     metrics stand with their 95 % intervals, retrieval metrics at the line's own k.
     """
-    rows = [("decode", "k", "em", "f1", "contains", "recall@k", "hit@k", "answer in context", "mrr@10")]
+    lines = [("decode", "k", "em", "f1", "contains", "recall@k", "hit@k", "answer in context", "mrr@10")]
     for result in results:
         scores, k = result["scores"], result["top_k"]
         answers = [_with_interval(scores[name]) for name in ("em", "f1", "contains")]
         found = (f"recall_at_{k}", f"hit_at_{k}", "answer_in_context", "mrr_at_10")
         means = [_number(scores[name] and scores[name][0], ".3f") for name in found]
-        rows.append((result["decode"], str(k), *answers, *means))
-    return _aligned(rows)
+        lines.append((result["decode"], str(k), *answers, *means))
+    return _aligned(lines)
 
 
 def retrieval_table(scores: Mapping[str, Interval | None]) -> str:
@@ -58,14 +58,14 @@ def pairs_table(pairs: Sequence[Mapping]) -> str:
     pairs: of an evaluation.json: [{"decode", "top_k", "metric", "first", "second", "difference": (mean, low, high),
     "p_value"}], the difference being second - first.
     """
-    rows = [("decode", "k", "metric", "first", "second", "difference", "95 % interval", "p")]
+    lines = [("decode", "k", "metric", "first", "second", "difference", "95 % interval", "p")]
     for pair in pairs:
         mean, low, high = pair["difference"]
         values = [_number(pair[side], ".3f") for side in ("first", "second")]
         span = f"[{low:+.3f}, {high:+.3f}]"
         label = (pair["decode"], str(pair["top_k"]), pair["metric"])
-        rows.append((*label, *values, f"{mean:+.3f}", span, f"{pair['p_value']:.3f}"))
-    return _aligned(rows)
+        lines.append((*label, *values, f"{mean:+.3f}", span, f"{pair['p_value']:.3f}"))
+    return _aligned(lines)
 
 
 def cost_table(cost: Mapping) -> str:
@@ -77,11 +77,11 @@ def cost_table(cost: Mapping) -> str:
     """
     parts = [(name, cost.get(name) or {}) for name in TRAINING_PARTS]
     parts += [("total", cost), ("evaluation (apart)", cost.get("evaluation") or {})]
-    rows = [("part", "seconds", "tokens", "TFLOPs")]
+    lines = [("part", "seconds", "tokens", "TFLOPs")]
     for name, part in parts:
         flops = part.get("flops")
         tera = None if flops is None else flops / 1e12
-        rows.append(
+        lines.append(
             (
                 name,
                 _number(part.get("seconds"), ",.1f"),
@@ -89,7 +89,7 @@ def cost_table(cost: Mapping) -> str:
                 _number(tera, ",.3f"),
             )
         )
-    return _aligned(rows)
+    return _aligned(lines)
 
 
 def strategy_table(costs: Sequence[Mapping]) -> str:
@@ -98,27 +98,27 @@ def strategy_table(costs: Sequence[Mapping]) -> str:
     costs: the "strategy_costs" of summary.json: [{"strategy", "seconds" (None: not known), "is_measured"}].
     """
     generator = next((cost["seconds"] for cost in costs if cost["strategy"] == "generator"), None)
-    rows = [("strategy", "seconds", "of generator's", "figures")]
+    lines = [("strategy", "seconds", "of generator's", "figures")]
     for cost in costs:
         seconds = cost["seconds"]
         ratio = None if seconds is None or not generator else seconds / generator
         known = "-" if seconds is None else "measured" if cost["is_measured"] else "estimated"
-        rows.append((cost["strategy"], _number(seconds, ",.1f"), _number(ratio, ".2f"), known))
-    return _aligned(rows)
+        lines.append((cost["strategy"], _number(seconds, ",.1f"), _number(ratio, ".2f"), known))
+    return _aligned(lines)
 
 
-def search_table(trials: Sequence[Mapping]) -> str:
+def rates_table(trials: Sequence[Mapping]) -> str:
     """The trials of a learning-rate search, one line each, as aligned text; "-" for what was not measured.
 
     trials: of search.json: {"phase", "rates": {model: rate}, "steps", "dev_loss", "em", "f1", "recall_at_5"}.
     """
-    rows = [("phase", "embedder_lr", "generator_lr", "steps", "dev_loss", "em", "f1", "recall_at_5")]
+    lines = [("phase", "embedder_lr", "generator_lr", "steps", "dev_loss", "em", "f1", "recall_at_5")]
     for trial in trials:
         rates = [_number(trial["rates"].get(model), "g") for model in ("embedder", "generator")]
         loss = "diverged" if trial["diverged"] else _number(trial["dev_loss"], ".4f")
         scores = [_number(trial[name], ".3f") for name in ("em", "f1", "recall_at_5")]
-        rows.append((trial["phase"], *rates, str(trial["steps"]), loss, *scores))
-    return _aligned(rows)
+        lines.append((trial["phase"], *rates, str(trial["steps"]), loss, *scores))
+    return _aligned(lines)
 
 
 def _number(value: float | None, form: str) -> str:
@@ -129,9 +129,9 @@ def _with_interval(interval: Interval | None) -> str:
     return "-" if interval is None else "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
     """First column to the left, the others to the right, a rule under the first row."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in lines]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)

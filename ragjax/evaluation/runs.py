@@ -9,8 +9,8 @@ from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.costs import Cost
 from ragjax.data.questions import Question, read_questions
 from ragjax.errors import UserError
+from ragjax.evaluation.predictions import RANKS, evaluate, holds
 from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table, retrieval_table
-from ragjax.evaluation.runner import RANKS, evaluate, holds
 from ragjax.evaluation.statistics import Interval, mean_interval, paired_interval, paired_p_value
 from ragjax.files import write_json
 from ragjax.generation import check_decoding
@@ -111,15 +111,15 @@ def _open(config: EvaluateConfig, run: Run | None) -> Run:
     if config.run_dir:
         raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
     given = {name: value for name in ("embedder", "generator", "data") if (value := getattr(config, name))}
-    if config.numbers_of_passages:
-        given["top_k"] = config.numbers_of_passages[0]
+    if config.top_k:
+        given["top_k"] = config.top_k[0]
     plain = RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given)
     return prepare(plain, with_generator=_decodes(config, plain))
 
 
 def _decodes(config: EvaluateConfig, run_config: RunConfig) -> bool:
     """Whether any answer is asked for."""
-    return set(config.decoders or [run_config.decode]) != {"none"}
+    return set(config.decode or [run_config.decode]) != {"none"}
 
 
 def _opened(folder: str, config: EvaluateConfig) -> Run:
@@ -137,8 +137,8 @@ def _settings(config: EvaluateConfig, run: Run, overrides: Mapping[str, Any]) ->
     """The run's configuration under each decoder and number of passages."""
     settings = [
         dataclasses.replace(run.config, **overrides, decode=name, top_k=k, eval_batch_size=config.eval_batch_size)
-        for name in config.decoders or [run.config.decode]
-        for k in config.numbers_of_passages or [run.config.top_k]
+        for name in config.decode or [run.config.decode]
+        for k in config.top_k or [run.config.top_k]
     ]
     for each in settings:
         if each.decode == "none" and config.passage_answers:

@@ -1,5 +1,5 @@
 """A run's models as folders that other libraries load. Table of contents of the room."""
 
-from ragjax.exporting.run import export_run
+from ragjax.exporting.export import export_run
 
 __all__ = ["export_run"]

@@ -203,7 +203,7 @@ def _peft_config(base: str, config: RunConfig) -> dict[str, Any]:
         "r": config.lora_rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": config.lora_dropout,
-        "target_modules": list(config.lora_target_names),
+        "target_modules": list(config.lora_targets),
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,

@@ -7,9 +7,10 @@ stream_answer    an answer as it grows, where can_stream                        
 prepare          once for several calls                                          decode.py
 check_decoding   whether the settings agree                                      decode.py
 question_seeds   of the questions' draws                                         decode.py
-Rule             how answers are searched                                        search.py
+Rule             how answers are found                                           beam_search.py
 """
 
+from ragjax.generation.beam_search import Rule
 from ragjax.generation.decode import (
     Decoded,
     Prepared,
@@ -22,7 +23,6 @@ from ragjax.generation.decode import (
     question_seeds,
     stream_answer,
 )
-from ragjax.generation.search import Rule
 
 __all__ = [
     "Decoded",

@@ -1,7 +1,7 @@
 """Answers to questions whose passages are read in one prompt, or in one prompt each.
 
-concat and rag_token search one mixture of prompts; rag_sequence searches under each passage by itself and then weighs
-the answers found by their probability under all of them (Lewis et al. 2020, arXiv 2005.11401, section 2.5).
+concat and rag_token decode from one mixture of prompts; rag_sequence decodes under each passage by itself and then
+weighs the answers found by their probability under all of them (Lewis et al. 2020, arXiv 2005.11401, section 2.5).
 """
 
 import dataclasses
@@ -11,14 +11,13 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from ragjax.arrays import Ids
 from ragjax.config import DecodeConfig
 from ragjax.data.batches import length_bucket, pad_tokens, round_up
 from ragjax.errors import DivergedError, UserError
-from ragjax.generation import search
-from ragjax.generation.search import Rule
+from ragjax.generation import beam_search
+from ragjax.generation.beam_search import Rule
 from ragjax.models.decoder import Decoder, Prompts, for_decoding
-
-Ids = Sequence[int]
 
 # Between the seeds of two --sample_seed, so that their questions' draws are not the same ones in another order.
 _SEED_STEP = 1_000_003
@@ -41,7 +40,7 @@ class Decoded:
 
     tokens: list[int]  # without the end token
     log_prob: float  # log p(y|x) of the tokens and the end token
-    tokens_read: int  # by the model for this question behind its prompts, over all prompts and beams
+    tokens_read: int  # by the model for this question after its prompts, over all prompts and beams
 
 
 class _Batch(NamedTuple):
@@ -104,7 +103,7 @@ class Prepared(NamedTuple):
     variables: Any
     eos_token_id: int
     end_ids: tuple[int, ...]
-    steps: tuple[Decoder, Any]  # the decoder and its variables, behind the prompts
+    steps: tuple[Decoder, Any]  # the decoder and its variables, for what follows the prompts
 
     decode_answers = decode_answers
 
@@ -137,7 +136,7 @@ def decode_mixture(
       model: the generator.
       prompts: [n][K] token ids; K = 1 for concatenated passages.
       log_weights: [n, K], log p(z|x); zeros where K = 1.
-      rule: how answers are searched.
+      rule: how answers are found.
       batch_size: questions decoded at once.
       seeds: [n], of each question's draws; their places by default.
 
@@ -148,7 +147,7 @@ def decode_mixture(
     model = prepare(model)
     results: list[Decoded] = [None] * len(prompts)
     for batch in _batches(model, prompts, log_weights, batch_size, seeds):
-        found = _searched(model, batch, batch.log_weights, batch.is_asked, batch.seeds, rule)
+        found = _found(model, batch, batch.log_weights, batch.is_asked, batch.seeds, rule)
         read = batch.log_weights.shape[1] * rule.num_beams
         for i, answers in zip(batch.chosen, found, strict=False):
             tokens, log_prob = answers[0]
@@ -164,21 +163,21 @@ def decode_sequence(
     batch_size: int,
     is_thorough: bool,
 ) -> list[Decoded]:
-    """The answers of the largest sum_z p(z|x) p(y|x,z) among those that a search under each passage finds.
+    """The answers of the largest sum_z p(z|x) p(y|x,z) among those found under each passage by itself.
 
     Args:
       model, prompts, log_weights, rule, batch_size: as in `decode_mixture`.
       is_thorough: every answer is scored under every passage; False: an answer's probability is taken as 0 under the
-        passages whose search did not find it.
+        passages under which it was not found.
     """
     model = prepare(model)
     results: list[Decoded] = [None] * len(prompts)
     for batch in _batches(model, prompts, log_weights, batch_size, None):
         size, passages = batch.log_weights.shape
-        rows = size * passages
-        alone = np.zeros((rows, 1), np.float32)
-        found = _searched(model, batch, alone, np.repeat(batch.is_asked, passages), np.zeros(rows, np.uint32), rule)
-        groups = [found[row : row + passages] for row in range(0, rows, passages)]
+        count = size * passages  # of prompts, each searched as if it were a question of its own
+        alone = np.zeros((count, 1), np.float32)
+        found = _found(model, batch, alone, np.repeat(batch.is_asked, passages), np.zeros(count, np.uint32), rule)
+        groups = [found[first : first + passages] for first in range(0, count, passages)]
         hypotheses = [list(dict.fromkeys(tuple(ids) for beams in group for ids, _ in beams)) for group in groups]
         if is_thorough:
             scores = _rescored(model, batch, hypotheses, passages * rule.num_beams)
@@ -207,11 +206,11 @@ def stream_answer(
     rule, model = _rule(model, config), prepare(model)
     (batch,) = _batches(model, [prompts], np.asarray(log_weights)[None], 1, question_seeds(config, [0]))
     fixed = (batch.log_weights, batch.seeds)
-    state = search.begin(*model.steps, batch.last, fixed[0], batch.is_asked, fixed[1], rule)
-    while search.is_unfinished(state):
+    state = beam_search.begin(*model.steps, batch.last, fixed[0], batch.is_asked, fixed[1], rule)
+    while beam_search.is_unfinished(state):
         yield np.asarray(state.tokens)[0, 0, : int(state.step)].tolist()
         until = state.step + 1
-        state = search.run(*model.steps, batch.prompts, *fixed, state, until, rule)
+        state = beam_search.advance(*model.steps, batch.prompts, *fixed, state, until, rule)
     _refuse_diverged(np.asarray(state.ended_scores))
 
 
@@ -244,17 +243,17 @@ def _batches(
         drawn_from = np.zeros(batch_size, np.uint32)
         drawn_from[: len(chosen)] = [seeds[i] for i in chosen]
         is_unstacked = model.steps[0].config.decoding_layout
-        last, slots = search.prefill(model.module, model.variables, tokens, lengths, is_unstacked)
+        last, slots = beam_search.prefill(model.module, model.variables, tokens, lengths, is_unstacked)
         yield _Batch(chosen, weights, np.arange(batch_size) < len(chosen), drawn_from, last, slots)
 
 
-def _searched(
+def _found(
     model: Prepared, batch: _Batch, log_weights: np.ndarray, is_asked: np.ndarray, seeds: np.ndarray, rule: Rule
 ) -> list[list[tuple[list[int], float]]]:
     """(tokens, log-probability) of each question's answers, best first, none for fillers."""
-    state = search.begin(*model.steps, batch.last, log_weights, is_asked, seeds, rule)
+    state = beam_search.begin(*model.steps, batch.last, log_weights, is_asked, seeds, rule)
     until = rule.max_new_tokens + 1
-    state = search.run(*model.steps, batch.prompts, log_weights, seeds, state, until, rule)
+    state = beam_search.advance(*model.steps, batch.prompts, log_weights, seeds, state, until, rule)
     tokens, lengths, scores = map(np.asarray, (state.ended_tokens, state.ended_lengths, state.ended_scores))
     _refuse_diverged(scores[is_asked])
     return [
@@ -279,4 +278,4 @@ def _rescored(model: Prepared, batch: _Batch, hypotheses: Sequence[Sequence[tupl
     longest = max(len(ids) for answers in ended for ids in answers)
     padded = [pad_tokens(answers, most, round_up(longest, 8)) for answers in ended]
     tokens, lengths = (np.stack(parts) for parts in zip(*padded, strict=True))
-    return np.asarray(search.score_continuations(*model.steps, batch.last, batch.prompts, tokens, lengths))
+    return np.asarray(beam_search.score_continuations(*model.steps, batch.last, batch.prompts, tokens, lengths))

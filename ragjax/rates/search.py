@@ -21,17 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ragjax.config import RunConfig, SearchConfig
+from ragjax.config import RunConfig, SearchConfig, differing_fields, flag_text
 from ragjax.costs import Ledger
 from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
-from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_search, search_table, summarise
+from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_rates, rates_table, summarise
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
 from ragjax.rates.stacked import Copy, train_stacked
-from ragjax.runs import Run, RunFolder, differing_flags, prepare
+from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.run import on_device, settle_strategy
 from ragjax.training.sampling import total_steps
@@ -132,13 +132,13 @@ def _phases(config: RunConfig, options: SearchConfig) -> Sequence[Phase]:
 
 def _open_record(files: RunFolder, config: RunConfig, options: SearchConfig) -> dict[str, Any]:
     """search.json, or its beginning for a new search."""
-    asked = {"flags": dataclasses.asdict(config) | {"run_dir": ""}, "options": dataclasses.asdict(options)}
+    asked = {"flags": dataclasses.replace(config, run_dir=""), "options": options}
     if not files.search_file.is_file():
-        return {**asked, "trials": []}
+        return {**{part: dataclasses.asdict(values) for part, values in asked.items()}, "trials": []}
     record = read_json_object(files.search_file)
     for part, values in asked.items():
-        if differ := differing_flags(record[part], values):
-            was, now = record[part].get(differ[0]), values[differ[0]]
+        if differ := differing_fields(record[part], values):
+            was, now = (flag_text(value) for value in (record[part].get(differ[0]), getattr(values, differ[0])))
             raise UserError(
                 f"{files.path} holds a search with --{differ[0]}={was} (now {now}): repeat that flag or choose another "
                 "--run_dir."
@@ -275,7 +275,7 @@ class _Search:
 
     def _recall(self, run: Run) -> float | None:
         store = run.pipeline.store
-        rows = run.retrieve([question.question for question in self._asked], min(5, len(store))).rows
+        rows = run.retrieve([question.question for question in self._asked], min(5, len(store))).passage_rows
         return mean_recall(store, self._asked, rows)
 
     def _best(self, trials: Sequence[Trial]) -> Trial:
@@ -339,8 +339,8 @@ def _loss(trial: Trial) -> float:
 
 def _print(files: RunFolder, record: Mapping[str, Any], selection: str) -> None:
     say(f"\n{record['strategy']}, chosen by {selection} on the dev questions\n")
-    say(search_table(record["trials"]))
-    plot_search(record["trials"], selection, files.search_plot)
+    say(rates_table(record["trials"]))
+    plot_rates(record["trials"], selection, files.search_plot)
     cost = record["cost"]
     say(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
     rates = " ".join(f"--{model}_lr={rate:g}" for model, rate in record["winner"].items())

@@ -36,26 +36,26 @@ class ExactIndex:
         self._rounding = (vectors.shape[1] + 1) * 2.0**-24 * longest
 
     def search(self, queries: Queries, k: int) -> Proposal:
-        """The k best rows of each query [B, k], best first; of equal scores the lower row comes first, at the k-th
-        place too.
+        """The k best passage rows of each query [B, k], best first; of equal scores the lower row comes first, also at
+        the k-th place.
         """
         began = time.perf_counter()
         vectors, (count, width) = queries.vectors, self._vectors.shape
-        rows = np.empty((len(vectors), k), np.int64)
+        passage_rows = np.empty((len(vectors), k), np.int64)
         open_places, asked = np.arange(len(vectors)), min(k + _SPARE, count)
         while len(open_places):
             proposed_scores, proposed_rows = self._index.search(vectors[open_places], asked)
             unsettled = []
             for place, candidates, last in zip(open_places, proposed_rows, proposed_scores[:, -1], strict=True):
                 query = vectors[place]
-                rows[place], exact = best_first(query, candidates, self._vectors[candidates], k)
+                passage_rows[place], exact = best_first(query, candidates, self._vectors[candidates], k)
                 # Nothing outside the candidates scores above `last` plus rounding: can it reach the k-th
                 # place?
                 slack = 2 * self._rounding * float(np.linalg.norm(query))
                 if asked < count and exact[-1] <= last + slack:
                     unsettled.append(place)
             open_places, asked = np.array(unsettled, np.int64), min(4 * asked, count)
-        return Proposal(rows, Cost(time.perf_counter() - began, 2.0 * len(vectors) * count * width))
+        return Proposal(passage_rows, Cost(time.perf_counter() - began, 2.0 * len(vectors) * count * width))
 
     def describe(self) -> dict[str, Any]:
         """What a run records of its index: type, FAISS version, passages P, width E, bytes of the vectors in

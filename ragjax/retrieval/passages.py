@@ -1,4 +1,4 @@
-"""The passages of a corpus by row number: what an index proposes is rows of this store."""
+"""The passages of a corpus by number: passage rows, which an index proposes, are rows of this store."""
 
 import functools
 import hashlib
@@ -23,7 +23,7 @@ class PassageStore(Protocol):
     def rows_of(self, ids: Iterable[str]) -> np.ndarray:
         """Row numbers [n] int64 of passages named by their ids. Raises KeyError for an unknown id."""
 
-    def ids_of(self, rows: Iterable[int]) -> list[str]:
+    def ids_of(self, passage_rows: Iterable[int]) -> list[str]:
         """Ids of passages named by their row numbers, for instance the [K] that a question reads."""
 
     @property
@@ -56,8 +56,8 @@ class PassageList:
     def rows_of(self, ids: Iterable[str]) -> np.ndarray:
         return np.array([self._row_of[identity] for identity in ids], np.int64)
 
-    def ids_of(self, rows: Iterable[int]) -> list[str]:
-        return [self._passages[row].id for row in rows]
+    def ids_of(self, passage_rows: Iterable[int]) -> list[str]:
+        return [self._passages[row].id for row in passage_rows]
 
     @functools.cached_property
     def content_hash(self) -> str:

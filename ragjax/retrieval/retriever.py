@@ -1,7 +1,7 @@
-"""From questions to passages: an index proposes rows, and the stored vectors say how near each of them is.
+"""From questions to passages: an index proposes passage rows, and the stored vectors say how near each of them is.
 
 p(z|x) is defined by the question's vector and the passages' stored ones. An index may be approximate, lexical or a
-mixture, so whatever it ranks by goes no further than its choice of rows: scores and order are computed here.
+mixture, so whatever it ranks by goes no further than its choice of passages: scores and order are computed here.
 """
 
 import time
@@ -28,7 +28,7 @@ class Queries:
 class Proposal:
     """What an index has found for B questions."""
 
-    rows: np.ndarray  # [B, n] int64, n >= k, no row twice for a question; their order means nothing
+    passage_rows: np.ndarray  # [B, n] int64, n >= k, no row twice for a question; their order means nothing
     cost: Cost  # of the search: its seconds and FLOPs
 
 
@@ -46,7 +46,7 @@ class Index(Protocol):
 class Retrieval:
     """Passages of B questions, best first."""
 
-    rows: np.ndarray  # [B, k] int64, row numbers in the corpus
+    passage_rows: np.ndarray  # [B, k] int64, row numbers in the corpus
     scores: np.ndarray  # [B, k] float32, inner products
     cost: Cost = Cost()  # seconds and FLOPs of the search
 
@@ -70,15 +70,15 @@ class Retriever:
         vectors = self._checked(queries, k)
         found = self.index.search(Queries(queries.texts, vectors), k)
         began = time.perf_counter()
-        if found.rows.shape[1] < k:
-            raise ValueError(f"the index proposed {found.rows.shape[1]} passages where {k} were asked for")
-        rows = np.empty((len(vectors), k), np.int64)
+        if found.passage_rows.shape[1] < k:
+            raise ValueError(f"the index proposed {found.passage_rows.shape[1]} passages where {k} were asked for")
+        passage_rows = np.empty((len(vectors), k), np.int64)
         scores = np.empty((len(vectors), k), np.float32)
-        for place, (query, proposed) in enumerate(zip(vectors, found.rows, strict=True)):
-            rows[place], scores[place] = best_first(query, proposed, self.vectors.vectors_of(proposed), k)
-        if (np.diff(rows, axis=1) == 0).any():  # equal rows have equal scores, so they are neighbours
+        for place, (query, proposed) in enumerate(zip(vectors, found.passage_rows, strict=True)):
+            passage_rows[place], scores[place] = best_first(query, proposed, self.vectors.vectors_of(proposed), k)
+        if (np.diff(passage_rows, axis=1) == 0).any():  # equal rows have equal scores, so they are neighbours
             raise ValueError("the index proposed a passage twice, which would count double in p(z|x)")
-        return Retrieval(rows, scores, found.cost + Cost(time.perf_counter() - began))
+        return Retrieval(passage_rows, scores, found.cost + Cost(time.perf_counter() - began))
 
     def _checked(self, queries: Queries, k: int) -> np.ndarray:
         """The questions' vectors [B, E], float32 and contiguous."""

@@ -16,8 +16,8 @@ class VectorStore(Protocol):
     def width(self) -> int:
         """E."""
 
-    def vectors_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Vectors of the rows: [..] int -> [.., E] float32, a copy.
+    def vectors_of(self, passage_rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Vectors of the passages: [..] int -> [.., E] float32, a copy.
 
         Raises IndexError for a row outside 0..P-1.
         """
@@ -38,11 +38,11 @@ class ArrayVectors:
     def width(self) -> int:
         return self._vectors.shape[1]
 
-    def vectors_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        rows = np.asarray(rows, np.int64)
-        if rows.size and rows.min() < 0:  # would count from the end
+    def vectors_of(self, passage_rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        passage_rows = np.asarray(passage_rows, np.int64)
+        if passage_rows.size and passage_rows.min() < 0:  # would count from the end
             raise IndexError("passage rows start at 0")
-        return self._vectors[rows]
+        return self._vectors[passage_rows]
 
 
 def check_vectors(vectors: np.ndarray) -> None:
@@ -51,15 +51,17 @@ def check_vectors(vectors: np.ndarray) -> None:
         raise ValueError(f"vectors must be float32 [P, E], not {vectors.dtype} {list(vectors.shape)}")
 
 
-def best_first(query: np.ndarray, rows: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k of n passages with the highest inner products: (rows [k], scores [k] float32), best first.
+def best_first(
+    query: np.ndarray, passage_rows: np.ndarray, vectors: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k of n passages with the highest inner products: (passage rows [k], scores [k] float32), best first.
 
     The result does not depend on the order in which the passages are given; of equal scores the lower row comes
     first.
 
     Args:
       query: [E] float32.
-      rows: [n], the passages' row numbers.
+      passage_rows: [n].
       vectors: [n, E] float32, their vectors.
       k: at most n.
     """
@@ -67,5 +69,5 @@ def best_first(query: np.ndarray, rows: np.ndarray, vectors: np.ndarray, k: int)
     # a matrix does not promise. Rounded to float32 before the order is taken, so that the order is that of the scores
     # shown.
     scores = (vectors.astype(np.float64) * query).sum(axis=1).astype(np.float32)
-    order = np.lexsort((rows, -scores))[:k]
-    return rows[order], scores[order]
+    order = np.lexsort((passage_rows, -scores))[:k]
+    return passage_rows[order], scores[order]

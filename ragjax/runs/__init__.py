@@ -9,7 +9,7 @@ Answer, ask      an answer, and the passages that it rests on                   
 """
 
 from ragjax.runs.asking import Answer, ask
-from ragjax.runs.folder import RunFolder, RunRecord, TrainedPhase, differing_flags, read_phases
+from ragjax.runs.folder import RunFolder, RunRecord, TrainedPhase, read_phases
 from ragjax.runs.run import INPUTS, Run, describe_inputs, open_run, prepare
 from ragjax.runs.summary import Summary
 
@@ -23,7 +23,6 @@ __all__ = [
     "TrainedPhase",
     "ask",
     "describe_inputs",
-    "differing_flags",
     "open_run",
     "prepare",
     "read_phases",

@@ -39,15 +39,15 @@ def ask(pipeline: Pipeline, question: str, config: RunConfig, show: Callable[[st
         config = dataclasses.replace(config, decode="concat")
     pipeline.check_top_k(config.top_k)
     retrieved = pipeline.retrieve([question], config.top_k)
-    rows, scores = retrieved.rows[0], retrieved.scores[0]
-    prompts, log_weights = pipeline.decoding_prompts(question, rows, scores, config)
+    passage_rows, scores = retrieved.passage_rows[0], retrieved.scores[0]
+    prompts, log_weights = pipeline.decoding_prompts(question, passage_rows, scores, config)
     read = [prompt.ids for prompt in prompts]
     text = pipeline.prediction(_decode(pipeline, read, log_weights, config, show))
     if show is not None:
         show(text)
     answer = generator.answer_ids(text)
     one_by_one = dataclasses.replace(config, decode="rag_sequence")
-    alone, log_shares = pipeline.decoding_prompts(question, rows, scores, one_by_one)
+    alone, log_shares = pipeline.decoding_prompts(question, passage_rows, scores, one_by_one)
     scored = generator.score_tokens([prompt.ids for prompt in alone], [answer] * len(alone))
     under = np.array(scored, np.float64)  # [K, T]
     shares, log_joint = np.exp(log_shares), log_shares + under.sum(axis=1)  # p(z|x) and log p(z|x) p(y|x,z)
@@ -57,7 +57,9 @@ def ask(pipeline: Pipeline, question: str, config: RunConfig, show: Callable[[st
         probability = np.prod(shares @ np.exp(under))
     else:
         probability = np.exp(log_joint).sum()
-    return Answer(text, float(probability), pipeline.passages(rows), shares, probabilities(log_joint, scale=1.0))
+    return Answer(
+        text, float(probability), pipeline.passages(passage_rows), shares, probabilities(log_joint, scale=1.0)
+    )
 
 
 def _decode(

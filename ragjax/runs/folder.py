@@ -20,14 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ragjax.arrays import Tree
 from ragjax.checkpoints import Checkpoints
-from ragjax.config import RunConfig
+from ragjax.config import RunConfig, differing_fields, flag_text
 from ragjax.errors import UserError, reason
 from ragjax.files import read_json, read_json_object, take_lock, write_json
 from ragjax.runs.summary import Summary
 from ragjax.voice import is_first
-
-Tree = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +176,11 @@ class RunFolder:
         """Raises UserError where the folder holds a run with other flags; --run_dir may differ, a folder can move."""
         if not self.is_begun:
             return
-        recorded, flags = read_json(self.config_file)["flags"], dataclasses.asdict(config)
-        if differ := [name for name in differing_flags(recorded, flags) if name != "run_dir"]:
-            details = ", ".join(f"--{name}={recorded.get(name)} (now {flags[name]})" for name in differ)
+        recorded = read_json(self.config_file)["flags"]
+        if differ := [name for name in differing_fields(recorded, config) if name != "run_dir"]:
+            details = ", ".join(
+                f"--{name}={flag_text(recorded.get(name))} (now {flag_text(getattr(config, name))})" for name in differ
+            )
             raise UserError(f"{self.path} holds a run with {details}: repeat those flags or choose another --run_dir.")
 
     def check_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
@@ -212,11 +213,6 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Ends the run. Raises UserError where the file cannot be written."""
         write_json(self.summary_file, dataclasses.asdict(summary))
-
-
-def differing_flags(recorded: Mapping[str, Any], flags: Mapping[str, Any]) -> list[str]:
-    """Names of the flags that have another value than the recorded one, in order."""
-    return [name for name, value in flags.items() if recorded.get(name) != value]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
+from ragjax.arrays import Variables
 from ragjax.config import RunConfig
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError
@@ -18,7 +18,6 @@ from ragjax.runs.folder import RunFolder, read_phases
 from ragjax.runs.summary import Summary
 from ragjax.voice import say
 
-Tree = Mapping[str, Any]
 # What a run is made from, in the order in which it is announced.
 INPUTS = ("embedder", "generator", "data")
 
@@ -49,7 +48,7 @@ class Run:
         return self.pipeline.generator
 
     @property
-    def variables(self) -> dict[str, dict[str, Tree]]:
+    def variables(self) -> dict[str, Variables]:
         """Of the models that are loaded: {"embedder" | "generator": {collection: parameters}}."""
         models = {"embedder": self.embedder, "generator": self.pipeline.generator}
         return {name: model.variables for name, model in models.items() if model is not None}
@@ -67,7 +66,7 @@ class Run:
         """Answers a question as the configuration says. Raises UserError where it is too long for the generator."""
         return ask(self.pipeline, question, self.config)
 
-    def with_trained(self, trained: Mapping[str, Mapping[str, Tree]]) -> "Run":
+    def with_trained(self, trained: Mapping[str, Variables]) -> "Run":
         """The same run with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}."""
         return dataclasses.replace(self, pipeline=self.pipeline.with_trained(trained))
 

@@ -74,7 +74,7 @@ class RetrievalHealth:
         """[n, max(k, 10)] passage rows."""
         trained = self._pipeline.with_trained({"embedder": {"params": params}})
         width = min(max(self._top_k, RANK_K), len(trained.store))
-        return trained.retrieve([question.question for question in self._questions], width).rows
+        return trained.retrieve([question.question for question in self._questions], width).passage_rows
 
     def _measure(self, rows: np.ndarray) -> Found:
         top, start = rows[:SAMPLE, : self._top_k], self._start_rows[:SAMPLE, : self._top_k]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ragjax.checkpoints import Checkpoints
-from ragjax.config import RunConfig
+from ragjax.config import RunConfig, flag_text
 from ragjax.costs import Ledger
 from ragjax.errors import UserError
 from ragjax.runs import Run, RunFolder, read_phases
@@ -52,6 +52,6 @@ def _check_source(source: RunFolder, run: Run, phase: Phase) -> None:
         before, now = getattr(record.config, name), getattr(run.config, name)
         if before != now:
             raise UserError(
-                f"--{flag}={source.path} was trained with --{name}={before} (now {now}): repeat that flag or choose "
-                "another run."
+                f"--{flag}={source.path} was trained with --{name}={flag_text(before)} (now {flag_text(now)}): repeat "
+                "that flag or choose another run."
             )

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from ragjax.config import RunConfig
+from ragjax.config import RunConfig, Strategy
 from ragjax.data.questions import Question
 from ragjax.errors import UserError
 from ragjax.training.signals import ANSWERS, LIKELIHOODS, POSITIVES, Signal
@@ -34,13 +34,13 @@ _GENERATOR = Phase("generator", ("generator",), ANSWERS, {"generator": 2e-4})
 _RETRIEVER = Phase("retriever", ("embedder",), LIKELIHOODS, {"embedder": 1e-6})
 _JOINT = Phase("joint", ("embedder", "generator"), ANSWERS, {"embedder": 1e-6, "generator": 2e-4})
 
-STRATEGIES: dict[str, tuple[Phase, ...]] = {
-    "none": (),
-    "embedder": (_RANKING,),
-    "generator": (_GENERATOR,),
-    "independent": (_RANKING, _GENERATOR),
-    "two_phase": (_GENERATOR, _RETRIEVER),
-    "joint": (_JOINT,),
+STRATEGIES: dict[Strategy, tuple[Phase, ...]] = {
+    Strategy.NONE: (),
+    Strategy.EMBEDDER: (_RANKING,),
+    Strategy.GENERATOR: (_GENERATOR,),
+    Strategy.INDEPENDENT: (_RANKING, _GENERATOR),
+    Strategy.TWO_PHASE: (_GENERATOR, _RETRIEVER),
+    Strategy.JOINT: (_JOINT,),
 }
 
 

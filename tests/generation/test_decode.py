@@ -17,7 +17,7 @@ import pytest
 from ragjax import losses, pretrained
 from ragjax.config import DecodeConfig
 from ragjax.errors import DivergedError
-from ragjax.generation import Rule, decode, decode_answers, decode_mixture, decode_sequence, search, stream_answer
+from ragjax.generation import Rule, beam_search, decode, decode_answers, decode_mixture, decode_sequence, stream_answer
 from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import init_lora, load_generator
 from tests.tiny import write_tiny_llama
@@ -129,16 +129,16 @@ def test_a_row_is_the_same_alone_in_any_company_and_under_any_padding(generator,
 
 def test_prompts_of_any_length_share_a_few_compiled_programs(generator):
     """A program for every multiple of 64 made eight here, and took longer to compile than to decode."""
-    search.prefill.clear_cache()
-    search.run.clear_cache()
+    beam_search.prefill.clear_cache()
+    beam_search.advance.clear_cache()
     rng = np.random.default_rng(2)
     many = [rng.integers(3, generator.config.vocab_size, length).tolist() for length in range(520, 1020, 10)]
     found = decoded(generator, many, NEVER, rows=4)
     lengths = [640, 768, 896, 1024]
-    assert search.prefill._cache_size() == search.run._cache_size() == len(lengths)
+    assert beam_search.prefill._cache_size() == beam_search.advance._cache_size() == len(lengths)
     # More padding changes nothing: the same prompts, read beside one that is longer.
     assert decoded(generator, [*many[::20], many[-1]], NEVER, rows=6) == [*found[::20], found[-1]]
-    assert search.prefill._cache_size() == len(lengths) + 1  # six rows
+    assert beam_search.prefill._cache_size() == len(lengths) + 1  # six rows
 
 
 def test_scores_of_any_length_share_a_few_compiled_programs(generator):
@@ -155,8 +155,8 @@ def test_scores_of_any_length_share_a_few_compiled_programs(generator):
 
 def test_decoding_stops_as_soon_as_every_row_has_ended(generator, prompts, expected, ends, monkeypatch):
     finished = []
-    run = search.run
-    monkeypatch.setattr(search, "run", lambda *arguments: finished.append(run(*arguments)) or finished[-1])
+    advance = beam_search.advance
+    monkeypatch.setattr(beam_search, "advance", lambda *arguments: finished.append(advance(*arguments)) or finished[-1])
     few = [cut(text, ends) for text in expected[:2]]  # and two fillers, which must not keep the loop going
     assert 0 < max(map(len, few)) < NEW
     for some, texts in ((prompts[:2], few), (prompts, [cut(text, ends) for text in expected])):
@@ -343,9 +343,9 @@ def state_under(tiny, b: int, k: int, beams: int = 2):
     rule, weights, asked, seeds = Rule(LONGEST, (0,), beams), np.zeros((1, 1)), np.array([True]), np.zeros(1, np.uint32)
     ids = tiny.prompts[b][k]
     model = tiny.model
-    last, prompts = search.prefill(model.module, model.variables, np.array([ids]), np.array([len(ids)]))
-    state = search.begin(model.module, model.variables, last, weights, asked, seeds, rule)
-    state = search.run(model.module, model.variables, prompts, weights, seeds, state, LONGEST + 1, rule)
+    last, prompts = beam_search.prefill(model.module, model.variables, np.array([ids]), np.array([len(ids)]))
+    state = beam_search.begin(model.module, model.variables, last, weights, asked, seeds, rule)
+    state = beam_search.advance(model.module, model.variables, prompts, weights, seeds, state, LONGEST + 1, rule)
     tokens, lengths, scores = map(np.asarray, (state.ended_tokens, state.ended_lengths, state.ended_scores))
     yield [(tuple(tokens[0, q, : lengths[0, q]].tolist()), scores[0, q]) for q in range(beams)]
 
@@ -420,7 +420,7 @@ def test_a_nucleus_holds_the_likeliest_tokens(top_p):
     """Hand-worked: of shares .5 .3 .15 .05, p = .3 leaves one, .6 two and .9 three."""
     log_probs = np.log(np.array([0.15, 0.5, 0.05, 0.3], np.float32))
     rule = Rule(1, (0,), temperature=1.0, top_p=top_p)
-    drawn = jax.vmap(lambda seed: search._draw(jnp.asarray(log_probs)[None, None], seed[None], 0, rule))(
+    drawn = jax.vmap(lambda seed: beam_search._draw(jnp.asarray(log_probs)[None, None], seed[None], 0, rule))(
         jnp.arange(400, dtype=jnp.uint32)
     )
     assert set(np.asarray(drawn).ravel().tolist()) == {0.3: {1}, 0.6: {1, 3}, 0.9: {1, 3, 0}}[top_p]

@@ -218,8 +218,8 @@ def test_joint_reuses_the_rates_of_the_two_phases(world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "options", "sentence"),
     [
-        ({}, {"embedder_rates": "1e-3,x"}, "--embedder_rates=1e-3,x is no list of positive numbers"),
-        ({}, {"generator_rates": "-1"}, "--generator_rates=-1 is no list of positive numbers"),
+        ({}, {"embedder_rates": "1e-3,x"}, "--embedder_rates=1e-3,x is not a list of positive numbers"),
+        ({}, {"generator_rates": "-1"}, "--generator_rates=-1 is not a list of positive numbers"),
         ({}, {"grid": "2d"}, "--grid=2d searches pairs of rates"),
         ({"strategy": "none"}, {}, "--strategy=none trains nothing"),
         ({"decode": "rag_token", "temperature": 0.5}, {}, "--temperature=0.5 draws answers, which goes with"),

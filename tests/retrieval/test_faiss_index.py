@@ -8,7 +8,7 @@ from tests.retrieval.cases import brute_force, queries_of, unit
 
 
 def search(index, asked, k):
-    return index.search(queries_of(asked), k).rows
+    return index.search(queries_of(asked), k).passage_rows
 
 
 # FAISS takes other paths for 20 queries and more.

@@ -33,15 +33,15 @@ def test_over_an_exact_index_it_equals_brute_force(queries, k):
     vectors, asked = unit(rng, 300, 24), unit(rng, queries, 24)
     found = retrieve(ExactIndex(vectors), vectors, asked, k)
     rows, scores = brute_force(vectors, asked, k)
-    assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
-    np.testing.assert_array_equal(found.rows, rows)
+    assert (found.passage_rows.dtype, found.scores.dtype) == (np.int64, np.float32)
+    np.testing.assert_array_equal(found.passage_rows, rows)
     np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
 
 
 def test_inner_products_are_no_cosines():
     vectors = np.array([[1, 0], [10, 0], [-20, 0], [0, 5]], np.float32)
     found = retrieve(ExactIndex(vectors), vectors, np.array([[2, 0.5]], np.float32), 4)
-    assert found.rows.tolist() == [[1, 3, 0, 2]]
+    assert found.passage_rows.tolist() == [[1, 3, 0, 2]]
     assert found.scores.tolist() == [[20.0, 2.5, 2.0, -40.0]]
 
 
@@ -55,21 +55,21 @@ def test_the_order_of_what_is_proposed_means_nothing():
     assert len({tuple(rows) for rows in expected.tolist()}) > 1
     for rows in (proposed, proposed[::-1], sorted(proposed)):
         found = retrieve(Proposing(rows), vectors, asked, 5)
-        np.testing.assert_array_equal(found.rows, expected)
+        np.testing.assert_array_equal(found.passage_rows, expected)
         np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
 
 
 def test_of_more_than_k_proposed_the_best_are_kept():
     vectors = np.array([[1], [5], [3], [4], [2]], np.float32)
     found = retrieve(Proposing([0, 2, 3, 4]), vectors, np.ones((2, 1), np.float32), 2)
-    assert found.rows.tolist() == [[3, 2]] * 2
+    assert found.passage_rows.tolist() == [[3, 2]] * 2
     assert found.scores.tolist() == [[4.0, 3.0]] * 2
 
 
 def test_of_equal_scores_the_lower_row_comes_first():
     vectors = np.ones((9, 4), np.float32)
     found = retrieve(Proposing([8, 2, 5, 0]), vectors, np.ones((1, 4), np.float32), 3)
-    assert found.rows.tolist() == [[0, 2, 5]]
+    assert found.passage_rows.tolist() == [[0, 2, 5]]
 
 
 def test_scores_do_not_depend_on_the_other_questions():
@@ -79,7 +79,7 @@ def test_scores_do_not_depend_on_the_other_questions():
     together = retriever.retrieve(queries_of(asked), 7)
     for place in range(0, 64, 9):
         alone = retriever.retrieve(queries_of(asked[place : place + 1]), 7)
-        np.testing.assert_array_equal(alone.rows[0], together.rows[place])
+        np.testing.assert_array_equal(alone.passage_rows[0], together.passage_rows[place])
         np.testing.assert_array_equal(alone.scores[0], together.scores[place])
 
 
@@ -133,7 +133,7 @@ def test_questions_that_are_not_finite(value):
 def test_shapes():
     vectors = np.eye(3, dtype=np.float32)
     found = retrieve(ExactIndex(vectors), vectors, np.zeros((0, 3), np.float32), 2)
-    assert found.rows.shape == found.scores.shape == (0, 2)
+    assert found.passage_rows.shape == found.scores.shape == (0, 2)
     retriever = Retriever(ExactIndex(vectors), ArrayVectors(vectors))
     for texts, wrong in ((["a", "b", "c"], vectors[0]), (["a"], np.zeros((1, 4), np.float32)), (["a"], vectors)):
         with pytest.raises(ValueError, match="question vectors must be"):

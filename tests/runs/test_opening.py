@@ -1,6 +1,8 @@
 """Preparing a run and opening one: what is loaded, what is said, and what an open run gives."""
 
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import ragjax
 from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.pretrained import load_embedder, load_generator
-from ragjax.runs import ask, prepare
+from ragjax.runs import RunFolder, ask, prepare
 from tests.tiny_exports import nudged, random_adapters, write_run
 from tests.tiny_runs import changed, questions, tiny_world
 
@@ -58,7 +60,7 @@ def test_an_open_run_retrieves_with_the_trained_embedder(opened, world):
     scores = opened.embedder.encode(asked).astype(np.float64) @ passages.T.astype(np.float64)
     found = opened.retrieve(asked, 4)
     np.testing.assert_allclose(found.scores, -np.sort(-scores)[:, :4], atol=1e-6)
-    np.testing.assert_allclose(np.take_along_axis(scores, found.rows, axis=1), found.scores, atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(scores, found.passage_rows, axis=1), found.scores, atol=1e-6)
 
 
 def test_an_open_run_answers_as_its_configuration_says(opened):
@@ -71,6 +73,22 @@ def test_an_open_run_answers_as_its_configuration_says(opened):
     )
     assert (answer.text, answer.probability) == (same.text, same.probability)
     assert answer.probability != other.probability
+
+
+def test_a_run_of_an_older_version_opens(opened, world):
+    """Its config.json has text where there are lists now."""
+    folder = world.folder / "older"
+    shutil.copytree(opened.folder, folder)
+    content = json.loads((folder / "config.json").read_text())
+    assert content["flags"]["lora_targets"] == list(TARGETS)
+    content["flags"]["lora_targets"] = ",".join(TARGETS)
+    (folder / "config.json").write_text(json.dumps(content))
+    older = ragjax.open_run(folder)
+    assert older.config == opened.config
+    assert changed(older.generator.lora, opened.generator.lora) == set()
+    RunFolder(folder).check_flags(opened.config)  # and continues
+    with pytest.raises(UserError, match=r"--lora_targets=q_proj,v_proj,up_proj \(now q_proj\)"):
+        RunFolder(folder).check_flags(dataclasses.replace(opened.config, lora_targets="q_proj"))
 
 
 def test_preparing_says_what_is_asked_for_and_writes_nothing(world, tmp_path, capsys):

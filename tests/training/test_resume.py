@@ -42,14 +42,14 @@ def after(module, name, wanted, end):
         return result
     setattr(module, name, patched)
 
-import ragjax.checkpoints, ragjax.evaluation.runner, ragjax.files, ragjax.training.records
+import ragjax.checkpoints, ragjax.evaluation.predictions, ragjax.files, ragjax.training.records
 name, number, *phase = moment.split()  # of the only phase, where none is named
 number = int(number)
 if name in ("before", "after"):
     def is_batch(path, *_):
         lines = (path.parent / (path.name + ".partial")).read_text().splitlines()
         return name in path.name and len(lines) == number
-    after(ragjax.evaluation.runner, "_append_partial", is_batch,
+    after(ragjax.evaluation.predictions, "_append_partial", is_batch,
           lambda path, *_: die_in_the_middle_of_the_last_line_of(path.parent / (path.name + ".partial")))
 elif name == "step":
     log = ragjax.training.records.MetricsLog

@@ -125,7 +125,7 @@ def load_checkpoint(finished: Finished) -> tuple[int, dict[str, Any]]:
 
 def test_config_json_says_what_the_run_was_made_from(trained):
     record = json.loads((trained.folder / "config.json").read_text())
-    assert record["flags"] == dataclasses.asdict(trained.config)
+    assert record["flags"] == json.loads(json.dumps(dataclasses.asdict(trained.config)))
     assert {name: len(entry["sha256"]) for name, entry in record["inputs"].items()} == {
         "embedder": 64,
         "generator": 64,

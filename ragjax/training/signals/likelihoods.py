@@ -14,7 +14,7 @@ from ragjax.training.objectives import LeaveOneOutObjective, LikelihoodObjective
 from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.answers import answer_mixture, prompt_lengths
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, Signal, Variables, dev_questions, every_question
+from ragjax.training.signals.signal import Assembled, ModelVariables, Signal, dev_questions, every_question
 
 
 class LikelihoodAssembler:
@@ -50,7 +50,7 @@ class LikelihoodAssembler:
     def rewind(self, position: int) -> None:
         self.likelihoods.rewind(position)
 
-    def assemble(self, batch: QuestionBatch, variables: Variables, ledger: Ledger) -> Assembled:
+    def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         rows = self._side.retrieve(batch, variables, ledger)
         scores, tokens = self.score(batch, [rows], variables, ledger)
         figures = {"generator_tokens": tokens, "distinct_passages": len(np.unique(rows))}
@@ -58,7 +58,7 @@ class LikelihoodAssembler:
         return Assembled(self.scored_batch(batch, rows, scores), work, figures, rows)
 
     def assemble_stacked(
-        self, batch: QuestionBatch, variables: Variables, copies: int, ledger: Ledger
+        self, batch: QuestionBatch, variables: ModelVariables, copies: int, ledger: Ledger
     ) -> tuple[list[ScoredBatch], Cost]:
         """A batch for each copy of the embedder, and the work that one of them is in a step."""
         alternatives = self._side.retrieve(batch, variables, ledger, copies)
@@ -74,7 +74,7 @@ class LikelihoodAssembler:
         return [(row,) for row in every]
 
     def score(
-        self, batch: QuestionBatch, alternatives: Sequence[np.ndarray], variables: Variables, ledger: Ledger
+        self, batch: QuestionBatch, alternatives: Sequence[np.ndarray], variables: ModelVariables, ledger: Ledger
     ) -> tuple[dict[tuple[int, tuple[int, ...]], np.ndarray], int]:
         """The answers' log-probs in the contexts of each of the questions' passages, alternatives [b, K] each.
 

@@ -126,7 +126,7 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
     began = time.perf_counter()
     texts = [question.question for question in questions]
     retrieved = pipeline.retrieve(texts, min(max(config.top_k, *RANKS), len(pipeline.store)))
-    read = retrieved.rows[:, : config.top_k]
+    read = retrieved.passage_rows[:, : config.top_k]
     asked: list[tuple[list[Prompt], np.ndarray]] = [([], np.empty(0)) for _ in questions]
     if config.decode != "none":
         asked = [
@@ -134,8 +134,8 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
             for each in zip(texts, read, retrieved.scores[:, : config.top_k], strict=True)
         ]
     alone = [
-        [pipeline.prompts.prompt([passage], text, config.max_new_tokens) for passage in pipeline.passages(rows)]
-        for text, rows in zip(texts, read if passage_answers else read[:, :0], strict=True)
+        [pipeline.prompts.prompt([passage], text, config.max_new_tokens) for passage in pipeline.passages(passage_rows)]
+        for text, passage_rows in zip(texts, read if passage_answers else read[:, :0], strict=True)
     ]
     lengths = list(map(len, pipeline.embedder.tokenize(texts)))
     flops = forward_flops(pipeline.embedder.size, lengths, 0)
@@ -146,7 +146,7 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
     size = config.eval_batch_size
     return _Plan(
         questions,
-        retrieved.rows,
+        retrieved.passage_rows,
         retrieved.scores,
         [prompts for prompts, _ in asked],
         [log_weights for _, log_weights in asked],
@@ -216,11 +216,11 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return {name: metrics.mean_of_defined(record[name] for record in records) for name in METRICS}
 
 
-def mean_recall(store: PassageStore, questions: Sequence[Question], rows: np.ndarray) -> float | None:
-    """Recall@5 of what was found, rows [n, k >= 5] best first; None where no question has labelled passages."""
+def mean_recall(store: PassageStore, questions: Sequence[Question], passage_rows: np.ndarray) -> float | None:
+    """Recall@5 of what was found, passage_rows [n, k >= 5] best first; None where no question has labelled passages."""
     return metrics.mean_of_defined(
         metrics.recall_at_k(store.ids_of(found), question.positive_ids, _RECALL_K)
-        for question, found in zip(questions, rows, strict=True)
+        for question, found in zip(questions, passage_rows, strict=True)
     )
 
 

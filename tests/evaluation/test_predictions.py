@@ -1,4 +1,4 @@
-"""ragjax.evaluation.runner: predictions, their order and score, and evaluations that were cut off."""
+"""ragjax.evaluation.predictions: predictions, their order and score, and evaluations that were cut off."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ from ragjax.config import RunConfig
 from ragjax.data.prompts import Prompt
 from ragjax.data.questions import Passage, Question
 from ragjax.errors import UserError
-from ragjax.evaluation import runner
-from ragjax.evaluation.runner import evaluate, summarise
+from ragjax.evaluation import predictions
+from ragjax.evaluation.predictions import evaluate, summarise
 from ragjax.generation import Decoded
 from ragjax.pipeline import first_line
 from ragjax.pretrained import load_generator
@@ -258,14 +258,14 @@ def test_special_tokens_are_no_part_of_a_prediction(tmp_path):
 
 def test_nothing_is_asked_twice_when_writing_fails(tmp_path, monkeypatch):
     """What was answered before the disk filled up is kept."""
-    path, append = tmp_path / "p.jsonl", runner.append_line
+    path, append = tmp_path / "p.jsonl", predictions.append_line
 
     def full(target, line):
         if "middle" in line:
             raise UserError("no space")
         append(target, line)
 
-    monkeypatch.setattr(runner, "append_line", full)
+    monkeypatch.setattr(predictions, "append_line", full)
     with pytest.raises(UserError, match="no space"):
         run_evaluation(Pipeline(), path)
     monkeypatch.undo()

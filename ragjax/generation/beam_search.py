@@ -2,27 +2,25 @@
 
 A question has K prompts with weights: one prompt of all its passages (K = 1), or one a passage, whose next-token
 distributions are mixed in every step (RAG-Token decoding; Lewis et al. 2020, arXiv 2005.11401, section 2.5). The K
-prompts of B questions are rows of one batch and are read once; beams are branches that share their row's prompt.
+prompts of B questions form one batch and are read once; beams are branches that share their prompt.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ragjax.arrays import Array, Variables
 from ragjax.models.decoder import Decoder, Prompts, Slots, empty_slots, unstack
 from ragjax.scoring import target_log_probs
-
-Array = jax.Array
-Variables = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How answers are searched."""
+    """How answers are found."""
 
     max_new_tokens: int  # T, the end token not counted
     end_ids: tuple[int, ...]  # any of them ends an answer
@@ -31,8 +29,8 @@ class Rule:
     top_p: float = 1.0  # drawn from the likeliest tokens that hold this probability
 
 
-class Search(NamedTuple):
-    """Where a search stands: Q unfinished answers a question, and the Q best finished ones, best first."""
+class Beams(NamedTuple):
+    """Where a search for answers stands: Q unfinished answers a question, and the Q best finished ones, best first."""
 
     step: Array  # [] int32, tokens chosen so far in each unfinished answer
     tokens: Array  # [B, Q, T] int32
@@ -61,8 +59,8 @@ def prefill(
 @functools.partial(jax.jit, static_argnames=("module", "rule"))
 def begin(
     module: Decoder, variables: Variables, last: Array, log_weights: Array, is_asked: Array, seeds: Array, rule: Rule
-) -> Search:
-    """The search after its first choice.
+) -> Beams:
+    """The beams after their first choice.
 
     Args:
       module: the decoder.
@@ -71,11 +69,11 @@ def begin(
       log_weights: [B, K], log p(z|x) of the prompts.
       is_asked: [B] bool, False for a filler, which has no answer.
       seeds: [B] uint32, of the questions' draws.
-      rule: how answers are searched.
+      rule: how answers are found.
     """
     questions, width, length = len(is_asked), rule.num_beams, rule.max_new_tokens
     nothing = jnp.full((questions, width), -jnp.inf)
-    search = Search(
+    beams = Beams(
         step=jnp.int32(0),
         tokens=jnp.zeros((questions, width, length), jnp.int32),
         scores=nothing.at[:, 0].set(jnp.where(is_asked, 0.0, -jnp.inf)),
@@ -86,21 +84,21 @@ def begin(
         ended_scores=nothing,
     )
     log_probs = _mixed_log_probs(module, variables, last[:, None], log_weights)
-    return _choose(search, jnp.broadcast_to(log_probs, (questions, width, log_probs.shape[-1])), seeds, rule)
+    return _choose(beams, jnp.broadcast_to(log_probs, (questions, width, log_probs.shape[-1])), seeds, rule)
 
 
-@functools.partial(jax.jit, static_argnames=("module", "rule"), donate_argnames="search")
-def run(
+@functools.partial(jax.jit, static_argnames=("module", "rule"), donate_argnames="beams")
+def advance(
     module: Decoder,
     variables: Variables,
     prompts: Prompts,
     log_weights: Array,
     seeds: Array,
-    search: Search,
+    beams: Beams,
     until: Array,
     rule: Rule,
-) -> Search:
-    """Goes on with a search until every question has its best answers, or `until` steps are done.
+) -> Beams:
+    """Extends beams until every question has its best answers, or `until` steps are done.
 
     An answer that is max_new_tokens long can only end. A question is finished when none of its unfinished answers is
     likelier than its Q-th finished one: adding tokens makes no answer likelier, so more steps would change nothing.
@@ -108,39 +106,39 @@ def run(
     Args:
       module, variables, log_weights, seeds, rule: as given to `begin`.
       prompts: what `prefill` returned.
-      search: where it stands; the array's memory is used up.
-      until: [] int, max_new_tokens + 1 for the whole search.
+      beams: where they stand; their arrays' memory is used up.
+      until: [] int, max_new_tokens + 1 to go to the end.
     """
 
-    def advance(search: Search) -> Search:
-        hidden, search = _feed(module, variables, prompts, search, rule)
-        return _choose(search, _mixed_log_probs(module, variables, hidden, log_weights), seeds, rule)
+    def step_once(beams: Beams) -> Beams:
+        hidden, beams = _feed(module, variables, prompts, beams, rule)
+        return _choose(beams, _mixed_log_probs(module, variables, hidden, log_weights), seeds, rule)
 
-    return jax.lax.while_loop(lambda search: (search.step < until) & is_unfinished(search), advance, search)
-
-
-def is_unfinished(search: Search) -> Array:
-    return jnp.any(search.scores > -jnp.inf)
+    return jax.lax.while_loop(lambda beams: (beams.step < until) & is_unfinished(beams), step_once, beams)
 
 
-def _feed(module: Decoder, variables: Variables, prompts: Prompts, search: Search, rule: Rule) -> tuple[Array, Search]:
+def is_unfinished(beams: Beams) -> Array:
+    return jnp.any(beams.scores > -jnp.inf)
+
+
+def _feed(module: Decoder, variables: Variables, prompts: Prompts, beams: Beams, rule: Rule) -> tuple[Array, Beams]:
     """Lets the model read the tokens that were chosen last: hidden states [B * K, Q, D]."""
-    per_question = len(prompts.lengths) // len(search.tokens)
-    width, step = rule.num_beams, search.step - 1
+    per_question = len(prompts.lengths) // len(beams.tokens)
+    width, step = rule.num_beams, beams.step - 1
     branches, slots = jnp.arange(width), jnp.arange(width * rule.max_new_tokens)
-    search = search._replace(visible=search.visible | (slots == step * width + branches[:, None]))
+    beams = beams._replace(visible=beams.visible | (slots == step * width + branches[:, None]))
     hidden, new_slots = module.apply(
         variables,
-        jnp.repeat(search.tokens[:, :, step], per_question, axis=0),
+        jnp.repeat(beams.tokens[:, :, step], per_question, axis=0),
         jnp.full(width, step),
-        jnp.repeat(search.visible, per_question, axis=0),
+        jnp.repeat(beams.visible, per_question, axis=0),
         prompts,
-        search.slots,
+        beams.slots,
         slots // width,
         step * width,
         method="extend",
     )
-    return hidden, search._replace(slots=new_slots)
+    return hidden, beams._replace(slots=new_slots)
 
 
 def _mixed_log_probs(module: Decoder, variables: Variables, hidden: Array, log_weights: Array) -> Array:
@@ -150,42 +148,42 @@ def _mixed_log_probs(module: Decoder, variables: Variables, hidden: Array, log_w
     return jax.nn.logsumexp(log_probs + log_weights[:, :, None, None], axis=1)
 
 
-def _choose(search: Search, log_probs: Array, seeds: Array, rule: Rule) -> Search:
+def _choose(beams: Beams, log_probs: Array, seeds: Array, rule: Rule) -> Beams:
     """One more token for every unfinished answer, given log_probs [B, Q, V] of what follows them.
 
     Of all continuations the Q likeliest count. Those of them that end are finished answers; the others, filled up to
     Q, go on.
     """
-    step, vocabulary = search.step, log_probs.shape[-1]
+    step, vocabulary = beams.step, log_probs.shape[-1]
     ends = jnp.asarray(rule.end_ids)
     is_full = step == rule.max_new_tokens
     if rule.temperature > 0:
         drawn = _draw(log_probs, seeds, step, rule)
         log_probs = jnp.where(is_full | (jnp.arange(vocabulary) == drawn[..., None]), log_probs, -jnp.inf)
-    totals = search.scores[:, :, None] + log_probs
+    totals = beams.scores[:, :, None] + log_probs
     ending = totals[:, :, ends].max(axis=-1)
     totals = jnp.where(is_full, -jnp.inf, totals.at[:, :, ends].set(-jnp.inf))
     scores, flat = jax.lax.top_k(totals.reshape(len(totals), -1), rule.num_beams)
     least = jax.lax.top_k(jnp.concatenate([scores, ending], axis=1), rule.num_beams)[0][:, -1:]
 
     ended_scores, order = jax.lax.top_k(
-        jnp.concatenate([search.ended_scores, jnp.where(ending >= least, ending, -jnp.inf)], axis=1), rule.num_beams
+        jnp.concatenate([beams.ended_scores, jnp.where(ending >= least, ending, -jnp.inf)], axis=1), rule.num_beams
     )
-    ended_tokens = _pick(jnp.concatenate([search.ended_tokens, search.tokens], axis=1), order)
+    ended_tokens = _pick(jnp.concatenate([beams.ended_tokens, beams.tokens], axis=1), order)
     lengths = jnp.broadcast_to(step, ending.shape)
-    ended_lengths = _pick(jnp.concatenate([search.ended_lengths, lengths], axis=1), order)
+    ended_lengths = _pick(jnp.concatenate([beams.ended_lengths, lengths], axis=1), order)
 
     parents = flat // vocabulary
     tokens = jnp.where(
-        jnp.arange(rule.max_new_tokens) == step, (flat % vocabulary)[..., None], _pick(search.tokens, parents)
+        jnp.arange(rule.max_new_tokens) == step, (flat % vocabulary)[..., None], _pick(beams.tokens, parents)
     )
     is_done = scores[:, :1] <= ended_scores[:, -1:]
-    return Search(
+    return Beams(
         step=step + 1,
         tokens=tokens,
         scores=jnp.where(is_done, -jnp.inf, scores),
-        visible=_pick(search.visible, parents),
-        slots=search.slots,
+        visible=_pick(beams.visible, parents),
+        slots=beams.slots,
         ended_tokens=ended_tokens,
         ended_lengths=ended_lengths,
         ended_scores=ended_scores,
@@ -210,7 +208,7 @@ def _draw(log_probs: Array, seeds: Array, step: Array, rule: Rule) -> Array:
 
 
 def _pick(values: Array, order: Array) -> Array:
-    """values [B, N, ...] at order [B, Q] of their second axis."""
+    """values [B, any number, ...] at order [B, Q] of their second axis."""
     return jnp.take_along_axis(values, order.reshape(*order.shape, *[1] * (values.ndim - 2)), axis=1)
 
 
@@ -230,14 +228,14 @@ def score_continuations(
     Returns:
       [B, K, U] float32.
     """
-    length, rows = tokens.shape[-1], len(last)
-    per_question = rows // len(tokens)
+    length, prompt_count = tokens.shape[-1], len(last)
+    per_question = prompt_count // len(tokens)
     steps = jnp.arange(length - 1)  # the last token is never read
-    visible = jnp.broadcast_to(steps[:, None] >= steps, (rows, length - 1, length - 1))
+    visible = jnp.broadcast_to(steps[:, None] >= steps, (prompt_count, length - 1, length - 1))
 
     def score(answer: tuple[Array, Array]) -> Array:
         targets, lengths = (jnp.repeat(part, per_question, axis=0) for part in answer)
-        slots = empty_slots(module.config, rows, length - 1)
+        slots = empty_slots(module.config, prompt_count, length - 1)
         hidden, _ = module.apply(variables, targets[:, :-1], steps, visible, prompts, slots, steps, 0, method="extend")
         states = jnp.concatenate([last[:, None], hidden], axis=1)
         log_probs = target_log_probs(module, variables, states.reshape(-1, states.shape[-1]), targets.reshape(-1))
