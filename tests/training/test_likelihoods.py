@@ -1,6 +1,7 @@
 """The frozen generator's kept answer log-probs: what they are worth, when they are found again, what is forgotten."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -92,11 +93,10 @@ def test_kept_scores_give_the_gradient_of_the_whole_graph(world, dataset, pipeli
 
     run = run_of(config, pipeline, dataset)
     graph = AnswerAssembler(run, WHOLE_GRAPH.trains)
-    asked = batch_of(graph, questions, step=1)  # the first step of a phase has the largest shape
+    asked = batch_of(graph, questions)
     batch = first(graph.with_passages(asked, rows).batch)
     frozen = {"generator": pipeline.generator.variables}
-    expected, sums = embedder_gradient(graph.objective, pipeline, frozen, batch)
-    scores = np.asarray(compiled_scores(pipeline.generator.module, frozen["generator"], batch.rows))
+    expected, (sums, scores) = gradient_and_scores(graph.objective, pipeline, frozen, batch)
 
     keeper = LikelihoodAssembler(run, RETRIEVER.trains)
     found, _ = keeper.score(asked, [rows], placed(run), Ledger())
@@ -126,7 +126,22 @@ def test_kept_scores_give_the_gradient_of_the_whole_graph(world, dataset, pipeli
             assert np.linalg.norm(one - other) <= tolerance * norm, name
 
 
-compiled_scores = jax.jit(score_answers, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_with_scores(objective, trainable, frozen, batch):
+    """The graph's gradient, sums and scores out of one program: another one rounds the scores otherwise."""
+
+    def loss(trainable):
+        total, sums = summed_loss(objective, trainable, frozen, batch, None)
+        return total, (sums, score_answers(objective.generator, frozen["generator"], batch.rows))
+
+    return jax.grad(loss, has_aux=True)(trainable)
+
+
+def gradient_and_scores(objective, pipeline, frozen, batch):
+    """(gradient, (sums, scores [B, K, T])) of the graph."""
+    return jax.device_get(compiled_with_scores(objective, {"embedder": pipeline.embedder.variables}, frozen, batch))
+
+
 compiled_gradient = jax.jit(jax.grad(summed_loss, argnums=1, has_aux=True), static_argnums=0)
 
 
