@@ -14,7 +14,7 @@ from ragjax.runs import Run, open_run
 
 
 def train(config: RunConfig) -> Run:
-    """Trains what a configuration says, or goes on with it, and opens the run's folder.
+    """Trains what a configuration says, or continues it, and opens the run's folder.
 
     As with `python -m ragjax.train`, the folder of a finished run is not trained again. `summary` of the result has
     the scores before and after and the cost.

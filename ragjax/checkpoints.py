@@ -113,7 +113,7 @@ class Checkpoints:
 
     def _damaged(self, step: int, what: str) -> str:
         folder = self._folder / str(step)
-        return f"The checkpoint {folder} {what}; delete that folder to go on from the one before it."
+        return f"The checkpoint {folder} {what}; delete that folder to continue from the previous checkpoint."
 
 
 def _empty(tree: Any) -> Any:

@@ -64,7 +64,7 @@ def train_flops(size: ModelSize, lengths: Iterable[int], head_positions: int) ->
 
 
 def decode_flops(size: ModelSize, prompt_lengths: Iterable[int], tokens_read: Iterable[int]) -> float:
-    """Prefill of prompts, and `tokens_read` behind each by cached steps: all of an answer, to see whether it ends."""
+    """Prefill of prompts, and `tokens_read` after each in cached steps: all of an answer, to see whether it ends."""
     total = 0.0
     for prompt, steps in zip(prompt_lengths, tokens_read, strict=True):
         total += forward_flops(size, [prompt], head_positions=1)
@@ -82,7 +82,7 @@ def _forward_parts(size: ModelSize, lengths: Iterable[int], head_positions: int)
 
 
 class Ledger:
-    """Costs so far, by part. Saved with the run, so that a resumed run goes on counting."""
+    """Costs so far, by part. Saved with the run, so that a resumed run continues counting."""
 
     def __init__(self, parts: Mapping[str, Mapping[str, float]] | None = None):
         self._parts = {part: Cost(**(parts or {}).get(part, {})) for part in PARTS}

@@ -137,6 +137,8 @@ def test_functions_refuse_what_commands_refuse(run):
         ragjax.search_rates(ragjax.RunConfig(strategy="none"), ragjax.SearchConfig())
     with pytest.raises(UserError, match=r"holds a run with --top_k=3 \(now 2\)"):
         ragjax.train(ragjax.RunConfig(**{**vars(run.config), "top_k": 2}))
+    with pytest.raises(UserError, match="was opened without its generator, which --decode=concat needs"):
+        ragjax.evaluate(ragjax.open_run(run.folder, with_generator=False))
     with pytest.raises(TypeError, match="splitt"):
         ragjax.evaluate(run, splitt="dev")
 

@@ -39,7 +39,7 @@ def answer(pipeline, question, config, show=None):
 runs.ask = answer
 pipeline = SimpleNamespace(check_top_k=lambda k: None)
 runs.open_run = lambda folder: SimpleNamespace(config=RunConfig(), unfinished=lambda: None, pipeline=pipeline)
-flags.run_command(ask.main, goes_on=False)
+flags.run_command(ask.main, resumes=False)
 """
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import ragjax
-from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig, flag_text
+from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, print_evaluation, runs
+from ragjax.fields import flag_text
 from ragjax.pretrained import Generator
 from ragjax.runs import ask, open_run
 from ragjax.training import train
@@ -201,7 +202,7 @@ def test_two_runs_are_compared_question_by_question(world, finished, tmp_path, c
 def test_runs_over_other_passages_make_no_pairs(world, finished, tmp_path):
     data = write_data(tmp_path / "data", passages()[:29], questions())
     train(world.config(tmp_path / "run", strategy="none", eval_limit=1, data=str(data)))
-    with pytest.raises(UserError, match="searches other passages than .*commands-run, so their scores make no pairs"):
+    with pytest.raises(UserError, match="retrieves from other passages than .*commands-run, so their scores cannot"):
         evaluated(finished, tmp_path / "out", split="dev", paired_with=str(tmp_path / "run"))
     assert not (tmp_path / "out").exists()
 
@@ -212,7 +213,7 @@ def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
     (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "predictions" / "test.after.jsonl").unlink()
     evaluate_runs(EvaluateConfig(run_dir=str(tmp_path / "run"), eval_limit=1), {})
-    assert f"{tmp_path / 'run'} is not finished: its last checkpoint, step 2, is used." in capsys.readouterr().out
+    assert f"{tmp_path / 'run'} is not finished: its state of step 2 is used." in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "run" / "predictions").glob("*.jsonl")}
     assert names == {"test.before.jsonl", "test.first1.concat.k3.jsonl"}
 
@@ -228,9 +229,9 @@ def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
         (
             {"decode": "rag_token"},
             {"temperature": 0.5},
-            "--temperature=0.5 draws answers, which goes with --decode=con",
+            "--temperature=0.5 samples answers, which needs --decode=con",
         ),
-        ({}, {"temperature": 0.5, "num_beams": 2}, "--temperature=0.5 draws answers, which goes with --decode=concat"),
+        ({}, {"temperature": 0.5, "num_beams": 2}, "--temperature=0.5 samples answers, which needs --decode=concat"),
         ({}, {"top_p": 1.5}, "--top_p=1.5 is out of range: give a number above 0 and at most 1."),
         ({"questions": "nowhere.jsonl"}, {}, "nowhere.jsonl cannot be read (No such file or directory)"),
         ({"generator": "smollm2-135m"}, {}, "--run_dir already names the models: leave it out, or --embedder and"),

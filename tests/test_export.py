@@ -449,7 +449,7 @@ def test_a_run_without_a_checkpoint_is_refused(world, tmp_path):
 def test_what_is_no_run_is_refused(world, tmp_path):
     assert "nowhere holds no config.json: give --run_dir" in refusal(tmp_path / "nowhere", tmp_path / "out")
     message = refusal(world.generator, tmp_path / "out")
-    assert "config.json is not that of a run" in message
+    assert "config.json does not describe a run" in message
     assert "--run_dir" in message
     assert list(tmp_path.iterdir()) == []
 
@@ -494,7 +494,7 @@ def test_a_source_that_changed_since_is_refused(world, tmp_path, lora):
         {"joint": {"generator": {"lora": lora}}},
     )
     write_tiny_llama(source, seed=9)
-    assert "was made with another content of --generator" in refusal(tmp_path / "run", tmp_path / "out")
+    assert "was made with a different --generator" in refusal(tmp_path / "run", tmp_path / "out")
     shutil.rmtree(source)
     assert "llama" in refusal(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -187,7 +187,7 @@ def test_a_disk_that_fills_up_leaves_no_folder(tmp_path):
 def test_a_file_of_another_length_than_planned_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError, match="a has 3 bytes where 4 were planned"):
         write_folder(tmp_path / "folder", [PlannedFile("a", 4, lambda: [b"123"])])
-    with pytest.raises(UserError, match="has become shorter"):
+    with pytest.raises(UserError, match="became shorter"):
         write_folder(tmp_path / "folder", [PlannedFile("a", 99, lambda: read_pieces(Path(__file__), 10**7, 99))])
     assert list(tmp_path.iterdir()) == []
 
@@ -287,7 +287,7 @@ def test_damaged_records_name_the_file(tmp_path, damaged):
     first, _, last = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([first, damaged, last, b""]))
     content = path.read_bytes()
-    with pytest.raises(UserError, match=r"records\.jsonl is damaged \(.*delete it, it is then made anew"):
+    with pytest.raises(UserError, match=r"records\.jsonl is damaged \(.*delete it, and it will be created again"):
         KeyedRecords(path)
     assert path.read_bytes() == content
 

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from ragjax.config import RunConfig, flag_text
+from ragjax.config import RunConfig
 from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
+from ragjax.fields import flag_text
 from ragjax.pipeline import Pipeline
 from ragjax.runs import Run, RunFolder
 from ragjax.training import train

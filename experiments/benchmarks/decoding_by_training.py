@@ -13,9 +13,10 @@ from typing import Any
 
 from provenance import provenance
 
-from ragjax.config import DECODERS, EvaluateConfig, RunConfig, differing_fields, flag_text
+from ragjax.config import DECODERS, EvaluateConfig, RunConfig
 from ragjax.evaluation import evaluate_runs
 from ragjax.evaluation.statistics import paired_interval, paired_p_value
+from ragjax.fields import differing_fields, flag_text
 from ragjax.files import read_json, read_json_lines, write_json
 from ragjax.runs import RunFolder
 

@@ -4,8 +4,8 @@
     python -m ragjax.ask --run_dir=runs/joint                    # asks for questions; end with Ctrl-D
     python -m ragjax.ask --run_dir=runs/joint --json < questions.txt
 
-Prints the answer with its probability p(y|x), and of each passage p(z|x), how likely the embedder thinks that it helps,
-and p(z|x,y), how much of the answer's probability comes from it.
+Prints the answer with its probability p(y|x). Of each passage it prints p(z|x), how likely the embedder considers it to
+help, and p(z|x,y), how much of the answer's probability comes from it.
 """
 
 import sys
@@ -19,8 +19,8 @@ from ragjax.errors import UserError
 from ragjax.voice import say
 
 _RUN_DIR = absl_flags.DEFINE_string("run_dir", "runs/joint", "Folder of a ragjax.train run.")
-_TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Passages to read; 0: as many as the run.", lower_bound=0)
-_JSON = absl_flags.DEFINE_bool("json", False, "One JSON object a line for each question, and nothing else.")
+_TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Passages per question; 0: as many as the run has.", lower_bound=0)
+_JSON = absl_flags.DEFINE_bool("json", False, "Print one line of JSON per question, and nothing else.")
 flags.define_overrides(DecodeConfig)
 
 
@@ -58,4 +58,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.run_command(main, goes_on=False)
+    flags.run_command(main, resumes=False)

@@ -1,13 +1,13 @@
-"""Evaluates a trained run, or two models as they are, on questions: answers, retrieval, and what that cost.
+"""Evaluates a trained run, or two untrained models, on questions: answers, retrieval and cost.
 
     python -m ragjax.evaluate --run_dir=runs/joint --split=test
     python -m ragjax.evaluate --run_dir=runs/joint --top_k=1,5,10 --decode=concat,rag_token
     python -m ragjax.evaluate --run_dir=runs/joint --paired_with=runs/generator
     python -m ragjax.evaluate --embedder=minilm --generator=smollm2-135m --data=FOLDER
 
-Each pair of --top_k and --decode gets a file of predictions, one line a question, and a line in the table; the scores
-with their intervals also stand in SPLIT.evaluation.json beside them. What is there already is not decoded again, and a
-command that was stopped goes on where it was.
+Each pair of --top_k and --decode gets a line in the table and a file of predictions, with one line per question. The
+scores and their intervals are also written to SPLIT.evaluation.json beside them. Predictions that exist already are not
+decoded again: run a stopped command once more to continue it.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
     python -m ragjax.export --run_dir=runs/joint --out=exported --merge
 
-OUT/embedder is for sentence-transformers, OUT/adapter for PEFT, OUT/generator (with --merge, or where all weights of
-the generator were trained) for transformers. An unfinished run is exported from its last checkpoint.
+OUT/embedder is for sentence-transformers, OUT/adapter for PEFT, and OUT/generator for transformers. The last is written
+with --merge, or if all weights of the generator were trained. An unfinished run is exported from its last checkpoint.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from absl import flags as absl_flags
 from ragjax.commands import flags
 
 _RUN_DIR = absl_flags.DEFINE_string("run_dir", "runs/joint", "Folder of a ragjax.train run.")
-_OUT = absl_flags.DEFINE_string("out", "", "Folder to write; it must not exist yet.")
-_MERGE = absl_flags.DEFINE_bool("merge", False, "Write the whole generator, too, with the adapters merged into it.")
+_OUT = absl_flags.DEFINE_string("out", "", "Folder to write. It must not exist yet.")
+_MERGE = absl_flags.DEFINE_bool("merge", False, "Also write the whole generator, with the adapters merged into it.")
 _SHARD = absl_flags.DEFINE_float("max_shard_gb", 5.0, "Largest weight file, in GB of 10^9 bytes.", lower_bound=1e-6)
 
 
@@ -28,4 +28,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.run_command(main, goes_on=False)
+    flags.run_command(main, resumes=False)

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from absl import app, flags, logging
 
 from ragjax.commands.console import visible
-from ragjax.config import flag_text
 from ragjax.errors import UserError
+from ragjax.fields import flag_text
 from ragjax.version import __version__
 from ragjax.voice import say
 
@@ -65,18 +65,18 @@ def given(config: type, but: Sequence[str] = ()) -> dict[str, Any]:
     return values
 
 
-def run_command(main: Callable[[Sequence[str]], None], goes_on: bool = True) -> None:
+def run_command(main: Callable[[Sequence[str]], None], resumes: bool = True) -> None:
     """Parses the flags and runs `main(arguments without the program's name)`.
 
     A UserError ends it with its sentence and exit code 1, Ctrl-C with code 130; only a bug shows a traceback.
-    goes_on: the command keeps what it has done, and the same one goes on from there.
+    resumes: the command keeps what it has done, and continues from there when it is run again.
     """
     if "--version" in sys.argv[1:]:
         say(f"ragjax {__version__}", everywhere=True)
         return
 
     def guarded(argv: Sequence[str]) -> int:
-        # JAX tells at INFO of every accelerator that is not there.
+        # At INFO, JAX reports every accelerator that is missing.
         logging.set_verbosity(logging.WARNING)
         try:
             _use_compilation_cache()
@@ -85,7 +85,7 @@ def run_command(main: Callable[[Sequence[str]], None], goes_on: bool = True) -> 
             say(f"error: {visible(str(error))}", to_stderr=True, everywhere=True)
             return 1
         except KeyboardInterrupt:
-            sentence = "stopped; the same command goes on where it was" if goes_on else "stopped"
+            sentence = "stopped; run the same command to continue" if resumes else "stopped"
             say(sentence, to_stderr=True, everywhere=True)
             return 130
         return 0

@@ -1,10 +1,10 @@
-"""Fine-tunes a retrieval-augmented generation pipeline and reports what it gained and what it cost.
+"""Fine-tunes a retrieval-augmented generation pipeline, and reports what it gained and what it cost.
 
-    python -m ragjax.train                                    # joint training on the shipped sample
+    python -m ragjax.train                                    # joint training on the included sample
     python -m ragjax.train --strategy=joint --data=FOLDER --run_dir=runs/mine
 
-The run folder gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, predictions/ (before and after) and
-summary.json. The same command on an unfinished run continues it; on a finished one it prints its table.
+The run folder gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, predictions/ (before and after
+training) and summary.json. The same command continues an unfinished run, and prints the table of a finished one.
 """
 
 from collections.abc import Sequence

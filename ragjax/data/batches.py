@@ -56,7 +56,7 @@ class RankingBatch(NamedTuple):
     question_lengths: np.ndarray  # [B] int32, 0 = filler
     candidate_vectors: np.ndarray  # [P, E] float32
     labels: np.ndarray  # [B] int32, the positive's place among the candidates
-    candidate_mask: np.ndarray  # [B, P] bool, false where a candidate is no negative
+    candidate_mask: np.ndarray  # [B, P] bool, false where a candidate is not a negative
 
 
 class Placed(NamedTuple):

@@ -1,12 +1,12 @@
 """Pieces of a text as the token ids that they have inside the whole.
 
-A piece here stands behind a line break. Encoded by itself it may get other ids than there:
+A piece follows a line break. Encoded by itself, it may get other ids than it has there:
 
     byte-level BPE (GPT-2, Llama 3)   none, but where a line break joins the punctuation before it (Llama 3's ".\n\n")
     BPE of LLaMA-2 and Mistral        a "▁" before every text that it is given, as if a blank stood there
     SentencePiece's Unigram           that "▁" too; a line break is itself a blank and becomes the next word's "▁"
 
-So a piece is encoded behind an anchor whose ids are dropped again. What a tokenizer does is tried out on letters, not
+So a piece is encoded after an anchor, whose ids are then dropped. What a tokenizer does is tried out on letters, not
 read from its settings, which say the same thing in many ways.
 """
 
@@ -30,9 +30,9 @@ class Pieces:
         letter, line = self._plain(_LETTER), self._plain(_LETTER + _BREAK)
         both = self._plain(_LETTER + _BREAK + _NEXT)
         self._needs_anchor = both != [*line, *self._plain(_NEXT)]
-        # Where a line break goes into the word behind it, a piece has it and the text before must not end with it.
-        self._break_goes_on = both[: len(line)] != line
-        self._anchor = letter if self._break_goes_on else line
+        # Where a line break goes into the word after it, a piece has it and the text before must not end with it.
+        self._break_joins_on = both[: len(line)] != line
+        self._anchor = letter if self._break_joins_on else line
         following = self.inner(_NEXT)
         self.separator = self._plain(_LETTER + BLANK_LINE + _NEXT)[len(letter) : -len(following)]
         end = _LETTER + "."
@@ -44,7 +44,7 @@ class Pieces:
         return self._plain(self._without_break(text), **settings)
 
     def inner(self, text: str, **settings: Any) -> list[int]:
-        """A piece behind a line break; by itself where the tokenizer makes one token of that and the text's start."""
+        """A piece after a line break; by itself where the tokenizer makes one token of that and the text's start."""
         text = self._without_break(text)
         if not self._needs_anchor:
             return self._plain(text, **settings)
@@ -62,7 +62,7 @@ class Pieces:
         return [*self.inner(text), *self.separator]
 
     def _without_break(self, text: str) -> str:
-        return text.rstrip(_BREAK) if self._break_goes_on else text
+        return text.rstrip(_BREAK) if self._break_joins_on else text
 
     def _plain(self, text: str, **settings: Any) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, **settings)["input_ids"]

@@ -308,7 +308,7 @@ def _read_partial(
         made_from, records, cost = line
         return ([record["id"] for record in records], records, Cost(**cost)) if made_from == identity else None
 
-    mend = "delete the file, its questions are then answered again"
+    mend = "delete it, and its questions will be answered again"
     lines = read_whole_lines(_partial(path), parse, mend)
     kept, finished = [], []
     for batch, (line, found) in zip(batches, lines, strict=False):

@@ -45,11 +45,11 @@ def evaluation_table(results: Sequence[Mapping]) -> str:
 
 def retrieval_table(scores: Mapping[str, Interval | None]) -> str:
     """What is found, one line for each rank, as aligned text. scores: metric -> (mean, low, high) or None."""
-    rows = [("rank", "recall", "hit", "mrr")]
+    lines = [("rank", "recall", "hit", "mrr")]
     for rank in (1, 5, 10, 20):
         names = (f"recall_at_{rank}", f"hit_at_{rank}", f"mrr_at_{rank}")
-        rows.append((str(rank), *(_with_interval(scores.get(name)) for name in names)))
-    return _aligned(rows)
+        lines.append((str(rank), *(_with_interval(scores.get(name)) for name in names)))
+    return _aligned(lines)
 
 
 def pairs_table(pairs: Sequence[Mapping]) -> str:

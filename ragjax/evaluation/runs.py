@@ -85,8 +85,8 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
     other = _opened(config.paired_with, config) if config.paired_with else None
     if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
         raise UserError(
-            f"--paired_with={config.paired_with} searches other passages than {run.folder}, so their scores make no "
-            "pairs: choose two runs on one corpus."
+            f"--paired_with={config.paired_with} retrieves from other passages than {run.folder}, so their scores "
+            "cannot be paired: choose two runs on the same corpus."
         )
     settings = _settings(config, run, overrides)
     label, questions = _questions(config, run)
@@ -143,6 +143,8 @@ def _settings(config: EvaluateConfig, run: Run, overrides: Mapping[str, Any]) ->
     for each in settings:
         if each.decode == "none" and config.passage_answers:
             raise UserError("--passage_answers asks for answers, and --decode=none gives none: leave one of them out.")
+        if each.decode != "none" and run.pipeline.generator is None:
+            raise UserError(f"{run.folder} was opened without its generator, which --decode={each.decode} needs.")
         check_decoding(each)
         run.pipeline.check_top_k(each.top_k)
     return settings

@@ -6,7 +6,7 @@ Notable choices
   link out of its folder leads to (the hub's cache has its files beside its folders, and links to them). Weights may be
   links: the run has recorded their hash.
 - A sentence-transformers folder says what ragjax does: mean pooling, unit length, no prompt in front of a text. Where
-  the source says less (a plain encoder's folder) or otherwise, that file is written anew.
+  the source says less (a plain encoder's folder) or something else, that file is rewritten.
 """
 
 from collections.abc import Mapping
@@ -117,7 +117,7 @@ def _beside_weights(folder: Path) -> list[Path]:
 
 
 def _inside(source: ModelSource, path: Path) -> Path:
-    """The path. Raises UserError where it is a link, or lies behind one, that leads out of the model's folder."""
+    """The path. Raises UserError where a link leads out of the model's folder."""
     folder = source.path.resolve()
     homes = [folder]
     if folder.parent.name == "snapshots":  # models--OWNER--NAME/snapshots/REVISION in the hub's cache

@@ -19,14 +19,14 @@ def read_json(path: str | os.PathLike) -> Any:
     except OSError as error:
         raise unreadable(Path(path), error) from error
     except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is not valid JSON ({error}): repair the file or make it anew") from error
+        raise UserError(f"{path} is not valid JSON ({error}): repair the file or create it again") from error
 
 
 def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     """`read_json` of a file that must hold an object. Raises UserError, naming the file, for anything else."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object: repair the file or make it anew")
+        raise UserError(f"{path} does not hold a JSON object: repair the file or create it again")
     return value
 
 
@@ -44,7 +44,7 @@ def read_json_lines(path: str | os.PathLike) -> list[Any]:
         raise unreadable(Path(path), error) from error
     except ValueError as error:
         raise UserError(
-            f"{path} line {len(values) + 1} is not valid JSON ({error}): repair the file or make it anew"
+            f"{path} line {len(values) + 1} is not valid JSON ({error}): repair the file or create it again"
         ) from error
     return values
 

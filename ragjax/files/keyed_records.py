@@ -51,7 +51,7 @@ class KeyedRecords:
             kept = [line for line in found if line.endswith("\n")][:lines]
             self._records = {key: values for line in kept for key, values in json.loads(line).items()}
         except (ValueError, AttributeError) as error:  # also bytes that are no text
-            raise UserError(f"{self._path} is damaged ({error}): delete it, it is then made anew") from error
+            raise UserError(f"{self._path} is damaged ({error}): delete it, and it will be created again") from error
         if len(kept) < len(found):
             write_atomic(self._path, "".join(kept))
         self.lines = len(kept)

@@ -63,14 +63,14 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 
 def read_pieces(path: Path, start: int, size: int) -> Iterator[bytes]:
-    """`size` bytes of a file from `start` on, a few megabytes at a time. Raises UserError when they cannot be had."""
+    """`size` bytes of a file from `start` on, a few megabytes at a time. Raises UserError when they cannot be read."""
     try:
         with open(path, "rb") as file:
             file.seek(start)
             while size:
                 piece = file.read(min(size, _READ_AT_ONCE))
                 if not piece:
-                    raise UserError(f"{path} has become shorter while it was read: run the same command again")
+                    raise UserError(f"{path} became shorter while it was being read: run the same command again")
                 size -= len(piece)
                 yield piece
     except OSError as error:

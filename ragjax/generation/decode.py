@@ -58,8 +58,8 @@ def check_decoding(config: DecodeConfig) -> None:
     """Raises UserError where the settings contradict each other."""
     if config.temperature > 0 and (config.decode != "concat" or config.num_beams > 1):
         raise UserError(
-            f"--temperature={config.temperature:g} draws answers, which goes with --decode=concat and --num_beams=1 "
-            "only: leave it out or change those."
+            f"--temperature={config.temperature:g} samples answers, which needs --decode=concat and --num_beams=1: "
+            "leave it out, or change those."
         )
 
 

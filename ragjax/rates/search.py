@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ragjax.config import RunConfig, SearchConfig, differing_fields, flag_text
+from ragjax.config import RunConfig, SearchConfig
 from ragjax.costs import Ledger
 from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
 from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_rates, rates_table, summarise
+from ragjax.fields import differing_fields, flag_text
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes

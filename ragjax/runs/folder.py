@@ -22,8 +22,9 @@ from typing import Any
 
 from ragjax.arrays import Tree
 from ragjax.checkpoints import Checkpoints
-from ragjax.config import RunConfig, differing_fields, flag_text
+from ragjax.config import RunConfig
 from ragjax.errors import UserError, reason
+from ragjax.fields import differing_fields, flag_text
 from ragjax.files import read_json, read_json_object, take_lock, write_json
 from ragjax.runs.summary import Summary
 from ragjax.voice import is_first
@@ -168,8 +169,8 @@ class RunFolder:
             return RunRecord(RunConfig(**content["flags"]), tuple(content["phases"]), content["inputs"])
         except TypeError as error:  # a flag that this version does not know, too
             raise UserError(
-                f"{self.config_file} is not that of a run of this version ({reason(error)}): give --run_dir the folder "
-                "of a ragjax.train run."
+                f"{self.config_file} does not describe a run of this version ({reason(error)}): give --run_dir the "
+                "folder of a ragjax.train run."
             ) from error
 
     def check_flags(self, config: RunConfig) -> None:
@@ -194,8 +195,8 @@ class RunFolder:
             before, sha256 = recorded[name]["sha256"], now["sha256"]
             if before != sha256:
                 raise UserError(
-                    f"{self.path} was made with another content of --{name} (sha256 {before[:12]}, now {sha256[:12]}): "
-                    "bring that back or choose another --run_dir."
+                    f"{self.path} was made with a different --{name} (sha256 {before[:12]}, now {sha256[:12]}): "
+                    "restore the original or choose another --run_dir."
                 )
 
     def read_summary(self) -> Summary | None:
@@ -206,7 +207,7 @@ class RunFolder:
             return Summary(**read_json_object(self.summary_file))
         except TypeError as error:  # a field too many or too few
             raise UserError(
-                f"{self.summary_file} is not that of a run of this version ({reason(error)}): run ragjax.train with "
+                f"{self.summary_file} does not describe a run of this version ({reason(error)}): run ragjax.train with "
                 "another --run_dir."
             ) from error
 

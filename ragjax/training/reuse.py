@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from ragjax.checkpoints import Checkpoints
-from ragjax.config import RunConfig, flag_text
+from ragjax.config import RunConfig
 from ragjax.costs import Ledger
 from ragjax.errors import UserError
+from ragjax.fields import flag_text
 from ragjax.runs import Run, RunFolder, read_phases
 from ragjax.training.loop import PhaseResult
 from ragjax.training.strategies import Phase

@@ -193,7 +193,7 @@ def test_a_damaged_line_is_named(tmp_path, damage):
     with pytest.raises(UserError) as caught:
         run_evaluation(Pipeline(), path)
     assert str(caught.value).startswith(f"{partial(path)} line 2 is damaged (")
-    assert str(caught.value).endswith("): delete the file, its questions are then answered again")
+    assert str(caught.value).endswith("): delete it, and its questions will be answered again")
     partial(path).unlink()
     assert run_evaluation(Pipeline(), path)[0] == run_evaluation(Pipeline(), tmp_path / "whole.jsonl")[0]
 

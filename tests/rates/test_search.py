@@ -223,7 +223,7 @@ def test_joint_reuses_the_rates_of_the_two_phases(world, tmp_path):
         ({}, {"generator_rates": "-1"}, "--generator_rates=-1 is not a list of positive numbers"),
         ({}, {"grid": "2d"}, "--grid=2d searches pairs of rates"),
         ({"strategy": "none"}, {}, "--strategy=none trains nothing"),
-        ({"decode": "rag_token", "temperature": 0.5}, {}, "--temperature=0.5 draws answers, which goes with"),
+        ({"decode": "rag_token", "temperature": 0.5}, {}, "--temperature=0.5 samples answers, which needs"),
     ],
 )
 def test_bad_input(world, tmp_path, changes, options, sentence):

@@ -69,7 +69,7 @@ def test_inputs_must_be_those_of_the_run(begun):
     with pytest.raises(UserError) as caught:
         begun.check_inputs(INPUTS | {"generator": {"sha256": "d" * 64}})
     assert str(caught.value) == (
-        f"{begun.path} was made with another content of --generator (sha256 {'b' * 12}, now {'d' * 12}): bring that "
+        f"{begun.path} was made with a different --generator (sha256 {'b' * 12}, now {'d' * 12}): bring that "
         "back or choose another --run_dir."
     )
 
@@ -94,7 +94,7 @@ def test_a_record_of_something_else_is_refused(begun, part, value, fault):
     else:
         content[part] = value
     write_json(begun.config_file, content)
-    with pytest.raises(UserError, match=rf"config\.json is not that of a run of this version \(.*{fault}\)"):
+    with pytest.raises(UserError, match=rf"config\.json does not describe a run of this version \(.*{fault}\)"):
         begun.record()
 
 
@@ -124,7 +124,7 @@ def test_a_summary_with_a_field_too_many_or_too_few_is_refused(tmp_path, change)
     content = {name: value for name, value in (dataclasses.asdict(SUMMARY) | change).items() if value is not None}
     write_json(tmp_path / "summary.json", content)
     (name,) = change
-    with pytest.raises(UserError, match=rf"summary\.json is not that of a run of this version \(.*'{name}'\)"):
+    with pytest.raises(UserError, match=rf"summary\.json does not describe a run of this version \(.*'{name}'\)"):
         RunFolder(tmp_path).read_summary()
 
 

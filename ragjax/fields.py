@@ -1,0 +1,150 @@
+"""Fields of configurations: what each may hold, how it is given, and how it is written on the command line."""
+
+import dataclasses
+import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ragjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """Finite numbers from `minimum` (or `above` it) to `maximum` (or `below` it)."""
+
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = {"above": self.above, "at least": self.minimum, "at most": self.maximum, "below": self.below}
+        return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+
+
+def field(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    kind: type | None = None,
+    items: tuple[str, ...] | type | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with its flag and what it may hold.
+
+    kind: needed where the default is None.
+    items: of a tuple: what to choose from, or the kind of its (positive) numbers.
+    minimum, above, maximum, below: of a number, or of a tuple's numbers.
+    """
+    metadata = {"help": help, "choices": choices, "kind": kind or type(default), "items": items}
+    metadata["range"] = _Range(minimum, above, maximum, below)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Checked:
+    """A configuration whose values are checked, and brought to their fields' types, when it is made.
+
+    A tuple may be given as a list, as one value, or as text with commas, which is what a flag and the config.json of an
+    older run hold.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                object.__setattr__(self, field.name, _checked(field, value))
+
+
+_KINDS = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str | os.PathLike}
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """The value as the field holds it. Raises UserError where it cannot be meant."""
+    name, rules = field.name, field.metadata
+    kind = rules["kind"]
+    if rules["items"]:
+        return _checked_items(field, value)
+    if not isinstance(value, _KINDS[kind]) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"--{name}={value} is not {_KIND_NAMES[kind]}.")
+    value = kind(value)
+    if rules["choices"] and value not in rules["choices"]:
+        known = ", ".join(filter(None, rules["choices"]))
+        raise UserError(f"--{name}={value} is not known: choose from {known}.")
+    if kind in (int, float) and value not in rules["range"]:
+        raise UserError(f"--{name}={value:g} is out of range: give a number {rules['range']}.")
+    return value
+
+
+def _checked_items(field: dataclasses.Field, value: Any) -> tuple:
+    """The items, each once. Raises UserError for one that may not be there."""
+    name, items, text = field.name, field.metadata["items"], flag_text(value)
+    if not (text or field.default):
+        return ()
+    try:
+        found = as_items(value, items)
+    except (TypeError, ValueError):
+        found = (math.nan,)
+    if isinstance(items, tuple):
+        if unknown := [item for item in found or ("",) if item not in items]:
+            raise UserError(f"--{name}={unknown[0]} is not known: choose from {', '.join(items)}.")
+    elif not found or not all(item in field.metadata["range"] for item in found):
+        example = "1,5,10" if items is int else "1e-6,3e-6,1e-5"
+        raise UserError(f"--{name}={text} is not a list of positive numbers: write it as {example}.")
+    return found
+
+
+def as_items(value: Any, items: tuple[str, ...] | type) -> tuple:
+    """A tuple from a list, one value or text with commas, in order and each item once, without blanks around it.
+
+    Raises ValueError or TypeError where an item is not a number of the kind `items`.
+    """
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    elif not isinstance(value, Iterable):
+        value = [value]
+    return tuple(dict.fromkeys(item if isinstance(items, tuple) else _number(item, items) for item in value))
+
+
+def _number(item: Any, kind: type) -> Any:
+    number = kind(item)
+    if not isinstance(item, str) and number != item:  # int(2.5) is 2
+        raise ValueError(f"{item} is not {_KIND_NAMES[kind]}")
+    return number
+
+
+def flag_text(value: Any) -> str:
+    """A field's value as it is written on the command line."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def differing_fields(recorded: Mapping[str, Any], config: Checked) -> list[str]:
+    """Names of the fields whose value is not the recorded one, in order; `recorded` may spell tuples in any way."""
+    return [field.name for field in dataclasses.fields(config) if not _is_recorded(field, recorded, config)]
+
+
+def _is_recorded(field: dataclasses.Field, recorded: Mapping[str, Any], config: Checked) -> bool:
+    before, items = recorded.get(field.name), field.metadata["items"]
+    if items and before is not None:
+        try:
+            before = as_items(before, items) if flag_text(before) else ()
+        except (TypeError, ValueError):
+            return False
+    return before == getattr(config, field.name)
