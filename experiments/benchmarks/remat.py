@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/remat.py --data=$RAGJAX_DATA/hotpotqa --out=experiments/results/remat.hotpotqa.json
 
-The command's own phase, all defaults but for its length; nothing is decoded, nothing measured on dev. Peak memory is that of
-the process, loading and encoding included; tokens per second leave out the steps that compile.
+The command's own phase, all defaults but for its length; nothing is decoded, nothing measured on dev. Peak memory is
+that of the process, loading and encoding included; tokens per second leave out the steps that compile.
 """
 
 import argparse
