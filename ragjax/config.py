@@ -24,7 +24,7 @@ class Strategy(enum.StrEnum):
 
 
 OBJECTIVES = ("rag_token", "rag_sequence", "concat_nll")
-RETRIEVER_OBJECTIVES = ("marginal", "emdr2", "pdist", "replug_lsr")
+RETRIEVER_OBJECTIVES = ("marginal", "emdr2", "pdist", "replug_lsr", "loop")
 NEGATIVE_FILTERS = ("labels", "gist")
 QUANTIZE = ("int8", "nf4")
 REMAT = ("none", "partial", "full")
@@ -92,11 +92,11 @@ class RunConfig(DecodeConfig):
     retriever_objective: str = field(
         "marginal",
         "Loss for an embedder that is trained on answers: the --objective itself (marginal), or one that "
-        "holds the generator's likelihoods constant.",
+        "holds the generator's likelihoods constant; loop (two_phase only) has the answer's without each passage.",
         choices=RETRIEVER_OBJECTIVES,
     )
     retriever_temperature: float = field(
-        1.0, "Temperature of the likelihoods in emdr2, pdist and replug_lsr; higher is flatter.", above=0
+        1.0, "Temperature of the likelihoods in emdr2, pdist, replug_lsr and loop; higher is flatter.", above=0
     )
     embedder: str = field("minilm", "Embedder: a short name, a hub id or a local folder.")
     generator: str = field("smollm2-135m", "Generator: a short name, a hub id, a local folder or a .gguf file.")

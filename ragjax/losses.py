@@ -128,6 +128,29 @@ def replug_lsr_nll(
     return jnp.where(jnp.any(mask, axis=-1), _kl(docs, target), 0.0)
 
 
+def leave_one_out_nll(
+    doc_log_probs: Array, leave_one_out_log_probs: Array, answer_mask: Array, temperature: float | Array = 1.0
+) -> Array:
+    """Leave-one-out distillation: KL( sg[softmax_z(-log p(y|x, all but z) / temperature)] || p(z|x) ).
+
+    A passage counts by how much likelier the answer is with it among the others, so one that helps only together with
+    another (the second hop of a question) counts too.
+
+    Args:
+      doc_log_probs: [B, K], log p(z|x).
+      leave_one_out_log_probs: [B, K, T], log p(y_t | x, all passages but the k-th, y_<t); no gradient reaches them.
+        They are summed over T.
+      answer_mask: [B, T] bool, true at answer tokens.
+      temperature: of the target distribution.
+
+    Returns:
+      [B] float32. Izacard et al. 2022 (Atlas), arXiv 2208.03299, section 2.2 (LOOP).
+    """
+    docs, likelihoods, mask = _frozen_likelihoods(doc_log_probs, leave_one_out_log_probs, answer_mask)
+    target = jax.nn.log_softmax(-likelihoods / temperature, axis=-1)
+    return jnp.where(jnp.any(mask, axis=-1), _kl(target, docs), 0.0)
+
+
 def multiple_negatives_ranking_nll(
     question_vectors: Array,
     passage_vectors: Array,

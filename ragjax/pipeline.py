@@ -30,15 +30,44 @@ from ragjax.retrieval import (
 
 
 @dataclasses.dataclass(frozen=True)
+class Reader:
+    """What answers from passages: a generator and its prompts."""
+
+    generator: Generator
+    prompts: PromptBuilder
+
+
+@dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """An embedder, a retriever over one corpus, and a generator."""
+    """An embedder, a retriever over one corpus, and a generator that reads what it finds."""
 
     embedder: Embedder
-    generator: Generator | None  # None: only retrieval is asked for
+    reader: Reader | None  # None: only retrieval is asked for
     store: PassageStore
     retriever: Retriever
-    prompts: PromptBuilder | None  # the generator's
     encode_cost: Cost  # of the passage vectors, also where an earlier run computed them
+
+    @property
+    def generator(self) -> Generator:
+        """Raises UserError where only retrieval was asked for."""
+        return self._reader.generator
+
+    @property
+    def prompts(self) -> PromptBuilder:
+        """The generator's. Raises UserError where only retrieval was asked for."""
+        return self._reader.prompts
+
+    @property
+    def _reader(self) -> Reader:
+        if self.reader is None:
+            raise UserError("these models were loaded for retrieval alone: load them with their generator to answer.")
+        return self.reader
+
+    @property
+    def variables(self) -> dict[str, Variables]:
+        """Of the models that are there: {"embedder" | "generator": {collection: parameters}}."""
+        reads = {} if self.reader is None else {"generator": self.reader.generator.variables}
+        return {"embedder": self.embedder.variables, **reads}
 
     def check_top_k(self, top_k: int) -> None:
         """Raises UserError where there are fewer passages than would be read."""
@@ -73,12 +102,11 @@ class Pipeline:
 
     def with_trained(self, trained: Mapping[str, Variables]) -> "Pipeline":
         """The same pipeline with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}."""
-        models = {
-            name: dataclasses.replace(getattr(self, name), **collections)
-            for name, collections in trained.items()
-            if getattr(self, name) is not None
-        }
-        return dataclasses.replace(self, **models)
+        embedder, reader = dataclasses.replace(self.embedder, **trained.get("embedder", {})), self.reader
+        if reader is not None:
+            generator = dataclasses.replace(reader.generator, **trained.get("generator", {}))
+            reader = dataclasses.replace(reader, generator=generator)
+        return dataclasses.replace(self, embedder=embedder, reader=reader)
 
 
 def check_top_k(top_k: int, store: PassageStore) -> None:
@@ -148,8 +176,8 @@ def build_pipeline(
     cost = _encode_cost(embedder, encoded, len(store))
     vectors = np.asarray(encoded.vectors)
     retriever = Retriever(build_index(vectors), ArrayVectors(vectors))
-    prompts = None if generator is None else _prompt_builder(config, generator)
-    return Pipeline(embedder, generator, store, retriever, prompts, cost)
+    reader = None if generator is None else Reader(generator, _prompt_builder(config, generator))
+    return Pipeline(embedder, reader, store, retriever, cost)
 
 
 def _prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:

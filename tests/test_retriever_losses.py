@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 from ragjax import losses
 from tests.test_losses import SHAPES, random_inputs
 
-LOSSES = [losses.emdr2_nll, losses.perplexity_distillation_nll, losses.replug_lsr_nll]
+LOSSES = [losses.emdr2_nll, losses.perplexity_distillation_nll, losses.replug_lsr_nll, losses.leave_one_out_nll]
 TEMPERATURES = [1.0, 0.3, 4.0]
 
 
@@ -21,7 +21,7 @@ def softmax(numbers):
 
 
 def enumerated(loss, docs, answers, mask, temperature):
-    """Question by question and passage by passage, from the formulas of PDist, EMDR2 and REPLUG LSR."""
+    """Question by question and passage by passage, from the formulas of PDist, EMDR2, REPLUG LSR and LOOP."""
     result = []
     for b in range(docs.shape[0]):
         prior = [math.exp(float(d)) for d in docs[b]]
@@ -32,6 +32,9 @@ def enumerated(loss, docs, answers, mask, temperature):
             result.append(-math.log(mixed))
         elif loss is losses.perplexity_distillation_nll:
             target = softmax([number / temperature for number in log_likelihoods])
+            result.append(sum(q * math.log(q / p) for q, p in zip(target, prior, strict=True)))
+        elif loss is losses.leave_one_out_nll:
+            target = softmax([-number / temperature for number in log_likelihoods])
             result.append(sum(q * math.log(q / p) for q, p in zip(target, prior, strict=True)))
         else:
             target = softmax([y / temperature for y in likelihoods])
@@ -66,6 +69,10 @@ def test_two_passages_by_hand():
     # The target is 5/7 and 2/7.
     divergence = 5 / 7 * math.log(5 / 7 * 4) + 2 / 7 * math.log(2 / 7 * 4 / 3)
     np.testing.assert_allclose(losses.perplexity_distillation_nll(docs, answers, mask), [divergence], rtol=1e-6)
+    # Without the first passage the answer has 0.1, without the second 0.04: the second matters more, 2/7 to 5/7.
+    divergence = 2 / 7 * math.log(2 / 7 * 4) + 5 / 7 * math.log(5 / 7 * 4 / 3)
+    # A small difference of float32 logarithms near 1.
+    np.testing.assert_allclose(losses.leave_one_out_nll(docs, answers, mask), [divergence], rtol=0, atol=5e-8)
     # The target is 1 / (1 + e^-0.06) = 0.514996 and 0.485004.
     divergence = 0.25 * math.log(0.25 / 0.5149955) + 0.75 * math.log(0.75 / 0.4850045)
     np.testing.assert_allclose(losses.replug_lsr_nll(docs, answers, mask), [divergence], rtol=1e-6)
@@ -105,7 +112,8 @@ def test_gradients_agree_with_finite_differences(loss):
 def test_a_retriever_that_agrees_has_no_loss(loss):
     _, answers, mask = random_inputs((3, 4, 2), 5)
     likelihoods = np.where(mask[:, None], answers, 0).sum(-1)
-    scores = likelihoods if loss is losses.perplexity_distillation_nll else np.exp(likelihoods)
+    agreeing = {losses.perplexity_distillation_nll: likelihoods, losses.leave_one_out_nll: -likelihoods}
+    scores = agreeing.get(loss, np.exp(likelihoods))
     values, (by_docs, _) = value_and_gradients(loss, np.asarray(jax.nn.log_softmax(scores)), answers, mask, 1.0)
     np.testing.assert_allclose(values, 0, atol=1e-6)
     by_scores = jax.grad(lambda s: loss(jax.nn.log_softmax(s), answers, mask).sum())(scores)
@@ -130,7 +138,8 @@ def test_padding_and_filler_are_never_seen(loss, junk):
 def test_an_impossible_passage_or_answer_stays_finite(loss):
     """A passage of probability 0 that the target does not want either, and an answer of 2,000 nats."""
     docs = np.log(np.array([[0.5, 0.5, 1e-30], [0.2, 0.3, 0.5]], np.float32))
-    docs[0, 2] = -np.inf if loss is not losses.perplexity_distillation_nll else docs[0, 2]
+    if loss not in (losses.perplexity_distillation_nll, losses.leave_one_out_nll):  # no finite loss reaches those
+        docs[0, 2] = -np.inf
     answers = np.array([[[-1.0], [-2.0], [-2000.0]], [[-2000.0], [-1990.0], [-1980.0]]], np.float32)
     values, (by_docs, _) = value_and_gradients(loss, docs, answers, np.ones((2, 1), bool), 1.0)
     assert np.isfinite(values).all() and np.isfinite(by_docs).all()

@@ -143,7 +143,7 @@ def _settings(config: EvaluateConfig, run: Run, overrides: Mapping[str, Any]) ->
     for each in settings:
         if each.decode == "none" and config.passage_answers:
             raise UserError("--passage_answers asks for answers, and --decode=none gives none: leave one of them out.")
-        if each.decode != "none" and run.pipeline.generator is None:
+        if each.decode != "none" and run.pipeline.reader is None:
             raise UserError(f"{run.folder} was opened without its generator, which --decode={each.decode} needs.")
         check_decoding(each)
         run.pipeline.check_top_k(each.top_k)

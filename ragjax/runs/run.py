@@ -15,7 +15,6 @@ from ragjax.pretrained import Embedder, Generator, load_embedder
 from ragjax.retrieval import Retrieval
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, read_phases
-from ragjax.runs.summary import Summary
 from ragjax.voice import say
 
 # What a run is made from, in the order in which it is announced.
@@ -43,20 +42,14 @@ class Run:
     @property
     def generator(self) -> Generator:
         """Raises UserError where the run was opened for retrieval alone."""
-        if self.pipeline.generator is None:
+        if self.pipeline.reader is None:
             raise UserError(f"{self.folder} was opened without its generator: open it with `ragjax.open_run`.")
-        return self.pipeline.generator
+        return self.pipeline.reader.generator
 
     @property
     def variables(self) -> dict[str, Variables]:
         """Of the models that are loaded: {"embedder" | "generator": {collection: parameters}}."""
-        models = {"embedder": self.embedder, "generator": self.pipeline.generator}
-        return {name: model.variables for name, model in models.items() if model is not None}
-
-    @property
-    def summary(self) -> Summary | None:
-        """Scores before and after training, costs, the retrieval; None where training has not come to its end."""
-        return self.files.read_summary()
+        return self.pipeline.variables
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""

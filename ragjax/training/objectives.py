@@ -111,6 +111,22 @@ class LikelihoodObjective:
 
 
 @dataclasses.dataclass(frozen=True)
+class LeaveOneOutObjective:
+    """The embedder alone in the graph; the batch's answer log-probs are those without each passage."""
+
+    embedder: nn.Module
+    score_scale: float
+    temperature: float = 1.0
+    dropout = False
+
+    def __call__(self, trainable: Tree, frozen: Tree, batch: ScoredBatch, key: Array | None) -> Losses:
+        vectors = _question_vectors(self.embedder, merge(frozen, trainable), batch)
+        docs = losses.doc_log_probs(vectors, batch.passage_vectors, self.score_scale)
+        loss = losses.leave_one_out_nll(docs, batch.answer_log_probs, batch.answer_mask, self.temperature)
+        return Losses(loss, jnp.any(batch.answer_mask, axis=-1), {"retrieval_entropy": _entropy(docs)})
+
+
+@dataclasses.dataclass(frozen=True)
 class RankingObjective:
     """Multiple negatives ranking of the question's positive among the whole step's frozen passage vectors."""
 
@@ -127,7 +143,7 @@ class RankingObjective:
         return Losses(jnp.where(valid, nll, 0.0), valid, {})
 
 
-Objective = AnswerObjective | ConcatenatedObjective | LikelihoodObjective | RankingObjective
+Objective = AnswerObjective | ConcatenatedObjective | LeaveOneOutObjective | LikelihoodObjective | RankingObjective
 
 
 def merge(frozen: Mapping[str, Tree], trainable: Mapping[str, Tree]) -> dict[str, dict[str, Tree]]:

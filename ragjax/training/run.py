@@ -124,7 +124,8 @@ def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = N
 
 def _begin(run: Run, phases: Sequence[Phase]) -> None:
     """Leaves in the run's folder what it is made from and with."""
-    inputs = describe_inputs(run.dataset, run.embedder, run.pipeline.generator)
+    generator = run.generator if run.pipeline.reader else None
+    inputs = describe_inputs(run.dataset, run.embedder, generator)
     run.files.begin(
         RunRecord(run.config, tuple(phase.name for phase in phases), inputs),
         learning_rates={phase.name: phase.learning_rates(run.config) for phase in phases},
@@ -211,8 +212,7 @@ def _strategy_costs(run: Run, results: Mapping[str, PhaseResult]) -> list[dict[s
     questions = run.dataset.train
     labelled = sum(bool(question.positive_ids) for question in questions)
     prompt_length = max(tokens / rows, 1.0) if rows else 1.0
-    generator = run.pipeline.generator
-    size = None if generator is None else generator.size
+    size = run.generator.size if run.pipeline.reader else None
     costs = strategy_costs(measured, size, prompt_length, len(questions), labelled)
     return [dataclasses.asdict(cost) for cost in costs]
 

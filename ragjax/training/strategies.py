@@ -78,6 +78,14 @@ def phases_of(config: RunConfig) -> tuple[Phase, ...]:
             f"--retriever_objective={config.retriever_objective} moves the embedder by the answers' likelihood, which "
             f"--strategy={config.strategy} does not do: choose --strategy=joint or two_phase, or leave it out."
         )
+    if config.retriever_objective == "loop":
+        if any(_needs_marginal(phase) and "generator" in phase.trains for phase in phases):
+            raise UserError(
+                f"--retriever_objective=loop needs a frozen generator, and --strategy={config.strategy} trains both "
+                "models together: choose --strategy=two_phase, or another objective."
+            )
+        if config.top_k < 2:
+            raise UserError("--retriever_objective=loop leaves out one passage of several: give --top_k at least 2.")
     for flag, phase in (("embedder_run", _RANKING), ("generator_run", _GENERATOR)):
         if getattr(config, flag) and (phase not in phases or len(phases) == 1):
             fitting = [name for name, those in STRATEGIES.items() if phase in those and len(those) > 1]

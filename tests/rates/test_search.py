@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import math
 import shutil
 
 import numpy as np
@@ -286,3 +287,63 @@ def test_a_search_does_not_go_on_with_other_models(world, tmp_path):
     (model / "model.safetensors").write_bytes(weights)
     with pytest.raises(UserError, match="was begun with other models or data: bring those back or choose another"):
         search_rates(config, dataclasses.replace(OPTIONS, select="dev_loss", generator_rates="1e-3"))
+
+
+def test_a_copy_that_diverges_loses_and_the_others_go_on(prepared, tmp_path):
+    """A rate that overflows float32 in its first update: its trial ends there, the other is as it would be alone."""
+    phase = STRATEGIES["embedder"][0]
+    flags = {"max_steps": 3, "ranking_batch_size": 3}
+    run = rerun(prepared, tmp_path / "both", **flags)
+    lost, good = train_stacked(run, [1e38, 1e-4], assembler_of(run, phase)).copies
+    assert lost.diverged and lost.params is None and lost.steps < 3 and lost.mean_loss == math.inf
+    alone = rerun(prepared, tmp_path / "alone", **flags)
+    (expected,) = train_stacked(alone, [1e-4], assembler_of(alone, phase)).copies
+    assert good.steps == 3 and not good.diverged
+    np.testing.assert_allclose(good.dev_losses, expected.dev_losses, rtol=1e-4)
+
+
+def test_a_search_with_a_rate_that_diverges_ends_with_another(world, tmp_path):
+    config = searching(world, tmp_path / "run", strategy="embedder", max_steps=3)
+    record = search_rates(config, SearchConfig(embedder_rates=(1e38, 1e-4), halving=True))
+    assert record["winner"] == {"embedder": 1e-4}
+    assert {trial["rates"]["embedder"]: trial["diverged"] for trial in record["trials"]} == {1e38: True, 1e-4: False}
+
+
+def test_rates_of_the_embedder_are_chosen_by_what_is_found(world, tmp_path):
+    """Nothing is decoded, and the generator may be absent."""
+    config = searching(world, tmp_path / "run", strategy="embedder", generator=str(tmp_path / "nowhere"))
+    assert config.decode == "none"
+    record = search_rates(config, SearchConfig(embedder_rates=(1e-2, 1e-12)))
+    recalls = {trial["rates"]["embedder"]: trial["recall_at_5"] for trial in record["trials"]}
+    assert None not in recalls.values()
+    assert recalls[record["winner"]["embedder"]] == max(recalls.values())
+    assert not list((tmp_path / "run").glob("predictions/*"))
+
+
+def test_unlabelled_dev_questions_leave_the_answers_to_choose_by(world, tmp_path):
+    splits = questions()
+    splits["dev"] = [line | {"positive_ids": []} for line in splits["dev"]]
+    data = str(write_data(tmp_path / "data", passages(), splits))
+    config = searching(world, tmp_path / "run", strategy="embedder", data=data, decode="concat")
+    record = search_rates(config, SearchConfig(embedder_rates=(1e-4,)))
+    (trial,) = record["trials"]
+    assert trial["dev_loss"] is None and trial["f1"] is not None
+    with pytest.raises(UserError, match="no dev loss to choose by"):
+        search_rates(searching(world, tmp_path / "b", strategy="embedder", data=data, decode="concat"), OPTIONS_BY_LOSS)
+    with pytest.raises(UserError, match=r"Recall@5 is not known"):
+        search_rates(searching(world, tmp_path / "c", strategy="embedder", data=data), SearchConfig())
+
+
+OPTIONS_BY_LOSS = SearchConfig(select="dev_loss")
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "sentence"),
+    [
+        ({"dev_every": 0}, {}, "--dev_every=0 measures nothing"),
+        ({"strategy": "embedder", "decode": "none"}, {"select": "f1"}, "--select=f1 needs answers"),
+    ],
+)
+def test_what_cannot_be_chosen_by_is_refused(world, tmp_path, changes, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        search_rates(searching(world, tmp_path / "run", **changes), SearchConfig(**options))

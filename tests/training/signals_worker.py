@@ -23,7 +23,7 @@ from ragjax.pretrained import Generator, init_lora, load_generator
 from ragjax.runs import Run
 from ragjax.training.answer_scorer import AnswerScorer, RowLimits
 from ragjax.training.likelihood_cache import LikelihoodCache
-from ragjax.training.signals import RankingAssembler, Variables
+from ragjax.training.signals import ModelVariables, RankingAssembler
 from ragjax.training.state import init_state
 from ragjax.training.step import make_train_step
 from tests.tiny_runs import World, batch_of, run_of
@@ -60,7 +60,7 @@ class Scorer:
         return len(self.cache)
 
 
-def placed(run: Run) -> Variables:
+def placed(run: Run) -> ModelVariables:
     """Both models' variables as they are."""
     return place({"embedder": run.embedder.variables, "generator": run.generator.variables})
 

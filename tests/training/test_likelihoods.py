@@ -1,6 +1,7 @@
 """The frozen generator's kept answer log-probs: what they are worth, when they are found again, what is forgotten."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -95,8 +96,7 @@ def test_kept_scores_give_the_gradient_of_the_whole_graph(world, dataset, pipeli
     asked = batch_of(graph, questions)
     batch = first(graph.with_passages(asked, rows).batch)
     frozen = {"generator": pipeline.generator.variables}
-    expected, sums = embedder_gradient(graph.objective, pipeline, frozen, batch)
-    scores = np.asarray(compiled_scores(pipeline.generator.module, frozen["generator"], batch.rows))
+    expected, (sums, scores) = gradient_and_scores(graph.objective, pipeline, frozen, batch)
 
     keeper = LikelihoodAssembler(run, RETRIEVER.trains)
     found, _ = keeper.score(asked, [rows], placed(run), Ledger())
@@ -126,7 +126,22 @@ def test_kept_scores_give_the_gradient_of_the_whole_graph(world, dataset, pipeli
             assert np.linalg.norm(one - other) <= tolerance * norm, name
 
 
-compiled_scores = jax.jit(score_answers, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_with_scores(objective, trainable, frozen, batch):
+    """The graph's gradient, sums and scores out of one program: another one rounds the scores otherwise."""
+
+    def loss(trainable):
+        total, sums = summed_loss(objective, trainable, frozen, batch, None)
+        return total, (sums, score_answers(objective.generator, frozen["generator"], batch.rows))
+
+    return jax.grad(loss, has_aux=True)(trainable)
+
+
+def gradient_and_scores(objective, pipeline, frozen, batch):
+    """(gradient, (sums, scores [B, K, T])) of the graph."""
+    return jax.device_get(compiled_with_scores(objective, {"embedder": pipeline.embedder.variables}, frozen, batch))
+
+
 compiled_gradient = jax.jit(jax.grad(summed_loss, argnums=1, has_aux=True), static_argnums=0)
 
 
@@ -431,3 +446,38 @@ def test_one_and_eight_devices_give_the_same_scores(world, generator, pairs):
     assert len(names) == len(expected)
     for i, score in enumerate(expected):
         np.testing.assert_allclose(found[f"scores {i}"], score, rtol=1e-5, atol=1e-5)
+
+
+# --- leaving one passage out
+
+
+def test_leaving_one_out_equals_enumeration(world, dataset, pipeline, tmp_path):
+    """KL from the softmax over k of -log p(y | all passages but k) to p(z|x), from prompts made here."""
+    config = world.config(
+        tmp_path, strategy="two_phase", retriever_objective="loop", retriever_temperature=2.0, batch_size=3
+    )
+    run = run_of(config, pipeline, dataset)
+    assembler = LikelihoodAssembler(run, RETRIEVER.trains)
+    questions = dataset.train[:3]
+    scored = assembler.assemble(batch_of(assembler, questions), placed(run), Ledger())
+    trainable = {"embedder": pipeline.embedder.variables}
+    found = assembler.objective(trainable, {}, first(scored.batch), None)
+    store, expected = pipeline.store, []
+    for question, rows in zip(questions, scored.passage_rows.tolist(), strict=True):
+        answer = pipeline.prompts.answer(question.answers[0])
+        without = [
+            pipeline.prompts.prompt(
+                [store[row] for row in rows if row != left_out], question.question, reserve=len(answer)
+            ).ids
+            for left_out in rows
+        ]
+        likelihoods = [
+            float(np.sum(s, dtype=np.float64)) for s in pipeline.generator.score_tokens(without, [answer] * 3)
+        ]
+        target = np.exp(-np.array(likelihoods) / 2.0 - np.logaddexp.reduce(-np.array(likelihoods) / 2.0))
+        vectors = pipeline.embedder.encode([store[row].embedder_text for row in rows]).astype(np.float64)
+        scores = config.score_scale * vectors @ pipeline.embedder.encode([question.question])[0].astype(np.float64)
+        expected.append(float(target @ (np.log(target) - scores + np.logaddexp.reduce(scores))))
+    assert assembler.pairs_scored == 9
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-4, atol=1e-5)
+    assert np.std(expected) > 0

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from ragjax.checkpoints import Checkpoints
-from ragjax.config import OBJECTIVES, RunConfig
+from ragjax.config import OBJECTIVES, EvaluateConfig, RunConfig
 from ragjax.costs import PARTS, TRAINING_PARTS
 from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
+from ragjax.evaluation import evaluate_runs
 from ragjax.pipeline import Pipeline, load_models
 from ragjax.pretrained import load_embedder, load_generator
 from ragjax.runs import RunFolder, Summary, open_run, prepare
+from ragjax.runs import run as run_module_of_runs
 from ragjax.training import run as run_module
 from ragjax.training import train
 from ragjax.training.run import measure, run_phases
@@ -30,7 +32,10 @@ from tests.tiny_runs import PLACES, changed, flat, passages, questions, read_lin
 METRICS = {"em", "f1", "contains", "recall_at_5", "hit_at_5"}
 UNITS = {"seconds", "flops", "tokens", "backward_tokens"}
 RECORD = {"id", "question", "prediction", "answers", "em", "f1", "contains", "recall_at_5", "hit_at_5", "passages"}
-RECORD |= {"log_prob", "mrr_at_10", "answer_in_context", "recall_at_3", "hit_at_3"}  # these runs read 3 passages
+RECORD |= {"log_prob", "mrr_at_10", "answer_in_context"}
+RECORD |= {
+    f"{name}_at_{rank}" for name in ("recall", "hit") for rank in (1, 3, 5, 10, 20)
+}  # these runs read 3 passages
 
 
 @pytest.fixture(scope="module")
@@ -415,3 +420,38 @@ def test_every_epoch_asks_every_question_once_in_an_order_of_its_own():
 @pytest.mark.parametrize(("flags", "steps"), [({"epochs": 2}, 6), ({"max_steps": 7, "epochs": 2}, 7)])
 def test_steps_come_from_epochs_or_are_given(flags, steps):
     assert total_steps(RunConfig(**flags), 10, 4) == steps
+
+
+def test_the_embedder_alone_is_trained_and_measured_without_a_generator(world, tmp_path, capsys):
+    """No generator is looked for: the one that is named does not exist."""
+    config = world.config(tmp_path / "run", strategy="embedder", generator=str(tmp_path / "nowhere"), max_steps=2)
+    summary = train(config)
+    assert config.decode == "none"
+    assert summary.before["em"] is summary.after["f1"] is None and summary.after["recall_at_5"] is not None
+    assert "generator: not needed" in capsys.readouterr().out
+    lines = read_lines(tmp_path / "run" / "predictions" / "test.after.jsonl")
+    assert {line["prediction"] for line in lines} == {None}
+    assert all({f"recall_at_{n}", f"hit_at_{n}"} <= line.keys() for line in lines for n in (1, 5, 10, 20))
+    assert set(json.loads((tmp_path / "run" / "config.json").read_text())["inputs"]) == {"embedder", "data"}
+    opened = open_run(tmp_path / "run", with_generator=False)
+    assert opened.retrieve(["Where is Arby?"], 3).passage_rows.shape == (1, 3)
+    with pytest.raises(UserError, match="was opened without its generator"):
+        _ = opened.generator
+    # With answers, as it was before.
+    answered = train(world.config(tmp_path / "answered", strategy="embedder", decode="concat", max_steps=2))
+    assert answered.after["f1"] is not None
+    for name in ("recall_at_5", "hit_at_5"):
+        assert (answered.before[name], answered.after[name]) == (summary.before[name], summary.after[name])
+
+
+def test_a_finished_run_is_evaluated_for_retrieval_alone(joint, monkeypatch):
+    monkeypatch.setattr(run_module_of_runs, "load_untrained_generator", None)  # would be called
+    found = evaluate_runs(EvaluateConfig(run_dir=joint.config.run_dir, decode="none", split="test"), {})
+    (result,) = found.results
+    after = read_lines(joint.folder / "predictions" / "test.after.jsonl")
+    for name in ("recall_at_5", "hit_at_1", "mrr_at_10", "answer_in_context"):
+        assert [line[name] for line in result.predictions] == [line[name] for line in after]
+    assert result.scores["em"] is None
+    with pytest.raises(UserError, match="--passage_answers asks for answers"):
+        config = EvaluateConfig(run_dir=joint.config.run_dir, decode="none", passage_answers=True)
+        evaluate_runs(config, {})

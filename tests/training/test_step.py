@@ -270,10 +270,7 @@ def test_the_state_is_donated():
 def test_generator_strategy_leaves_the_embedder_frozen():
     (phase,) = STRATEGIES["generator"]
     objective, variables = objective_of("rag_token_mean")
-    models = SimpleNamespace(
-        embedder=SimpleNamespace(variables=variables["embedder"]),
-        generator=SimpleNamespace(variables=variables["generator"]),
-    )
+    models = SimpleNamespace(variables=variables)
 
     def split_of(phase, **flags):
         return split_trainable(run_of(RunConfig(**flags), models, None), phase)

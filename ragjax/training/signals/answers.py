@@ -22,9 +22,9 @@ from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.question_side import QuestionSide
 from ragjax.training.signals.signal import (
     Assembled,
+    ModelVariables,
     NoCache,
     Signal,
-    Variables,
     dev_questions,
     every_question,
     model_work,
@@ -54,7 +54,7 @@ class AnswerAssembler(NoCache):
         prompts_per_batch = self._side.layout.size * config.top_k // self._per_prompt
         self._shapes = choose_shapes(lengths, answers, prompts_per_batch, longest, self._side.layout.parts)
 
-    def assemble(self, batch: QuestionBatch, variables: Variables, ledger: Ledger) -> Assembled:
+    def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         return self.with_passages(batch, self._side.retrieve(batch, variables, ledger))
 
     def with_passages(self, batch: QuestionBatch, rows: np.ndarray) -> Assembled:

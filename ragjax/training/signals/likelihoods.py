@@ -10,11 +10,11 @@ from ragjax.data.questions import Question
 from ragjax.runs import Run
 from ragjax.training.answer_scorer import AnswerScorer, row_limits
 from ragjax.training.likelihood_cache import LikelihoodCache
-from ragjax.training.objectives import LikelihoodObjective
+from ragjax.training.objectives import LeaveOneOutObjective, LikelihoodObjective
 from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.answers import answer_mixture, prompt_lengths
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, Signal, Variables, dev_questions, every_question
+from ragjax.training.signals.signal import Assembled, ModelVariables, Signal, dev_questions, every_question
 
 
 class LikelihoodAssembler:
@@ -29,9 +29,11 @@ class LikelihoodAssembler:
             run.dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.tokenize
         )
         self._side = QuestionSide(run, self.sampler)
-        self.objective = LikelihoodObjective(run.embedder.module, answer_mixture(config, trains))
+        self.objective = likelihood_objective(run, trains)
+        self._leaves_one_out = isinstance(self.objective, LeaveOneOutObjective)
+        per_prompt = config.top_k - 1 if self._leaves_one_out else 1
         everything = [*self.sampler.train, *self.sampler.dev]
-        lengths, longest, answers = prompt_lengths(run, everything, 1)
+        lengths, longest, answers = prompt_lengths(run, everything, per_prompt)
         shortest = min(run.pipeline.prompts.frame_length(question.question, 1) for question in everything)
         limits = row_limits(lengths, shortest, longest, answers)
         self._answer_length = limits.longest_answer
@@ -48,7 +50,7 @@ class LikelihoodAssembler:
     def rewind(self, position: int) -> None:
         self.likelihoods.rewind(position)
 
-    def assemble(self, batch: QuestionBatch, variables: Variables, ledger: Ledger) -> Assembled:
+    def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         rows = self._side.retrieve(batch, variables, ledger)
         scores, tokens = self.score(batch, [rows], variables, ledger)
         figures = {"generator_tokens": tokens, "distinct_passages": len(np.unique(rows))}
@@ -56,7 +58,7 @@ class LikelihoodAssembler:
         return Assembled(self.scored_batch(batch, rows, scores), work, figures, rows)
 
     def assemble_stacked(
-        self, batch: QuestionBatch, variables: Variables, copies: int, ledger: Ledger
+        self, batch: QuestionBatch, variables: ModelVariables, copies: int, ledger: Ledger
     ) -> tuple[list[ScoredBatch], Cost]:
         """A batch for each copy of the embedder, and the work that one of them is in a step."""
         alternatives = self._side.retrieve(batch, variables, ledger, copies)
@@ -64,21 +66,35 @@ class LikelihoodAssembler:
         batches = [self.scored_batch(batch, rows, scores) for rows in alternatives]
         return batches, self._side.work(batch, batch.training)
 
+    def contexts(self, rows: np.ndarray) -> list[tuple[int, ...]]:
+        """What each of a question's passages [K] is judged by: itself alone, or all the others, best first."""
+        every = tuple(rows.tolist())
+        if self._leaves_one_out:
+            return [every[:k] + every[k + 1 :] for k in range(len(every))]
+        return [(row,) for row in every]
+
     def score(
-        self, batch: QuestionBatch, alternatives: Sequence[np.ndarray], variables: Variables, ledger: Ledger
-    ) -> tuple[dict[tuple[int, int], np.ndarray], int]:
-        """The answers' log-probs under each of the questions' passages, alternatives [b, K] each.
+        self, batch: QuestionBatch, alternatives: Sequence[np.ndarray], variables: ModelVariables, ledger: Ledger
+    ) -> tuple[dict[tuple[int, tuple[int, ...]], np.ndarray], int]:
+        """The answers' log-probs in the contexts of each of the questions' passages, alternatives [b, K] each.
 
         Returns:
-          {(question's place in the batch, passage row): [T_i]}, and the tokens that the generator read for it: only
-          pairs that are new are scored.
+          {(question's place in the batch, rows of the passages in the prompt): [T_i]}, and the tokens that the
+          generator read for it: only pairs that are new are scored.
         """
-        prompts, store, questions = self._pipeline.prompts, self._pipeline.store, batch.questions
-        pairs = sorted({(i, int(row)) for rows in alternatives for i, chosen in enumerate(rows) for row in chosen})
+        prompts, questions = self._pipeline.prompts, batch.questions
+        pairs = sorted(
+            {
+                (i, context)
+                for rows in alternatives
+                for i, chosen in enumerate(rows)
+                for context in self.contexts(chosen)
+            }
+        )
         answers = [self._answer(questions[i]) for i, _ in pairs]
         built = [
-            prompts.prompt([store[row]], questions[i].question, reserve=len(answer))
-            for (i, row), answer in zip(pairs, answers, strict=True)
+            prompts.prompt(self._pipeline.passages(context), questions[i].question, reserve=len(answer))
+            for (i, context), answer in zip(pairs, answers, strict=True)
         ]
         self.passages_cut.update(*(prompt.cut for prompt in built))
         ids = [prompt.ids for prompt in built]
@@ -87,7 +103,10 @@ class LikelihoodAssembler:
         return dict(zip(pairs, scores, strict=True)), cost.tokens
 
     def scored_batch(
-        self, batch: QuestionBatch, rows: np.ndarray, scores: Mapping[tuple[int, int], np.ndarray]
+        self,
+        batch: QuestionBatch,
+        rows: np.ndarray,
+        scores: Mapping[tuple[int, tuple[int, ...]], np.ndarray],
     ) -> ScoredBatch:
         """[groups, micro-batches, ...] of the questions under the given passages [b, K], whose `score` is given."""
         vectors = self._pipeline.retriever.vectors.vectors_of(rows)
@@ -95,7 +114,7 @@ class LikelihoodAssembler:
             (
                 batch.tokens[i],
                 vectors[i],
-                np.stack([self._padded(scores[i, int(row)]) for row in chosen]),
+                np.stack([self._padded(scores[i, context]) for context in self.contexts(chosen)]),
                 len(self._answer(batch.questions[i])),
             )
             for i, chosen in enumerate(rows)
@@ -119,6 +138,14 @@ class LikelihoodAssembler:
 def _fill(values: np.ndarray, size: int) -> np.ndarray:
     """Zeros behind the first axis up to `size`."""
     return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])
+
+
+def likelihood_objective(run: Run, trains: Sequence[str]) -> LikelihoodObjective | LeaveOneOutObjective:
+    """What the configuration's --objective and --retriever_objective minimise."""
+    config, embedder = run.config, run.embedder.module
+    if config.retriever_objective == "loop":
+        return LeaveOneOutObjective(embedder, config.score_scale, config.retriever_temperature)
+    return LikelihoodObjective(embedder, answer_mixture(config, trains))
 
 
 LIKELIHOODS = Signal(

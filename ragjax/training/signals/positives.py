@@ -22,7 +22,7 @@ from ragjax.training.health import WATCHED
 from ragjax.training.objectives import RankingObjective
 from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, NoCache, Signal, Variables
+from ragjax.training.signals.signal import Assembled, ModelVariables, NoCache, Signal
 
 # How much deeper than it would have to be hard negatives are looked for.
 _MINED = 100
@@ -108,7 +108,7 @@ class RankingAssembler(NoCache):
         own = vectors.astype(np.float64) @ guide.astype(np.float64)
         return own - self._config.negative_margin * np.abs(own)
 
-    def assemble(self, batch: QuestionBatch, variables: Variables, ledger: Ledger) -> Assembled:
+    def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         questions, tokens, layout = batch.questions, batch.tokens, self._side.layout
         known = [self._known["train" if batch.training else "dev"][i] for i in batch.indices]
         epoch = self.sampler.epoch(batch.step) if batch.training else 0
@@ -137,7 +137,7 @@ class RankingAssembler(NoCache):
         return Assembled(stacked, work, {"candidates": len(set(candidates.tolist()))})
 
     def assemble_stacked(
-        self, batch: QuestionBatch, variables: Variables, copies: int, ledger: Ledger
+        self, batch: QuestionBatch, variables: ModelVariables, copies: int, ledger: Ledger
     ) -> tuple[list[RankingBatch], Cost]:
         """The same batch for each copy of the embedder, and the work that one of them is in a step."""
         assembled = self.assemble(batch, variables, ledger)

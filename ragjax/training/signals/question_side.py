@@ -13,7 +13,7 @@ from ragjax.pretrained import embed
 from ragjax.retrieval import Queries
 from ragjax.runs import Run
 from ragjax.training.sampling import QuestionBatch, Sampler
-from ragjax.training.signals.signal import Variables, model_work
+from ragjax.training.signals.signal import ModelVariables, model_work
 
 _embed_stacked = jax.jit(jax.vmap(sentence_vectors, in_axes=(None, 0, None, None)), static_argnums=0)
 
@@ -29,20 +29,20 @@ class QuestionSide:
         self.layout = layout_of(sampler.batch_size, run.config.gradient_accumulation)
         self.question_length = round_up(sampler.longest_question, 8)
 
-    def vectors(self, batch: QuestionBatch, variables: Variables) -> np.ndarray:
+    def vectors(self, batch: QuestionBatch, variables: ModelVariables) -> np.ndarray:
         """[b, E] from the embedder's given variables."""
         padded, lengths = pad_tokens(batch.tokens, self._batch_size, self.question_length)
         found = embed(self._pipeline.embedder.module, variables["embedder"], padded, lengths)
         return np.asarray(found)[: len(batch.questions)]
 
-    def stacked_vectors(self, batch: QuestionBatch, variables: Variables) -> np.ndarray:
+    def stacked_vectors(self, batch: QuestionBatch, variables: ModelVariables) -> np.ndarray:
         """[copies * b, E] from stacked variables [copies, ...], copy by copy."""
         padded, lengths = pad_tokens(batch.tokens, self._batch_size, self.question_length)
         found = _embed_stacked(self._pipeline.embedder.module, variables["embedder"], padded, lengths)
         vectors = np.asarray(found)[:, : len(batch.questions)]
         return vectors.reshape(-1, vectors.shape[-1])
 
-    def retrieve(self, batch: QuestionBatch, variables: Variables, ledger: Ledger, copies: int = 0) -> np.ndarray:
+    def retrieve(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger, copies: int = 0) -> np.ndarray:
         """Passage rows [b, K], best first, by the embedder's given variables; [copies, b, K] where they are stacked."""
         embedder = self._pipeline.embedder
         began = time.perf_counter()

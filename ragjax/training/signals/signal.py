@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ragjax.arrays import Variables
 from ragjax.costs import Cost, Ledger, ModelSize, forward_flops, train_flops
 from ragjax.data.questions import Question
 from ragjax.runs import Run
@@ -13,7 +14,7 @@ from ragjax.training.objectives import Objective
 from ragjax.training.sampling import QuestionBatch, Sampler
 
 # Both models' variables as they are now: {"embedder" | "generator": {collection: parameters}}.
-Variables = Mapping[str, Mapping[str, Any]]
+ModelVariables = Mapping[str, Variables]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Assembler(Protocol):
     objective: Objective
     passages_cut: set[str]  # ids of the passages that some prompt has held shortened; goes into the checkpoint
 
-    def assemble(self, batch: QuestionBatch, variables: Variables, ledger: Ledger) -> Assembled:
+    def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         """The batch of at most `sampler.batch_size` questions; what is computed on the way (retrieval, likelihoods) is
         charged to the ledger.
         """
@@ -50,7 +51,7 @@ class StackableAssembler(Assembler, Protocol):
     """An assembler whose questions several copies of the embedder can share."""
 
     def assemble_stacked(
-        self, batch: QuestionBatch, variables: Variables, copies: int, ledger: Ledger
+        self, batch: QuestionBatch, variables: ModelVariables, copies: int, ledger: Ledger
     ) -> tuple[list[Any], Cost]:
         """A batch for each copy of the embedder, and the work that one of them is in a step.
 
