@@ -77,7 +77,7 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
       run: the run that `config` names, where it is open already.
 
     Raises:
-      UserError: no such run, models, split or decoder; settings that contradict each other; runs that search other
+      UserError: no such run, models, split or decoder; settings that contradict each other; runs over other
         passages; a predictions file of something else; one of several processes.
     """
     refuse_several_processes()

@@ -56,8 +56,7 @@ def encode_corpus(
     show_progress: bool = True,
     count_tokens: Callable[[list[str]], int] | None = None,
 ) -> EncodedCorpus:
-    """Vectors [P, E] of the P passages, from the cache or encoded now; a run that was killed is taken up where
-    it stood.
+    """Vectors [P, E] of the P passages, from the cache or encoded now, beginning where a killed process stopped.
 
     encode: n texts -> [n, E] float32, where E is `width`.  key: names everything about the embedder that
     shapes its vectors (weights' hash, dtype, longest input).  count_tokens: n texts -> tokens they are
