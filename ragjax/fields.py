@@ -93,12 +93,14 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
 
 def _checked_items(field: dataclasses.Field, value: Any) -> tuple:
     """The items, each once. Raises UserError for one that may not be there."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        value = list(value)  # an iterator is read once
     name, items, text = field.name, field.metadata["items"], flag_text(value)
     if not (text or field.default):
         return ()
     try:
         found = as_items(value, items)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         found = (math.nan,)
     if isinstance(items, tuple):
         if unknown := [item for item in found or ("",) if item not in items]:
@@ -145,6 +147,6 @@ def _is_recorded(field: dataclasses.Field, recorded: Mapping[str, Any], config: 
     if items and before is not None:
         try:
             before = as_items(before, items) if flag_text(before) else ()
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             return False
     return before == getattr(config, field.name)

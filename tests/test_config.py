@@ -28,7 +28,7 @@ def test_blanks_in_a_list_name_the_same_projections():
 
 
 @pytest.mark.parametrize(
-    "given", ["2, 5,2 ", [2, 5], (2, 5, 5), ["2", "5"], range(2, 8, 3), np.array([2, 5]), [2.0, 5]]
+    "given", ["2, 5,2 ", [2, 5], (2, 5, 5), ["2", "5"], range(2, 8, 3), np.array([2, 5]), [2.0, 5], iter([2, 5])]
 )
 def test_a_tuple_may_be_given_in_any_form(given):
     """As text from a flag, and as what is at hand in Python; it is held as a tuple of the kind."""
@@ -96,6 +96,7 @@ def test_the_names_of_strategies_stand_once():
         (RunConfig, {"scan_layers": "no"}, "--scan_layers=no is not True or False."),
         (RunConfig, {"data": 7}, "--data=7 is not text."),
         (EvaluateConfig, {"top_k": [1, 2.5]}, "--top_k=1,2.5 is not a list of positive numbers: write it as 1,5,10."),
+        (EvaluateConfig, {"top_k": math.inf}, "--top_k=inf is not a list of positive numbers: write it as 1,5,10."),
         (EvaluateConfig, {"top_k": [None]}, "--top_k=None is not a list of positive numbers: write it as 1,5,10."),
         (EvaluateConfig, {"decode": ["concat", 7]}, "--decode=7 is not known: choose from concat, rag_token, "),
         (SearchConfig, {"embedder_rates": [1e-6, 0]}, "--embedder_rates=1e-06,0 is not a list of positive numbers: "),
