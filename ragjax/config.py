@@ -155,6 +155,12 @@ class RunConfig(DecodeConfig):
     )
     retriever_temperature: float = _field(1.0, "Flattens the likelihoods in emdr2, pdist and replug_lsr.", above=0)
     embedder: str = _field("minilm", "Embedder: a short name, a hub id or a local folder.")
+    query_prefix: str | None = _field(
+        None, "Text put in front of a question for the embedder; left out: the model's own.", kind=str
+    )
+    passage_prefix: str | None = _field(
+        None, "Text put in front of a passage for the embedder; left out: the model's own.", kind=str
+    )
     generator: str = _field("smollm2-135m", "Generator: a short name, a hub id, a local folder or a .gguf file.")
     data: str = _field("sample", "Data: `sample` (shipped) or a folder with corpus, train, dev and test .jsonl(.gz).")
     run_dir: str = _field("", "Folder of this run; runs/STRATEGY where it is left out.")

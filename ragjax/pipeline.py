@@ -49,7 +49,7 @@ class Pipeline:
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
-        return self.retriever.retrieve(Queries(questions, self.embedder.encode(questions)), k)
+        return self.retriever.retrieve(Queries(questions, self.embedder.encode_queries(questions)), k)
 
     def passages(self, rows: Sequence[int]) -> list[Passage]:
         return [self.store[int(row)] for row in rows]
@@ -115,7 +115,10 @@ def load_models(config: RunConfig) -> tuple[Embedder, Generator]:
     if lora:
         # B starts at zero, so fresh adapters leave the model as it is.
         generator = dataclasses.replace(generator, lora=init_lora(generator, config.seed))
-    return load_embedder(config.embedder, config.dtype), generator
+    embedder = load_embedder(
+        config.embedder, config.dtype, query_prefix=config.query_prefix, passage_prefix=config.passage_prefix
+    )
+    return embedder, generator
 
 
 def build_pipeline(
@@ -132,13 +135,13 @@ def build_pipeline(
         )
     store = PassageList(dataset.passages)
     encoded = encode_corpus(
-        embedder.encode,
+        embedder.encode_passages,
         store,
-        embedder.key,
+        embedder.passage_key,
         default_cache_dir() / "vectors",
         embedder.config.hidden_size,
         show_progress,
-        count_tokens=lambda texts: sum(map(len, embedder.tokenize(texts))),
+        count_tokens=lambda texts: sum(map(len, embedder.passage_tokens(texts))),
     )
     prompts = PromptBuilder(
         generator.tokenizer,

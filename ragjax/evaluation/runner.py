@@ -77,7 +77,7 @@ def evaluate(
         pipeline.decoding_prompts(text, rows[:top_k], scores[:top_k], config)
         for text, rows, scores in zip(texts, retrieved.rows, retrieved.scores, strict=True)
     ]
-    lengths = list(map(len, pipeline.embedder.tokenize(texts)))
+    lengths = list(map(len, pipeline.embedder.query_tokens(texts)))
     retrieval_flops = forward_flops(pipeline.embedder.size, lengths, 0)
     cost = Cost(time.perf_counter() - began, retrieval_flops, sum(lengths))
     # Prompts of like length share a batch, so that little of it is padding.

@@ -99,11 +99,11 @@ class QuestionSide:
         self.layout = layout_of(batch_size, run.config.gradient_accumulation)
         self._top_k = run.config.top_k
         self._batch_size = batch_size
-        longest = max(map(len, run.embedder.tokenize([q.question for q in questions])))
+        longest = max(map(len, run.embedder.query_tokens([q.question for q in questions])))
         self.question_length = round_up(longest, 8)
 
     def tokens(self, questions: Sequence[Question]) -> list[list[int]]:
-        return self._pipeline.embedder.tokenize([question.question for question in questions])
+        return self._pipeline.embedder.query_tokens([question.question for question in questions])
 
     def vectors(self, questions: Sequence[Question], variables: Tree) -> np.ndarray:
         """[b, E] from the embedder's given variables."""

@@ -46,7 +46,7 @@ class RankingAssembler(NoCache):
         self._guide: dict[str, np.ndarray] = {}
         self._hard: dict[str, list[int]] = {}
         if config.hard_negatives or config.negative_filter == "gist":
-            vectors = pipeline.embedder.encode([question.question for question in everything])
+            vectors = pipeline.embedder.encode_queries([question.question for question in everything])
             self._guide = {question.id: vector for question, vector in zip(everything, vectors, strict=True)}
         if config.hard_negatives:
             self._hard = self._find_hard_negatives(everything)
