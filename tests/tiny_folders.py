@@ -80,3 +80,113 @@ def vocabulary_only(folder: Path, **settings: Any) -> None:
     tokens = sorted(vocabulary, key=vocabulary.get)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
     edit(folder / "tokenizer_config.json", **settings)
+
+
+# ---- whole layouts -----------------------------------------------------------------------------------------
+
+
+def e5(folder):
+    edit(folder / "tokenizer_config.json", model_max_length=512, tokenizer_class="BertTokenizer")
+    edit(folder / "sentence_bert_config.json", max_seq_length=512)
+
+
+def bge(folder):
+    pool(folder, "cls")
+    edit(folder / "sentence_bert_config.json", do_lower_case=True)
+    edit(folder / "tokenizer_config.json", do_basic_tokenize=True, never_split=None, strip_accents=None)
+    edit(folder / "config_sentence_transformers.json", __version__={"sentence_transformers": "2.2.2"})
+
+
+def mxbai(folder):
+    pool(folder, "cls")
+    drop_modules(folder, "Normalize")
+    edit(folder / "config_sentence_transformers.json", prompts={"query": "Find: ", "passage": ""})
+
+
+def arctic(folder):
+    pool(folder, "cls")
+    edit(folder / "config_sentence_transformers.json", prompts={"query": "Find: "}, default_prompt_name=None)
+
+
+def default_prompt(folder):
+    edit(folder / "config_sentence_transformers.json", prompts=PROMPTS, default_prompt_name="document")
+
+
+def dot(folder):
+    pool(folder, "cls")
+    drop_modules(folder, "Normalize")
+    edit(folder / "config_sentence_transformers.json", similarity_fn_name="dot", prompts={})
+
+
+def largest(folder):
+    pool(folder, "max")
+
+
+def with_dropout(folder):
+    add_module(folder, "sentence_transformers.models.Dropout", "2_Dropout")
+    edit(folder / "2_Dropout" / "config.json", dropout=0.2)
+
+
+def newest(folder):
+    as_newest(folder)
+
+
+def newest_list(folder):
+    as_newest(folder, ["cls"])
+
+
+def no_switch_at_all(folder):
+    edit(folder / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False)
+
+
+def tokenizers_length(folder):
+    edit(folder / "sentence_bert_config.json", max_seq_length=None)
+    edit(folder / "tokenizer_config.json", model_max_length=20)
+
+
+def cut_on_the_left(folder):
+    edit(folder / "tokenizer_config.json", truncation_side="left", model_max_length=20)
+    edit(folder / "sentence_bert_config.json", max_seq_length=...)
+
+
+def cased_by_its_settings(folder):
+    edit(folder / "tokenizer_config.json", do_lower_case=False, tokenizer_class="BertTokenizer")
+
+
+def settings_of_another_class(folder):
+    edit(folder / "tokenizer_config.json", do_lower_case=False, tokenizer_class="PreTrainedTokenizerFast")
+
+
+def lower_case_over_a_cased_one(folder):
+    cased_by_its_settings(folder)
+    edit(folder / "sentence_bert_config.json", do_lower_case=True)
+
+
+def vocabulary(folder):
+    vocabulary_only(folder)
+
+
+def cased_vocabulary(folder):
+    vocabulary_only(folder, do_lower_case=False, tokenize_chinese_chars=False)
+
+
+def accented_vocabulary(folder):
+    vocabulary_only(folder, strip_accents=False, tokenizer_class="BertTokenizerFast")
+
+
+def plain(folder):
+    make_plain(folder)
+
+
+def plain_with_vocabulary(folder):
+    make_plain(folder)
+    vocabulary_only(folder, model_max_length=30)
+    for name in ("layer_norm_eps", "type_vocab_size"):
+        edit(folder / "config.json", **{name: ...})
+
+
+LAYOUTS = [
+    e5, bge, mxbai, arctic, default_prompt, dot, largest, with_dropout, newest, newest_list, no_switch_at_all,
+    tokenizers_length, cut_on_the_left, cased_by_its_settings, settings_of_another_class,
+    lower_case_over_a_cased_one, vocabulary, cased_vocabulary, accented_vocabulary, plain, plain_with_vocabulary,
+]  # fmt: skip

@@ -33,24 +33,25 @@ PROMPTS_FILE = "config_sentence_transformers.json"
 _ENCODERS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 ENCODER_FILES = tuple(f"sentence_{name}_config.json" for name in _ENCODERS)
 
-_NO_EFFECT = object()
-# Keys of the encoder's file, besides max_seq_length and do_lower_case: the one value that is supported.
-_ENCODER_KEYS: dict[str, Any] = {
+# Keys of the encoder's file that have but one supported value. One that is left out or null is taken to say the same.
+_ONE_VALUE: dict[str, Any] = {
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
-    "processing_kwargs": {},
     "query_length": None,
     "document_length": None,
     "query_expansion": None,
     "tokenizer_name_or_path": None,
-    "unpad_inputs": _NO_EFFECT,
-} | dict.fromkeys(
-    ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"), {}
-)
-# What may stand in those last ones all the same: how the library runs a model, not what it computes.
+    "processing_kwargs": {},
+    "model_args": {},
+    "model_kwargs": {},
+    "tokenizer_args": {},
+    "processor_kwargs": {},
+    "config_args": {},
+    "config_kwargs": {},
+}
+# What may stand in those all the same: how the library runs a model, not what it computes.
 _RUNTIME = {"trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "add_pooling_layer"}
-
 POOLING_SWITCHES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -59,7 +60,14 @@ POOLING_SWITCHES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_POOLING_KEYS = {*POOLING_SWITCHES, "pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension"}
+# What is followed, or refused by name, in each file.
+ENCODER_KEYS = ("max_seq_length", "do_lower_case", *_ONE_VALUE)
+TOKENIZER_KEYS = ("model_max_length", "truncation_side")
+POOLING_KEYS = (*POOLING_SWITCHES, "pooling_mode", "include_prompt")
+NORMALIZE_KEYS = ("module_input_name", "module_output_name")
+PROMPT_KEYS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "model_type")
+# What changes nothing here.
+_WITHOUT_EFFECT = ("unpad_inputs", "word_embedding_dimension", "embedding_dimension")
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 _SHORTEST = 3  # two special tokens, and one of the text
@@ -194,34 +202,30 @@ def _inside(path: Path, name: Any) -> Path:
 
 def _check_normalize(path: Path) -> None:
     for key, value in _optional(path).items():
-        if key not in ("module_input_name", "module_output_name") or value not in (None, "sentence_embedding"):
+        if key not in NORMALIZE_KEYS or value not in (None, "sentence_embedding"):
             raise UserError(f"{path} has {key} = {value!r}, which is not supported: choose another model")
 
 
 def _check_is_plain(folder: Path) -> None:
     """Raises UserError where modules.json is missing among files that go with it."""
-    beside = [folder / PROMPTS_FILE, *(folder / name for name in ENCODER_FILES), *sorted(folder.glob("*_Pooling"))]
-    for path in beside:
-        if path.exists():
-            raise UserError(
-                f"{folder} has {path.name} but no {MODULES_FILE}, which says what is done with it: download or copy "
-                "the folder again"
-            )
+    names = (PROMPTS_FILE, *ENCODER_FILES, "[0-9]*_Pooling/config.json")
+    for path in (path for name in names for path in sorted(folder.glob(name))):
+        raise UserError(
+            f"{folder} has {path.relative_to(folder)} but no {MODULES_FILE}, which says what is done with it: download "
+            "or copy the folder again"
+        )
 
 
 # ---- the encoder's settings --------------------------------------------------------------------------------
 
 
 def _check_encoder(path: Path, content: Mapping[str, Any]) -> None:
-    for key, value in content.items():
-        if key in ("max_seq_length", "do_lower_case") or _ENCODER_KEYS.get(key) is _NO_EFFECT:
-            continue
-        if key not in _ENCODER_KEYS:
-            raise UserError(f"{path} has {key!r}, which this version does not know: choose another model")
-        supported = _ENCODER_KEYS[key]
+    _check_known(path, content, ENCODER_KEYS)
+    for key, supported in _ONE_VALUE.items():
+        value = content.get(key)
         if supported == {} and isinstance(value, dict):
             value = {name: setting for name, setting in value.items() if name not in _RUNTIME}
-        if value != supported and value is not None:
+        if value is not None and value != supported:
             raise UserError(f"{path} has {key} = {value!r}, but only {supported!r} is supported: choose another model")
 
 
@@ -253,8 +257,7 @@ def _read_pooling(path: Path) -> tuple[str, bool]:
     if not path.is_file():
         raise UserError(f"{path} is missing, and {MODULES_FILE} names it: download or copy the folder again")
     content = read_json_object(path)
-    if unknown := sorted(set(content) - _POOLING_KEYS):
-        raise UserError(f"{path} has {unknown[0]!r}, which this version does not know: choose another model")
+    _check_known(path, content, POOLING_KEYS)
     modes = content.get("pooling_mode")
     if modes is None:
         modes = [mode for key, mode in POOLING_SWITCHES.items() if _switch(path, content, key)] or ["mean"]
@@ -329,6 +332,11 @@ def _first_of(folder: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, Any
 
 def _optional(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.is_file() else {}
+
+
+def _check_known(path: Path, content: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    if unknown := sorted(set(content) - {*keys, *_WITHOUT_EFFECT}):
+        raise UserError(f"{path} has {unknown[0]!r}, which this version does not know: choose another model")
 
 
 def _switch(path: Path, content: Mapping[str, Any], key: str, default: bool = False) -> bool:

@@ -35,7 +35,7 @@ _SPECIALS = {
 _CLASSES = {"bert": "BertTokenizer", "mpnet": "MPNetTokenizer"}
 MODEL_TYPES = tuple(_CLASSES)
 # Settings of the text's normalisation and what they are where they are left out (None: as do_lower_case).
-_NORMALISATION = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+NORMALISATION = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 
 
 def is_wordpiece(model_type: str, config: Mapping[str, Any]) -> bool:
@@ -99,7 +99,7 @@ def from_vocabulary(
 
 
 def _normalizer(config: Mapping[str, Any], where: Path) -> normalizers.BertNormalizer:
-    settings = {key: config.get(key, default) for key, default in _NORMALISATION.items()}
+    settings = {key: config.get(key, default) for key, default in NORMALISATION.items()}
     for key, value in settings.items():
         if not isinstance(value, bool) and not (key == "strip_accents" and value is None):
             raise UserError(f"{where} has {key} = {value!r}, which is neither true nor false: correct it")

@@ -106,6 +106,24 @@ def test_a_filler_row_is_the_zero_vector_and_harmless(bert):
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(nothing))
 
 
+@pytest.mark.parametrize(("pooling", "of"), [("cls", lambda states: states[0]), ("max", lambda states: states.max(0))])
+def test_other_poolings(bert, pooling, of):
+    """The first token's state, and the largest of each number over the real tokens; fillers give nothing back."""
+    _, variables = bert
+    module, _ = tiny_bert(pooling=pooling)
+    tokens = random_tokens(8)
+    vectors = np.asarray(vectors_of(module, variables, tokens, LENGTHS))
+    for row, length in enumerate(LENGTHS):
+        expected = of(reference_states(module.config, variables["params"], tokens[row, :length])) if length else 0.0
+        expected = expected / np.linalg.norm(expected) if length else np.zeros(BERT["hidden_size"])
+        np.testing.assert_allclose(vectors[row], expected, atol=1e-5)
+    junk = np.where(np.arange(8) < LENGTHS[:, None], tokens, 7)
+    np.testing.assert_array_equal(vectors_of(module, variables, junk, LENGTHS), vectors)
+    lengths = np.zeros_like(LENGTHS)
+    nothing = jax.grad(lambda v: jnp.sum(sentence_vectors(module, v, tokens, lengths)))(variables)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(nothing))
+
+
 def test_gelu_is_the_exact_one(bert):
     """The tanh approximation is off by up to 5e-4: too much for 1e-5 against the reference implementation."""
     module, variables = bert
