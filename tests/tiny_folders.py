@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
 PROMPTS = {"query": "question: ", "document": "text: "}
 
 
@@ -174,6 +176,35 @@ def accented_vocabulary(folder):
     vocabulary_only(folder, strip_accents=False, tokenizer_class="BertTokenizerFast")
 
 
+def multilingual(folder):
+    """A BERT with SentencePiece's Unigram tokenizer, as the multilingual E5 and MiniLM."""
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    words = [token for token in vocabulary if token.isalpha()]
+    pieces = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        *(f"\u2581{word}" for word in words),
+        "\u2581",
+        *"bcdfghjklmnopqrstuvwxyz",
+    ]
+    pieces = list(dict.fromkeys([*pieces, *words]))[:290]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0 - 0.01 * i) for i, piece in enumerate(pieces)], unk_id=3))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    ends = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends
+    )
+    tokenizer.add_special_tokens(pieces[:4])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(roles | {"eos_token": "</s>", "tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 512})
+    )
+
+
 def plain(folder):
     make_plain(folder)
 
@@ -188,5 +219,6 @@ def plain_with_vocabulary(folder):
 LAYOUTS = [
     e5, bge, mxbai, arctic, default_prompt, dot, largest, with_dropout, newest, newest_list, no_switch_at_all,
     tokenizers_length, cut_on_the_left, cased_by_its_settings, settings_of_another_class,
-    lower_case_over_a_cased_one, vocabulary, cased_vocabulary, accented_vocabulary, plain, plain_with_vocabulary,
+    lower_case_over_a_cased_one, vocabulary, cased_vocabulary, accented_vocabulary, multilingual, plain,
+    plain_with_vocabulary,
 ]  # fmt: skip
