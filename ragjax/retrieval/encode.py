@@ -60,8 +60,8 @@ def encode_corpus(
     it stood.
 
     encode: n texts -> [n, E] float32, where E is `width`.  key: names everything about the embedder that
-    shapes its vectors (weights' hash, dtype, longest input).  count_tokens: n texts -> tokens they are
-    encoded as, for the cost.
+    shapes its vectors of passages (weights' hash, dtype, longest input, prefix).  count_tokens: n texts -> tokens
+    they are encoded as, for the cost.
 
     Several processes may ask for the same vectors at once: one encodes, the others wait. A damaged cache is
     encoded again, with a warning. Raises UserError if the cache cannot be written or a vector is not finite,

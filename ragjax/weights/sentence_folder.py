@@ -125,10 +125,7 @@ def read_embedder_settings(
     tokenizer = _optional(folder / "tokenizer_config.json")
     named = _optional(folder / PROMPTS_FILE)
     if pooling_file is None:
-        _check_is_plain(folder)
-        pooling, include_prompt = "mean", True
-        words = "creating a new sentence encoder with mean pooling and vectors of unit length."
-        remarks = [f"no {MODULES_FILE} in {folder}: {words}"]
+        pooling, include_prompt, remarks = "mean", True, _check_plain(folder)
     else:
         pooling, include_prompt = _read_pooling(pooling_file)
         remarks = _check_similarity(folder / PROMPTS_FILE, named, "Normalize" in modules)
@@ -147,7 +144,7 @@ def read_embedder_settings(
     if not include_prompt and settings.prefixes != Prefixes():
         raise UserError(
             f"{pooling_file} has include_prompt = false, which pools without the prompt and is not supported: choose "
-            "another model, or give --query_prefix= and --passage_prefix= to go without prompts"
+            "another model, or use no prompts (--query_prefix= and --passage_prefix=, and no default_prompt_name)"
         )
     return settings
 
@@ -206,14 +203,16 @@ def _check_normalize(path: Path) -> None:
             raise UserError(f"{path} has {key} = {value!r}, which is not supported: choose another model")
 
 
-def _check_is_plain(folder: Path) -> None:
-    """Raises UserError where modules.json is missing among files that go with it."""
+def _check_plain(folder: Path) -> list[str]:
+    """What is said of an encoder by itself. Raises UserError where modules.json is missing among files that need it."""
     names = (PROMPTS_FILE, *ENCODER_FILES, "[0-9]*_Pooling/config.json")
     for path in (path for name in names for path in sorted(folder.glob(name))):
         raise UserError(
             f"{folder} has {path.relative_to(folder)} but no {MODULES_FILE}, which says what is done with it: download "
             "or copy the folder again"
         )
+    words = "creating a new sentence encoder with mean pooling and vectors of unit length."
+    return [f"no {MODULES_FILE} in {folder}: {words}"]
 
 
 # ---- the encoder's settings --------------------------------------------------------------------------------
