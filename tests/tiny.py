@@ -107,7 +107,8 @@ def _write_encoder(
 
 
 def write_tiny_llama(folder: str | os.PathLike, seed: int = 0, **config_overrides: Any) -> Path:
-    """Writes a Hugging Face folder of a LLaMA with 2 layers of width 32, 4 query and 2 key-value heads.
+    """Writes a Hugging Face folder of a LLaMA with 2 layers of width 32, 4 query and 2 key-value heads; with another
+    `model_type`, of that type.
 
     `config_overrides` are fields of config.json; `torch_dtype` is also the dtype that the weights are stored in.
     Returns the folder.
@@ -235,7 +236,7 @@ def llama_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def llama_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Random weights of a LLaMA under Hugging Face's names; with a tied head there is no lm_head.weight."""
+    """Random weights of a LLaMA, Mistral or Qwen under Hugging Face's names; with a tied head, no lm_head.weight."""
     wide, inner = config["hidden_size"], config["intermediate_size"]
     head = config.get("head_dim") or wide // config["num_attention_heads"]
     queries, keys = head * config["num_attention_heads"], head * config["num_key_value_heads"]
@@ -257,6 +258,11 @@ def llama_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
             if config[field]:
                 matrices = {name: shape for name, shape in shapes.items() if name.startswith(f"{start}.{room}.")}
                 shapes |= {name.replace(".weight", ".bias"): shape[:1] for name, shape in matrices.items()}
+        if config["model_type"] == "qwen2":
+            shapes |= {f"{start}.self_attn.{part}_proj.bias": (keys,) for part in "kv"}
+            shapes[f"{start}.self_attn.q_proj.bias"] = (queries,)
+        if config["model_type"] == "qwen3":
+            shapes |= {f"{start}.self_attn.{part}_norm.weight": (head,) for part in "qk"}
     shapes["model.norm.weight"] = (wide,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], wide)

@@ -13,7 +13,8 @@ from flax import linen as nn
 
 from ragjax.costs import ModelSize
 from ragjax.data.batches import Batch, Example, Shape, choose_shapes, fit_shape, make_batch, round_up, sequence_lengths
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import ENCODERS, abstract_decoder
 

@@ -176,6 +176,8 @@ LLAMA = Table(
         *_linear(f"{_LLAMA_LAYER}.self_attn.k_proj", "layers/self_attn/k_proj", bias=True),
         *_linear(f"{_LLAMA_LAYER}.self_attn.v_proj", "layers/self_attn/v_proj", bias=True),
         *_linear(f"{_LLAMA_LAYER}.self_attn.o_proj", "layers/self_attn/o_proj", bias=True),
+        Row(f"{_LLAMA_LAYER}.self_attn.q_norm.weight", "layers/self_attn/q_norm/scale"),
+        Row(f"{_LLAMA_LAYER}.self_attn.k_norm.weight", "layers/self_attn/k_norm/scale"),
         *_linear(f"{_LLAMA_LAYER}.mlp.gate_proj", "layers/mlp/gate_proj", bias=True),
         *_linear(f"{_LLAMA_LAYER}.mlp.up_proj", "layers/mlp/up_proj", bias=True),
         *_linear(f"{_LLAMA_LAYER}.mlp.down_proj", "layers/mlp/down_proj", bias=True),
@@ -188,7 +190,14 @@ LLAMA = Table(
 )
 
 # Keys: config.json's model_type.
-TABLES: dict[str, Table] = {"bert": BERT, "mpnet": MPNET, "llama": LLAMA, "mistral": LLAMA}
+TABLES: dict[str, Table] = {
+    "bert": BERT,
+    "mpnet": MPNET,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+}
 
 GGUF_LLAMA: tuple[GgufRow, ...] = (
     GgufRow("token_embd.weight", "model.embed_tokens.weight"),

@@ -7,7 +7,8 @@ from flax import traverse_util
 
 from ragjax.errors import UserError
 from ragjax.models.bert import Bert, BertConfig
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.weights.tables import BERT, GGUF_LLAMA, LLAMA, MPNET, TABLES, table_for
 from tests.tiny import bert_tokenizer, gguf_name, llama_config, llama_tokenizer, llama_weights, mpnet_weights
