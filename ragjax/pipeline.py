@@ -146,6 +146,7 @@ def build_pipeline(
         config.max_passage_tokens,
         generator.config.max_position_embeddings,
         config.prompt,
+        generator.config.vocab_size,
     )
     cost = _encode_cost(embedder, encoded, len(store))
     vectors = np.asarray(encoded.vectors)
