@@ -21,6 +21,7 @@ digit keeps the two tokens that stand before a letter.
 
 import datetime
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -37,6 +38,7 @@ _HEAD = f"{INSTRUCTION}\n\n### Context:\n"
 _STYLES = ("paper", "chat")
 # The day that chat templates are told: a prompt must not depend on when it is made. Llama 3.2's names it, too.
 _DAY = datetime.date(2024, 7, 26)
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 
 
 def prompt_text(passages: Sequence[Passage], question: str) -> str:
@@ -179,12 +181,18 @@ def _chat_wrapping(tokenizer: Any) -> tuple[str, str]:
     if not tokenizer.chat_template:
         raise UserError("the generator has no chat template: choose --prompt=paper, or a chat or instruct model")
     try:
+        template = _DATE_CALL.sub(lambda call: repr(_DAY.strftime(call["format"])), tokenizer.get_chat_template())
         # enable_thinking is Qwen3's: an answer here is a few words long.
         text = tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True, strftime_now=_DAY.strftime, enable_thinking=False
+            turn, chat_template=template, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
     except Exception as error:  # the template is a program of the model's makers, which may raise anything
         raise UserError(f"the generator's chat template fails ({reason(error)}): choose --prompt=paper") from error
+    if "strftime_now(" in template:
+        raise UserError(
+            "the generator's chat template makes the prompt depend on the day (strftime_now with a format that is not "
+            "written out): choose --prompt=paper"
+        )
     parts = text.split(mark)
     if len(parts) != 2:
         raise UserError(

@@ -73,7 +73,8 @@ def test_the_llama_table_fills_the_model_and_has_only_biases_and_the_head_to_spa
     wanted = paths(Decoder(DecoderConfig.from_hf(config)), method="full_logits")
     spare = {row.path for row in LLAMA.rows} - wanted
     assert wanted <= {row.path for row in LLAMA.rows}
-    assert {path for path in spare if not path.endswith("/bias")} == ({"lm_head/kernel"} if tied else set())
+    norms = {"layers/self_attn/q_norm/scale", "layers/self_attn/k_norm/scale"}  # of Qwen3
+    assert {path for path in spare if not path.endswith("/bias")} == norms | ({"lm_head/kernel"} if tied else set())
 
 
 @pytest.mark.parametrize(
@@ -129,8 +130,10 @@ def test_only_listed_weights_are_unused(table, name, unused):
 
 
 def test_gguf_names_are_llama_cpps():
-    config = llama_config(llama_tokenizer()) | {"tie_word_embeddings": False}
-    theirs = {name: gguf_name(name) for name in llama_weights(config, 0)}
+    theirs = {}
+    for kind in ({"attention_bias": True, "mlp_bias": True}, {"model_type": "qwen3"}):
+        config = llama_config(llama_tokenizer()) | {"tie_word_embeddings": False} | kind
+        theirs |= {name: gguf_name(name) for name in llama_weights(config, 0)}
     for name, key in theirs.items():
         (row,) = [row for row in GGUF_LLAMA if row.pattern.fullmatch(key)]
         assert row.hf.format(**row.pattern.fullmatch(key).groupdict()) == name
