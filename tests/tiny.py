@@ -132,12 +132,13 @@ def write_tiny_gguf(
     kind: str = "F32",
     edit: Callable[[gguf.GGUFWriter], Any] = lambda writer: None,
     tensors_a_part: int = 0,
+    pre: str = "smollm",
     **config_overrides: Any,
 ) -> Path:
     """Writes the model of `write_tiny_llama(seed=seed)` as a GGUF file in llama.cpp's layout; returns the path.
 
     `kind`: "F32", "F16", or a quantisation such as "Q8_0", which the matrices are then stored in; `edit` completes the
-    file; `tensors_a_part` splits it into files NAME-00001-of-0000N.gguf.
+    file; `tensors_a_part` splits it into files NAME-00001-of-0000N.gguf; `pre` names how its tokenizer cuts texts.
     """
     tokenizer = llama_tokenizer()
     config = llama_config(tokenizer) | config_overrides
@@ -157,7 +158,7 @@ def write_tiny_gguf(
     if config["model_type"] == "llama":
         writer.add_rope_dimension_count(head_dim)
     writer.add_vocab_size(config["vocab_size"])
-    _add_gguf_tokenizer(writer, tokenizer, config)
+    _add_gguf_tokenizer(writer, tokenizer, config, pre)
     for name, weight in llama_weights(config, seed).items():
         key, weight = gguf_name(name), weight.astype(np.float32)
         for part, heads in (("attn_q.", "num_attention_heads"), ("attn_k.", "num_key_value_heads")):
@@ -361,12 +362,12 @@ def llama_cpp_permute(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight[rows]
 
 
-def _add_gguf_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+def _add_gguf_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: dict[str, Any], pre: str) -> None:
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([control if token in LLAMA_SPECIALS else normal for token in tokens])
     writer.add_token_merges([" ".join(merge) for merge in model["merges"]])

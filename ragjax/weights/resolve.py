@@ -78,6 +78,10 @@ SHAPING_FILES = (
     "config_sentence_transformers.json",
     "[0-9]*_*/config.json",
 )
+_INDEX = "model.safetensors.index.json"
+_AUTO_GPTQ = "quantize_config.json"  # where AutoGPTQ's settings stood before config.json had them
+# What tells whether a model can be served, read before its weights are downloaded.
+_FIRST_FILES = ("config.json", _INDEX, _AUTO_GPTQ)
 HUB_IGNORED = (
     "consolidated*",
     "original/*",
@@ -147,7 +151,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
     Raises UserError when there are none, the index is unusable, or a file that it names is missing.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / _INDEX
     if single.is_file():
         return (single,)
     if not index.is_file():
@@ -164,11 +168,18 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / shard for shard in shards)
 
 
-def check_config(config: Mapping[str, Any], where: object) -> None:
-    """Refuses, naming `where`, a model type that is not supported and weights that another tool has quantised."""
-    tables.table_for(config.get("model_type"), where)
-    if method := _quantization_method(config):
-        raise UserError(tables.quantised_message(where, method))
+def _check_settings(folder: Path, hub_name: str | None = None) -> None:
+    """Refuses a model type that is not supported, and weights that another tool has quantised."""
+    config = read_json_object(folder / "config.json")
+    tables.table_for(config.get("model_type"), hub_name or folder / "config.json")
+    method = _quantization_method(config)
+    if method is None and (folder / _INDEX).is_file():
+        names = read_json_object(folder / _INDEX).get("weight_map")
+        method = tables.quantisation_of(names if isinstance(names, Mapping) else ())
+    if method is None and (folder / _AUTO_GPTQ).is_file():
+        method = "gptq"
+    if method is not None:
+        raise UserError(tables.quantised_message(hub_name or folder, method))
 
 
 def _quantization_method(config: Mapping[str, Any]) -> str | None:
@@ -207,7 +218,7 @@ def _from_folder(name: str, folder: Path, origin: str, weights_sha256: str | Non
         gguf_files = sorted(folder.glob("*.gguf"))
         mend = f"pass the file {gguf_files[0]} itself" if gguf_files else "pass a Hugging Face model folder"
         raise UserError(f"{folder} has no config.json: {mend}")
-    check_config(read_json_object(folder / "config.json"), folder / "config.json")
+    _check_settings(folder)
     files = weight_files(folder)
     weights_sha256 = weights_sha256 or (sha256_file(files[0]) if len(files) == 1 else _listing_sha256(folder, files))
     shaping = sorted({path for pattern in SHAPING_FILES for path in folder.glob(pattern) if path.is_file()})
@@ -247,13 +258,13 @@ def _from_package(short: str) -> ModelSource | None:
 
 def _from_hub(name: str, hub_name: str) -> ModelSource:
     """The source in the hub's cache, downloaded when it is not there."""
-    folder = _snapshot(name, hub_name, ("config.json",))
+    folder = _snapshot(name, hub_name, _FIRST_FILES)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{hub_name} has no config.json on the hub: choose a repository that holds a whole model, or download one "
             "of its .gguf files and pass that"
         )
-    check_config(read_json_object(folder / "config.json"), hub_name)
+    _check_settings(folder, hub_name)
     folder = _snapshot(name, hub_name, HUB_FILES)
     try:
         weight_files(folder)
