@@ -23,6 +23,7 @@ from ragjax.pretrained import abstract_decoder
 from tests.tiny_modules import DECODER, random_variables, tiny_decoder
 
 LORA = LoraConfig(rank=3, alpha=6.0)
+QWEN = {"qk_norm": True, "qkv_bias": True}  # everything that a layer can have
 
 
 def reference_hidden(config: DecoderConfig, params, tokens) -> np.ndarray:
@@ -262,7 +263,7 @@ def test_scanned_unrolled_and_rematerialised_agree():
     weights = np.random.default_rng(1).normal(size=(2, 12, 16)) * (rows[1] > 0)[..., None]
     results = {}
     for scan, remat in ((s, r) for r in REMAT for s in (True, False)):
-        module, variables = tiny_decoder(scan_layers=scan, remat=remat, lora=LORA)
+        module, variables = tiny_decoder(scan_layers=scan, remat=remat, lora=LORA, **QWEN)
         loss = jax.jit(jax.value_and_grad(lambda v, m=module: jnp.sum(weights * m.apply(v, *rows))))
         results[scan, remat] = loss(variables)
     value, gradient = results.pop((True, "none"))
@@ -276,7 +277,7 @@ def test_scanned_unrolled_and_rematerialised_agree():
 @pytest.mark.parametrize(("kind", "remat"), list(zip(QUANTIZE, ("none", "partial"), strict=True)))
 def test_a_quantised_base_equals_the_dequantised_one(kind, remat):
     """States and the adapters' gradients; the base itself is moved by rounding, so that the test compares something."""
-    module, variables = tiny_decoder(lora=LORA, remat=remat)
+    module, variables = tiny_decoder(lora=LORA, remat=remat, **QWEN)
     quantised = Decoder(dataclasses.replace(module.config, quantize=kind))
 
     def is_kernel(path):
@@ -346,7 +347,7 @@ def test_a_fresh_adapter_is_the_base_model():
 def test_merged_weights_equal_the_adapter(targets):
     """W + (alpha / r) A B in each targeted projection."""
     config = dataclasses.replace(LORA, alpha=7.5, targets=targets)
-    module, variables = tiny_decoder(lora=config)
+    module, variables = tiny_decoder(lora=config, **QWEN)
     rows = padded_rows(texts(9, 5), 12)
     adapted = {path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(variables["lora"])}
     assert adapted == set(targets)
@@ -700,7 +701,43 @@ LLAMA3_8B = {
 MISTRAL_7B = LLAMA3_8B | {"model_type": "mistral", "vocab_size": 32000, "rope_theta": 10000.0, "sliding_window": 4096}
 
 
-@pytest.mark.parametrize(("config", "published"), [(LLAMA3_8B, 8_030_261_248), (MISTRAL_7B, 7_241_732_096)])
+LLAMA32_1B = LLAMA3_8B | {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+QWEN25_05B = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+QWEN3_06B = {
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "published"),
+    [
+        (LLAMA3_8B, 8_030_261_248),
+        (MISTRAL_7B, 7_241_732_096),
+        (LLAMA32_1B, 1_235_814_400),
+        (QWEN25_05B, 494_032_768),
+        (QWEN3_06B, 596_049_920),
+    ],
+)
 def test_real_sizes_have_the_published_number_of_parameters(config, published):
     """Shapes alone; stored in 4 bits, the layers' kernels stay under 0.16 of their float32 bytes."""
     config = DecoderConfig.from_hf(config, quantize="nf4", lora=LoraConfig())
