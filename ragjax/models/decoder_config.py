@@ -108,11 +108,14 @@ class DecoderConfig:
             raise UserError(
                 f"config.json has num_attention_heads = {heads}, no multiple of num_key_value_heads = {groups}."
             )
+        width = _integer(config, "head_dim", sizes["hidden_size"] // heads)
+        if width % 2:
+            raise UserError(f"config.json has the head width {width}, but rotary positions need an even one.")
         theta, scaling = read_rope(config)
         return cls(
             **sizes,
             num_key_value_heads=groups,
-            head_dim=_integer(config, "head_dim", sizes["hidden_size"] // heads),
+            head_dim=width,
             rms_norm_eps=_positive(config, "rms_norm_eps"),
             rope_theta=theta,
             tie_word_embeddings=bool(config["tie_word_embeddings"]),
@@ -131,8 +134,10 @@ def _window(config: Mapping[str, Any], model_type: str, layers: int) -> int | No
     slides = model_type == "mistral" or (model_type in ("qwen2", "qwen3") and bool(config.get("use_sliding_window")))
     slides = slides and config.get("sliding_window", _WINDOW) is not None
     window = _integer(config, "sliding_window", _WINDOW) if slides else None
-    kinds = config.get("layer_types")
-    if model_type != "mistral" and kinds and set(kinds) == {"full_attention"}:
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise UserError(f"config.json has layer_types = {kinds!r} where a list is needed.")
+    if model_type != "mistral" and kinds and all(kind == "full_attention" for kind in kinds):
         window = None
     elif model_type != "mistral" and window is not None and not kinds:
         full = _integer(config, "max_window_layers", _FULL_LAYERS, least=0)
@@ -142,7 +147,7 @@ def _window(config: Mapping[str, Any], model_type: str, layers: int) -> int | No
                 "layers have a sliding window, but this decoder gives one to all layers or to none."
             )
         window = None if full else window
-    for kind in kinds or ():
+    for kind in kinds:
         _only("layer_types", kind, "full_attention" if window is None else "sliding_attention")
     return window
 

@@ -16,7 +16,7 @@ Notable choices
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,15 +151,23 @@ def _from_folder(source: ModelSource) -> tuple[Tokenizer, dict[str, Any]]:
             settings["chat_template"] = _template(template)
     if (folder / "chat_template.jinja").is_file():  # where transformers writes it since 4.52
         settings["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    _add_missing(backend, content, folder)
+    try:
+        _add_missing(backend, content, {token for role, token in settings.items() if role in _SPECIAL}, folder)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: added_tokens_decoder of tokenizer_config.json, or added_tokens.json, is damaged "
+            f"({reason(error)}): download or copy it again"
+        ) from error
     return backend, settings | {name: content[name] for name in _AROUND if content.get(name) is not None}
 
 
-def _add_missing(backend: Tokenizer, config: Mapping[str, Any], folder: Path) -> None:
-    """Adds the tokens that only tokenizer_config.json or added_tokens.json has, with the ids that they give."""
+def _add_missing(backend: Tokenizer, config: Mapping[str, Any], roles: Set[str], folder: Path) -> None:
+    """Adds the tokens that only tokenizer_config.json or added_tokens.json has, with the ids that they give.
+
+    The latter does not say which are special: those with a role are.
+    """
     path = folder / "added_tokens.json"
     older = read_json_object(path) if path.is_file() else {}
-    roles = {_text(config[role]) for role in _SPECIAL if config.get(role)}
     tokens = {index: AddedToken(text, special=text in roles, normalized=False) for text, index in older.items()}
     for index, token in (config.get("added_tokens_decoder") or {}).items():
         options = {name: bool(token.get(name)) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}

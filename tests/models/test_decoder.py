@@ -651,6 +651,8 @@ def test_llama3_frequencies_are_read(field):
         ({"num_key_value_heads": 3}, "no multiple of num_key_value_heads = 3"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps = '1e-5'"),
         ({"is_causal": False}, "is_causal = False"),
+        ({"head_dim": 5}, "head width 5"),
+        ({"layer_types": "full_attention"}, "layer_types = 'full_attention' where a list is needed"),
         ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, "max_window_layers = 1"),
         ({"model_type": "qwen3", "layer_types": ["sliding_attention", "full_attention"]}, "layer_types = 'sliding_"),
     ],

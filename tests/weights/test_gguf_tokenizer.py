@@ -146,6 +146,13 @@ def test_sentencepiece_by_hand(text, tokens):
     assert sentencepiece().encode(text).tokens == tokens
 
 
+def test_scores_say_what_is_merged_first():
+    scores = [*SCORES]
+    scores[PIECES.index("▁a")] = -2.5  # before abc
+    backend = sentencepiece_backend(PIECES, scores, KINDS, True)
+    assert backend.encode("abc").tokens == ["▁a", "bc"]
+
+
 def test_without_the_prefix_a_text_starts_as_it_is():
     assert sentencepiece(prefix=False).encode("ab a").tokens == ["ab", "▁a"]
 

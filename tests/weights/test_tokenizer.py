@@ -317,6 +317,9 @@ def test_tokens_that_only_the_settings_have_are_added(tmp_path):
     assert tokenizer("<think>")["input_ids"] == [384]
     assert 385 not in tokenizer("<|turn|>")["input_ids"]
     assert tokenizer("<|turn|>", split_special_tokens=False)["input_ids"] == [385]
+    for damaged in ({"x": {"content": "<a>"}}, {"384": {}}, {"384": "<a>"}, ["<a>"]):
+        settings_of(folder, added_tokens_decoder=damaged)
+        assert "added_tokens_decoder of tokenizer_config.json, or added_tokens.json, is damaged" in refusal(folder)
     settings_of(folder, added_tokens_decoder={"399": {"content": "<far>", "special": True}})
     assert "gives '<far>' the id 399, which tokenizer.json leaves no room for" in refusal(folder)
 
