@@ -218,7 +218,10 @@ def _listed(names: Mapping[str, Any]) -> str:
 
 
 def _dynamic(numbers: _Numbers) -> DynamicRope:
-    return DynamicRope(numbers("factor"), numbers.trained)
+    factor = numbers("factor")
+    if factor < 1:  # a long text's theta would become negative
+        raise UserError(f"config.json has factor = {factor} in {numbers.field}, but a dynamic one is at least 1.")
+    return DynamicRope(factor, numbers.trained)
 
 
 def _yarn(numbers: _Numbers) -> YarnRope:

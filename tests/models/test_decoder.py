@@ -637,6 +637,7 @@ def test_llama3_frequencies_are_read(field):
         ({"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor = '2' in rope_scaling"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor = 0.0 in rope_scaling"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 0.5}}, "factor = 0.5 in rope_scaling"),
         ({"rope_scaling": {"type": "linear", "factor": 2, "mrope_section": [1]}}, "mrope_section = [1]"),
         ({"rope_scaling": "linear"}, "rope_scaling = 'linear'"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention = {"),
