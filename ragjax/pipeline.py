@@ -194,6 +194,7 @@ def _prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
         config.max_passage_tokens,
         generator.config.max_position_embeddings,
         config.prompt,
+        generator.config.vocab_size,
     )
 
 

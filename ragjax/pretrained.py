@@ -25,7 +25,8 @@ from ragjax.data.prompts import default_prefix
 from ragjax.errors import UserError
 from ragjax.generation import Prepared, prepare
 from ragjax.models.bert import Bert, BertConfig
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.encoders import EncoderConfig, sentence_vectors
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
