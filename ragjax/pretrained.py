@@ -71,11 +71,11 @@ class Embedder:
     def variables(self) -> dict[str, Tree]:
         return {"params": self.params}
 
-    @property
+    @functools.cached_property
     def passage_key(self) -> str:
-        """Names everything that shapes this (untrained) embedder's vectors of passages."""
+        """Names everything that shapes this embedder's vectors of passages, trained weights included."""
         shape = f"max_seq_length={self.max_seq_length} dtype={self.config.dtype}"
-        return f"{self.source.sha256} {shape} prefix={self.prefixes.passage!r}"
+        return f"{self.source.sha256} {tree_sha256(self.params)} {shape} prefix={self.prefixes.passage!r}"
 
     @property
     def key(self) -> str:

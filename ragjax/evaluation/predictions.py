@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ragjax import metrics
-from ragjax.checkpoints import tree_sha256
 from ragjax.config import DecodeConfig, RunConfig
 from ragjax.costs import Cost, decode_flops, forward_flops
 from ragjax.data.prompts import Prompt
@@ -206,7 +205,7 @@ def _identity(
         "passage_answers": passage_answers,
         "questions": hashlib.sha256(asked.encode()).hexdigest(),
         "corpus": pipeline.store.content_hash,
-        "embedder": f"{pipeline.embedder.key} {tree_sha256(pipeline.embedder.params)}",
+        "embedder": pipeline.embedder.key,
         "generator": None if config.decode == "none" else pipeline.generator.key,
     }
 
