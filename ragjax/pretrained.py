@@ -95,7 +95,7 @@ class Embedder:
         return ModelSize(weights, 0, 0, config.num_hidden_layers, config.hidden_size)
 
     def query_tokens(self, questions: Sequence[str]) -> list[list[int]]:
-        """Token ids of questions behind their prefix, with the tokenizer's specials, at most `max_seq_length` each."""
+        """Token ids of questions after their prefix, with the tokenizer's specials, at most `max_seq_length` each."""
         return self._tokens(questions, self.prefixes.query)
 
     def passage_tokens(self, passages: Sequence[str]) -> list[list[int]]:
@@ -117,7 +117,7 @@ class Embedder:
         return self.encode_tokens(self.passage_tokens(passages), batch_size, show_progress)
 
     def encode(self, texts: Sequence[str], batch_size: int = 64, show_progress: bool = False) -> np.ndarray:
-        """Unit vectors [N, E] float32 of N texts that are neither: behind the model's default prompt, if it has one."""
+        """Unit vectors [N, E] float32 of N texts that are neither: after the model's default prompt, if it has one."""
         return self.encode_tokens(self._tokens(texts, self.prefixes.default), batch_size, show_progress)
 
     def encode_tokens(
@@ -209,7 +209,7 @@ class Generator:
     def logits(self, token_ids: np.ndarray, lengths: np.ndarray | None = None) -> jax.Array:
         """Logits [B, S, V] float32 at every position of right-padded token_ids [B, S]: the plain reference path.
 
-        lengths [B]: real tokens of each row; all by default. Positions behind them are meaningless.
+        lengths [B]: real tokens of each row; all by default. Later positions are meaningless.
         """
         token_ids = jnp.asarray(token_ids, jnp.int32)
         positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)

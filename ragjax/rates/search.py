@@ -2,7 +2,7 @@
 
 Each model's rates are searched by themselves, as in Lawton et al. 2025: the generator's over the untrained embedder,
 then the embedder's over the best of those generators; joint training takes both winners. `--grid=2d` trains joint pairs
-instead. What is done is kept in the run folder, so the same command goes on where it stopped:
+instead. Results are kept in the run folder, and the same command continues where it stopped:
 
     search.json          what is searched, every trial's figures, the winner
     trials/              a folder for each of the generator's and joint trials: checkpoints, metrics, dev predictions
@@ -39,7 +39,7 @@ from ragjax.training.sampling import total_steps
 from ragjax.training.strategies import Phase, phases_of
 from ragjax.voice import say
 
-# Halving cuts a training into so many parts.
+# Number of parts that halving cuts a training into.
 _RUNGS = 3
 MODELS = ("embedder", "generator")
 # What a choice by needs answers.
@@ -151,7 +151,7 @@ class _Search:
     """A search that is going on; `record` grows with it."""
 
     def __init__(self, run: Run, options: SearchConfig, record: dict[str, Any]):
-        """run: untrained; phases behind the first may start from one with a tuned generator."""
+        """run: untrained; phases after the first may start from one with a tuned generator."""
         self._run, self._options, self._record = run, options, record
         self._config, self._files = run.config, run.files
         self._selection = options.selection(run.config.decode)
@@ -233,7 +233,7 @@ class _Search:
         seconds, flops = (two.seconds - one.seconds) * steps, (two.flops - one.flops) * steps
         say(
             f"{len(tried)} pairs of {self._steps(phase)} steps: about {seconds / 3600:,.2f} hours and "
-            f"{flops / 1e15:,.2f} PFLOPs of training; Ctrl-C stops, the same command goes on.",
+            f"{flops / 1e15:,.2f} PFLOPs of training; Ctrl-C stops; the same command continues.",
             flush=True,
         )
 

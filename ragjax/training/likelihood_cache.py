@@ -45,7 +45,7 @@ class LikelihoodCache:
         return self._records.lines
 
     def rewind(self, position: int) -> None:
-        """Forgets what was kept after `position`, so that a run which goes on from there repeats itself."""
+        """Forgets what was kept after `position`, so that a run that resumes there scores it again."""
         self._records.rewind(position)
 
     def score(self, variables: Tree, prompts: Sequence[Ids], answers: Sequence[Ids]) -> tuple[list[np.ndarray], Cost]:

@@ -1,7 +1,7 @@
 """A whole run: models and index, the table before, the strategy's phases, the table after, and summary.json.
 
-Every stage leaves its result in the run folder, and the same command on an unfinished run goes on behind the last
-one that is there.
+Every stage leaves its result in the run folder. The same command on an unfinished run continues after the last stage
+whose result is there.
 """
 
 import dataclasses

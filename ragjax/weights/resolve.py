@@ -321,4 +321,6 @@ def _hub_failure(name: str, hub_name: str, error: Exception) -> str:
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return f"{tried}, and the hub has no model {hub_name}: {' or '.join(mends)}"
     mends.append("go online")
-    return f"{tried}, and {hub_name} could not be had from the hub or its cache ({reason(error)}): {' or '.join(mends)}"
+    return (
+        f"{tried}, and {hub_name} was found neither on the hub nor in its cache ({reason(error)}): {' or '.join(mends)}"
+    )

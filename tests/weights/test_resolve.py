@@ -470,7 +470,7 @@ def offline_cache(tmp_path, monkeypatch):
 
 def test_offline_with_an_empty_cache(offline_cache):
     message = refusal("someone/some-bert")
-    assert "could not be had from the hub or its cache" in message
+    assert "was found neither on the hub nor in its cache" in message
     assert "go online" in message
 
 

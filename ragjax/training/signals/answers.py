@@ -30,8 +30,8 @@ from ragjax.training.signals.signal import (
     model_work,
 )
 
-# Passages whose lengths stand for the corpus when the compiled shapes are chosen. A corpus of at most so many is
-# measured whole, and rows are then no longer than its longest passage needs.
+# Passages whose lengths stand for the corpus when the compiled shapes are chosen. A corpus of up to this size is
+# measured as a whole, and rows are then no longer than its longest passage needs.
 _LENGTH_SAMPLE = 20_000
 _TRIED_PROMPTS = 2_000
 
