@@ -9,7 +9,7 @@ from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.costs import Cost
 from ragjax.data.questions import Question, read_questions
 from ragjax.errors import UserError
-from ragjax.evaluation.predictions import RANKS, evaluate, holds
+from ragjax.evaluation.predictions import RANKS, check_questions, evaluate, holds
 from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table, retrieval_table
 from ragjax.evaluation.statistics import Interval, mean_interval, paired_interval, paired_p_value
 from ragjax.files import write_json
@@ -90,6 +90,8 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
         )
     settings = _settings(config, run, overrides)
     label, questions = _questions(config, run)
+    for each in settings:
+        check_questions(run.pipeline, questions, each)
     results = _evaluated(config, run, settings, questions, label, _folder(config, run))
     path = _folder(config, run) / f"{label}.evaluation.json"
     evaluation = Evaluation(path, label, len(questions), run, results)
@@ -145,6 +147,8 @@ def _settings(config: EvaluateConfig, run: Run, overrides: Mapping[str, Any]) ->
             raise UserError("--passage_answers asks for answers, and --decode=none gives none: leave one of them out.")
         if each.decode != "none" and run.pipeline.reader is None:
             raise UserError(f"{run.folder} was opened without its generator, which --decode={each.decode} needs.")
+        if each.decode != "none" and not config.questions:
+            run.dataset.check_answers(f"--decode={each.decode}")
         check_decoding(each)
         run.pipeline.check_top_k(each.top_k)
     return settings

@@ -99,6 +99,11 @@ def _check_dev(config: RunConfig, options: SearchConfig, dataset: Dataset, phase
         if not getattr(dataset, split):
             raise UserError(f"{dataset.folder} has no {split} questions, which the search needs: add {split}.jsonl.")
     selection = options.selection(config.decode)
+    if selection in ANSWER_SCORES and config.decode != "none":
+        dataset.check_answers(f"--select={selection}")
+    for phase in phases:
+        if phase.signal.reads_answers:
+            dataset.check_answers(f"the phase {phase.name}")
     if selection in ANSWER_SCORES and config.decode == "none":
         raise UserError(f"--select={selection} needs answers, and --decode=none gives none: choose --decode=concat.")
     if selection == "recall_at_5" and not any(question.positive_ids for question in dataset.dev):

@@ -116,7 +116,8 @@ def prepare(
 
 def _describe_data(dataset: Dataset) -> str:
     counts = f"{len(dataset.train)} / {len(dataset.dev)} / {len(dataset.test)} questions"
-    return f"{dataset.name}, {len(dataset.passages)} passages, {counts}, sha256 {dataset.sha256[:12]}"
+    note = f" ({dataset.note})" if dataset.note else ""
+    return f"{dataset.name}, {len(dataset.passages)} passages, {counts}{note}, sha256 {dataset.sha256[:12]}"
 
 
 def open_run(run_dir: str | Path, with_generator: bool = True) -> Run:

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger, peak_memory_bytes
 from ragjax.data.batches import round_up
+from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation import (
     METRICS,
     Measurement,
     before_after_table,
+    check_questions,
     cost_table,
     evaluate,
     paired_interval,
@@ -34,6 +36,7 @@ from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, describe_inp
 from ragjax.training.estimates import MeasuredPhase, strategy_costs
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.reuse import adopt, source_run
+from ragjax.training.signals import check_prompts, dev_questions, prompt_passages
 from ragjax.training.strategies import STRATEGIES, Phase, choose_strategy, phases_of
 from ragjax.version import __version__
 from ragjax.voice import say, warn
@@ -65,6 +68,7 @@ def train(config: RunConfig) -> Summary:
             _warn_of_idle_devices(config, phases)
             generates = config.decode != "none" or any(phase.signal.reads_answers for phase in phases)
             run = prepare(config, dataset, check=files.check_inputs, announced=INPUTS, with_generator=generates)
+            _check_lengths(run, phases)
             summary = run_phases(run, phases)
         _print_summary(files, summary)
         return summary
@@ -82,9 +86,13 @@ def settle_strategy(config: RunConfig) -> tuple[str, Dataset | None]:
 
 def measure(run: Run, moment: str) -> Measurement:
     """Evaluates a run's models as they are; the predictions go into its folder under the moment's name."""
-    config = run.config
-    questions = getattr(run.dataset, config.eval_split)[: config.eval_limit or None]
-    return evaluate(run.pipeline, questions, run.files.measured(config.eval_split, moment), config)
+    path = run.files.measured(run.config.eval_split, moment)
+    return evaluate(run.pipeline, evaluated_questions(run), path, run.config)
+
+
+def evaluated_questions(run: Run) -> Sequence[Question]:
+    """What is asked before and after training."""
+    return getattr(run.dataset, run.config.eval_split)[: run.config.eval_limit or None]
 
 
 def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = None) -> Summary:
@@ -249,3 +257,17 @@ def _check_splits(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) 
     for split, needed in ((config.eval_split, True), ("train", bool(phases))):
         if needed and not getattr(dataset, split):
             raise UserError(f"{dataset.folder} has no {split} questions: add {split}.jsonl to it.")
+    for phase in phases:
+        if phase.signal.reads_answers:
+            dataset.check_answers(f"the phase {phase.name}")
+    if config.decode != "none":
+        dataset.check_answers(f"--decode={config.decode}")
+
+
+def _check_lengths(run: Run, phases: Sequence[Phase]) -> None:
+    """Raises UserError, naming it, where a question that will be used is too long for the generator."""
+    config = run.config
+    if any(phase.signal.reads_answers for phase in phases):
+        for questions in (run.dataset.train, dev_questions(run)):
+            check_prompts(run.pipeline, questions, prompt_passages(config))
+    check_questions(run.pipeline, evaluated_questions(run), config)
