@@ -91,7 +91,7 @@ def check_platform() -> None:
             raise UserError(f"JAX finds no device that it can use{why}: set JAX_PLATFORMS=cpu.") from error
         raise UserError(
             f"JAX_PLATFORMS={jax.config.jax_platforms} asks for a platform that JAX cannot use here{why}: unset it, "
-            "write cpu, cuda or tpu in small letters, or install JAX for it (ragjax[cuda12], ragjax[cuda13], ragjax[tpu])."
+            "write cpu, cuda or tpu in small letters, or install JAX for it (ragjax[cuda12], [cuda13] or [tpu])."
         ) from error
 
 

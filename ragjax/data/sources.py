@@ -10,6 +10,7 @@ from pathlib import Path
 from ragjax.data.beir import read_qrels, read_queries
 from ragjax.data.questions import Passage, Question, read_corpus, read_questions
 from ragjax.errors import UserError
+from ragjax.paths import expanded
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
 # The split's own name, and those that other libraries give its file.
@@ -92,7 +93,7 @@ def load_dataset(name_or_dir: str | Path) -> Dataset:
 def _locate(name_or_dir: str | Path) -> tuple[str, Path]:
     """(name, existing folder)."""
     name = str(name_or_dir)
-    folder = Path(os.path.expanduser(name))  # a shell leaves the ~ of --data=~/folder alone
+    folder = Path(expanded(name))
     if name and os.path.isdir(folder):
         return folder.resolve().name, folder
     if name == "sample":

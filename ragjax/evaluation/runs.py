@@ -8,6 +8,7 @@ from typing import Any
 from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.costs import Cost
 from ragjax.data.questions import Question, read_questions
+from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation.predictions import RANKS, check_questions, evaluate, holds
 from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table, retrieval_table
@@ -82,7 +83,7 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
     """
     refuse_several_processes()
     run = _open(config, run)
-    other = _opened(config.paired_with, config) if config.paired_with else None
+    other = _opened(config.paired_with, config, _moved_data(config, run)) if config.paired_with else None
     if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
         raise UserError(
             f"--paired_with={config.paired_with} retrieves from other passages than {run.folder}, so their scores "
@@ -106,9 +107,10 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
 def _open(config: EvaluateConfig, run: Run | None) -> Run:
     """The run, or untrained models as one."""
     if not (config.embedder or config.generator):
-        run = run or _opened(config.run_dir or _DEFAULT_RUN, config)
-        if config.data and config.data != run.config.data:
-            raise UserError("--data goes with --embedder and --generator; a run is evaluated on its own data.")
+        if run is None:
+            return _opened(config.run_dir or _DEFAULT_RUN, config, config.data)
+        if config.data:
+            run.files.check_inputs({"data": {"sha256": load_dataset(config.data).sha256}})
         return run
     if config.run_dir:
         raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
@@ -124,8 +126,15 @@ def _decodes(config: EvaluateConfig, run_config: RunConfig) -> bool:
     return set(config.decode or [run_config.decode]) != {"none"}
 
 
-def _opened(folder: str, config: EvaluateConfig) -> Run:
-    run = open_run(folder, with_generator=_decodes(config, RunFolder(Path(folder)).record().config))
+def _moved_data(config: EvaluateConfig, first: Run) -> str:
+    """Where the second run's data are now: with the first one's, if they are the same; "" where it found them."""
+    recorded = RunFolder(Path(config.paired_with)).record().inputs["data"]["sha256"]
+    return config.data if recorded == first.dataset.sha256 else ""
+
+
+def _opened(folder: str, config: EvaluateConfig, data: str) -> Run:
+    with_generator = _decodes(config, RunFolder(Path(folder)).record().config)
+    run = open_run(folder, with_generator, data)
     if sentence := run.unfinished():
         say(sentence, flush=True)
     return run

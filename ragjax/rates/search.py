@@ -27,7 +27,7 @@ from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
 from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_rates, rates_table, summarise
-from ragjax.fields import differing_fields, flag_text
+from ragjax.fields import changed_flags, differing_fields, flag_text
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
@@ -87,7 +87,7 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
             run = prepare(config, dataset, check=check, announced=MODELS, with_generator=generates)
             record["strategy"] = strategy
             _Search(run, options, record).run(phases, rates)
-        _print(files, record, options.selection(config.decode))
+        _print(files, record, config, options.selection(config.decode))
         return record
 
 
@@ -140,7 +140,7 @@ def _open_record(files: RunFolder, config: RunConfig, options: SearchConfig) -> 
     """search.json, or its beginning for a new search."""
     asked = {"flags": dataclasses.replace(config, run_dir=""), "options": options}
     if not files.search_file.is_file():
-        return {**{part: dataclasses.asdict(values) for part, values in asked.items()}, "trials": []}
+        return {**{part: dataclasses.asdict(values.located()) for part, values in asked.items()}, "trials": []}
     record = read_json_object(files.search_file)
     for part, values in asked.items():
         if differ := differing_fields(record[part], values):
@@ -343,11 +343,19 @@ def _loss(trial: Trial) -> float:
     return math.inf if trial["diverged"] or trial["dev_loss"] is None else trial["dev_loss"]
 
 
-def _print(files: RunFolder, record: Mapping[str, Any], selection: str) -> None:
+def _print(files: RunFolder, record: Mapping[str, Any], config: RunConfig, selection: str) -> None:
     say(f"\n{record['strategy']}, chosen by {selection} on the dev questions\n")
     say(rates_table(record["trials"]))
     plot_rates(record["trials"], selection, files.search_plot)
     cost = record["cost"]
     say(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
-    rates = " ".join(f"--{model}_lr={rate:g}" for model, rate in record["winner"].items())
-    say(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train --strategy={record['strategy']} {rates}")
+    say(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train {' '.join(_winner_flags(record, config))}")
+
+
+def _winner_flags(record: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """Flags of a training with the winner's rates and all else as it was searched, from any directory."""
+    rates = {f"{model}_lr": rate for model, rate in record["winner"].items()}
+    # The search's own folder, and limits that it reads in its own way.
+    apart = {name: getattr(RunConfig(), name) for name in ("run_dir", "eval_limit", "dev_limit")}
+    chosen = dataclasses.replace(config.located(), strategy=record["strategy"], **apart, **rates)
+    return [f"--strategy={record['strategy']}", *changed_flags(chosen, RunConfig(strategy=record["strategy"]))]

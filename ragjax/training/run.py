@@ -5,8 +5,10 @@ one that is there.
 """
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +240,6 @@ def _warn_of_idle_devices(config: RunConfig, phases: Sequence[Phase]) -> None:
 
 
 def _print_summary(files: RunFolder, summary: Summary) -> None:
-    folder = files.path
     say(f"\n{summary.strategy} ({summary.objective}), {summary.n} {summary.split} questions\n")
     say(before_after_table(summary.before, summary.after, summary.change_95))
     if skipped := summary.skipped_questions:
@@ -246,11 +247,14 @@ def _print_summary(files: RunFolder, summary: Summary) -> None:
     say(f"\n{cost_table(summary.cost)}")
     say("\nOne epoch of each strategy on these questions, by what this run has measured:\n")
     say(f"{strategy_table(summary.strategy_costs)}\n")
+    run_dir = f"--run_dir={shlex.quote(str(files.path))}"
     say("Next:")
-    say(f'  python -m ragjax.ask --run_dir={folder} "your question"')
-    say(f"  python -m ragjax.evaluate --run_dir={folder} --split=dev")
-    say(f"  python -m ragjax.export --run_dir={folder} --out=exported")
-    say(f"  tensorboard --logdir={files.events_folder}")
+    say(f'  python -m ragjax.ask {run_dir} "your question"')
+    say(f"  python -m ragjax.evaluate {run_dir} --split={summary.split}")
+    say(f"  python -m ragjax.export {run_dir} --out=exported")
+    # tensorboardX writes what this package, which nothing here needs, shows.
+    install = "" if find_spec("tensorboard") else "pip install tensorboard && "
+    say(f"  {install}python -m tensorboard.main --logdir={shlex.quote(str(files.events_folder))}")
 
 
 def _check_splits(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) -> None:

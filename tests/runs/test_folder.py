@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -69,14 +70,14 @@ def test_inputs_must_be_those_of_the_run(begun):
     with pytest.raises(UserError) as caught:
         begun.check_inputs(INPUTS | {"generator": {"sha256": "d" * 64}})
     assert str(caught.value) == (
-        f"{begun.path} was made with a different --generator (sha256 {'b' * 12}, now {'d' * 12}): bring that "
-        "back or choose another --run_dir."
+        f"{begun.path} was made with a different --generator (sha256 {'b' * 12}, now {'d' * 12}): restore "
+        "the original or choose another --run_dir."
     )
 
 
 def test_the_record_says_whose_run_it_is(begun):
     record = begun.record()
-    assert record.config == RunConfig(run_dir="where/it/was")
+    assert record.config == RunConfig(run_dir=os.path.abspath("where/it/was"))
     assert (record.phases, record.inputs) == (("joint",), INPUTS)
 
 
