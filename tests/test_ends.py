@@ -78,6 +78,13 @@ def test_a_full_disk_is_named_with_its_file(capsys):
     assert said.startswith("error: /disk/file could not be written (No space left on device): free some space")
 
 
+def test_a_full_disk_is_no_want_of_memory(capsys):
+    """As tensorstore reports it, which writes checkpoints."""
+    text = 'RESOURCE_EXHAUSTED: Error writing "/disk/x": [OS error 28: No space left on device]'
+    said = ended(capsys, ValueError(text), TRAIN_FLAGS)[1]
+    assert said.startswith("error: what this command writes could not be written (No space left on device)")
+
+
 def test_what_may_not_be_opened_is_named(capsys):
     code, said = ended(capsys, PermissionError(errno.EACCES, "Permission denied", "/disk/file"))
     assert (code, said) == (1, "error: /disk/file could not be opened (Permission denied): check its permissions.\n")

@@ -99,11 +99,11 @@ def _sentence(error: Exception, flags: Callable[[], Mapping[str, Any]]) -> str:
     for each in _causes(error):
         if isinstance(each, UserError):
             return str(each)
+        if fault := _full_disk(each):  # asked first: tensorstore calls this RESOURCE_EXHAUSTED too
+            name = getattr(each, "filename", None) or "what this command writes"
+            return f"{name} could not be written ({fault}): free some space or choose another folder."
         if _is_out_of_memory(each):
             return _memory_sentence(flags())
-        if isinstance(each, OSError) and each.errno in _FULL:
-            name = each.filename or "what this command writes"
-            return f"{name} could not be written ({each.strerror}): free some space or choose another folder."
         if isinstance(each, OSError) and each.errno in _DENIED and each.filename:
             return f"{each.filename} could not be opened ({each.strerror}): check its permissions."
         if isinstance(each, ImportError) and not (each.name or "ragjax").startswith("ragjax"):
@@ -116,6 +116,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _full_disk(error: BaseException) -> str | None:
+    """The system's words for it; None where the error is another one."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _FULL else None
+    return next((words for words in map(os.strerror, _FULL) if words in str(error)), None)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -34,7 +34,7 @@ from ragjax.parallel import refuse_several_processes
 from ragjax.rates.stacked import Copy, train_stacked
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
-from ragjax.training.run import on_device, settle_strategy
+from ragjax.training.run import check_lengths, on_device, settle_strategy
 from ragjax.training.sampling import total_steps
 from ragjax.training.strategies import Phase, phases_of
 from ragjax.voice import say
@@ -83,8 +83,10 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
                         f"{files.path} was begun with other models or data: bring those back or choose another."
                     )
 
-            generates = options.selection(config.decode) in ANSWER_SCORES or any(p.signal.reads_answers for p in phases)
+            answers = options.selection(config.decode) in ANSWER_SCORES
+            generates = answers or any(phase.signal.reads_answers for phase in phases)
             run = prepare(config, dataset, check=check, announced=MODELS, with_generator=generates)
+            check_lengths(run, phases, dataset.dev[: config.eval_limit or None] if answers else ())
             record["strategy"] = strategy
             _Search(run, options, record).run(phases, rates)
         _print(files, record, config, options.selection(config.decode))
@@ -349,10 +351,10 @@ def _print(files: RunFolder, record: Mapping[str, Any], config: RunConfig, selec
     plot_rates(record["trials"], selection, files.search_plot)
     cost = record["cost"]
     say(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
-    say(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train {' '.join(_winner_flags(record, config))}")
+    say(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train {' '.join(winner_flags(record, config))}")
 
 
-def _winner_flags(record: Mapping[str, Any], config: RunConfig) -> list[str]:
+def winner_flags(record: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Flags of a training with the winner's rates and all else as it was searched, from any directory."""
     rates = {f"{model}_lr": rate for model, rate in record["winner"].items()}
     # The search's own folder, and limits that it reads in its own way.

@@ -70,7 +70,7 @@ def train(config: RunConfig) -> Summary:
             _warn_of_idle_devices(config, phases)
             generates = config.decode != "none" or any(phase.signal.reads_answers for phase in phases)
             run = prepare(config, dataset, check=files.check_inputs, announced=INPUTS, with_generator=generates)
-            _check_lengths(run, phases)
+            check_lengths(run, phases, evaluated_questions(run))
             summary = run_phases(run, phases)
         _print_summary(files, summary)
         return summary
@@ -268,10 +268,13 @@ def _check_splits(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) 
         dataset.check_answers(f"--decode={config.decode}")
 
 
-def _check_lengths(run: Run, phases: Sequence[Phase]) -> None:
-    """Raises UserError, naming it, where a question that will be used is too long for the generator."""
+def check_lengths(run: Run, phases: Sequence[Phase], asked: Sequence[Question]) -> None:
+    """Raises UserError, naming it, where a question that will be used is too long for the generator.
+
+    asked: questions to be answered, besides those that the phases learn from and are measured on.
+    """
     config = run.config
     if any(phase.signal.reads_answers for phase in phases):
         for questions in (run.dataset.train, dev_questions(run)):
             check_prompts(run.pipeline, questions, prompt_passages(config))
-    check_questions(run.pipeline, evaluated_questions(run), config)
+    check_questions(run.pipeline, asked, config)
