@@ -27,14 +27,14 @@ from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
 from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_rates, rates_table, summarise
-from ragjax.fields import differing_fields, flag_text
+from ragjax.fields import changed_flags, differing_fields, flag_text
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
 from ragjax.rates.stacked import Copy, train_stacked
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
-from ragjax.training.run import on_device, settle_strategy
+from ragjax.training.run import check_lengths, on_device, settle_strategy
 from ragjax.training.sampling import total_steps
 from ragjax.training.strategies import Phase, phases_of
 from ragjax.voice import say
@@ -83,11 +83,13 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
                         f"{files.path} was begun with other models or data: bring those back or choose another."
                     )
 
-            generates = options.selection(config.decode) in ANSWER_SCORES or any(p.signal.reads_answers for p in phases)
+            answers = options.selection(config.decode) in ANSWER_SCORES
+            generates = answers or any(phase.signal.reads_answers for phase in phases)
             run = prepare(config, dataset, check=check, announced=MODELS, with_generator=generates)
+            check_lengths(run, phases, dataset.dev[: config.eval_limit or None] if answers else ())
             record["strategy"] = strategy
             _Search(run, options, record).run(phases, rates)
-        _print(files, record, options.selection(config.decode))
+        _print(files, record, config, options.selection(config.decode))
         return record
 
 
@@ -99,6 +101,11 @@ def _check_dev(config: RunConfig, options: SearchConfig, dataset: Dataset, phase
         if not getattr(dataset, split):
             raise UserError(f"{dataset.folder} has no {split} questions, which the search needs: add {split}.jsonl.")
     selection = options.selection(config.decode)
+    if selection in ANSWER_SCORES and config.decode != "none":
+        dataset.check_answers(f"--select={selection}")
+    for phase in phases:
+        if phase.signal.reads_answers:
+            dataset.check_answers(f"the phase {phase.name}")
     if selection in ANSWER_SCORES and config.decode == "none":
         raise UserError(f"--select={selection} needs answers, and --decode=none gives none: choose --decode=concat.")
     if selection == "recall_at_5" and not any(question.positive_ids for question in dataset.dev):
@@ -135,7 +142,7 @@ def _open_record(files: RunFolder, config: RunConfig, options: SearchConfig) -> 
     """search.json, or its beginning for a new search."""
     asked = {"flags": dataclasses.replace(config, run_dir=""), "options": options}
     if not files.search_file.is_file():
-        return {**{part: dataclasses.asdict(values) for part, values in asked.items()}, "trials": []}
+        return {**{part: dataclasses.asdict(values.located()) for part, values in asked.items()}, "trials": []}
     record = read_json_object(files.search_file)
     for part, values in asked.items():
         if differ := differing_fields(record[part], values):
@@ -338,11 +345,19 @@ def _loss(trial: Trial) -> float:
     return math.inf if trial["diverged"] or trial["dev_loss"] is None else trial["dev_loss"]
 
 
-def _print(files: RunFolder, record: Mapping[str, Any], selection: str) -> None:
+def _print(files: RunFolder, record: Mapping[str, Any], config: RunConfig, selection: str) -> None:
     say(f"\n{record['strategy']}, chosen by {selection} on the dev questions\n")
     say(rates_table(record["trials"]))
     plot_rates(record["trials"], selection, files.search_plot)
     cost = record["cost"]
     say(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
-    rates = " ".join(f"--{model}_lr={rate:g}" for model, rate in record["winner"].items())
-    say(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train --strategy={record['strategy']} {rates}")
+    say(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train {' '.join(winner_flags(record, config))}")
+
+
+def winner_flags(record: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """Flags of a training with the winner's rates and all else as it was searched, from any directory."""
+    rates = {f"{model}_lr": rate for model, rate in record["winner"].items()}
+    # The search's own folder, and limits that it reads in its own way.
+    apart = {name: getattr(RunConfig(), name) for name in ("run_dir", "eval_limit", "dev_limit")}
+    chosen = dataclasses.replace(config.located(), strategy=record["strategy"], **apart, **rates)
+    return [f"--strategy={record['strategy']}", *changed_flags(chosen, RunConfig(strategy=record["strategy"]))]
