@@ -75,7 +75,8 @@ def evaluate(
         return _read_finished(path, identity)
     check_questions(pipeline, questions, config)
     plan = _plan(pipeline, questions, config, passage_answers)
-    source = generations if generations or config.decode == "none" else pipeline.generator.prepared()
+    # An empty cache of generations is false, too.
+    source = generations if generations is not None or config.decode == "none" else pipeline.generator.prepared()
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in plan.batches])
     records: dict[int, dict[str, Any]] = {}
     cost = plan.cost

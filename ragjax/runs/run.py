@@ -15,6 +15,7 @@ from ragjax.pretrained import Embedder, Generator
 from ragjax.retrieval import Retrieval
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, RunRecord, read_phases
+from ragjax.runs.summary import Summary
 from ragjax.voice import say
 
 # What a run is made from, in the order in which it is announced.
@@ -50,6 +51,11 @@ class Run:
     def variables(self) -> dict[str, Variables]:
         """Of the models that are loaded: {"embedder" | "generator": {collection: parameters}}."""
         return self.pipeline.variables
+
+    @property
+    def summary(self) -> Summary | None:
+        """Scores before and after training, costs, the retrieval; None where training has not come to its end."""
+        return self.files.read_summary()
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
