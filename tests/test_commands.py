@@ -192,7 +192,7 @@ def test_two_runs_are_compared_question_by_question(world, finished, tmp_path, c
         assert pair["p_value"] == paired_p_value(*values)
         assert pair["second"] - pair["first"] == pytest.approx(pair["difference"][0])
     answers = {"em", "f1", "contains", "answer_in_context"}
-    retrieval = {f"{name}_at_{k}" for name in ("recall", "hit") for k in (3, 5)} | {"mrr_at_10"}
+    retrieval = {f"{name}_at_{k}" for name in ("recall", "hit") for k in (1, 3, 5, 10, 20)} | {"mrr_at_10"}
     assert {pair["metric"] for pair in result["pairs"]} == answers | retrieval
     without = evaluated(finished, None, split="dev", paired_with=str(other))
     assert without["pairs"] == result["pairs"]
@@ -221,7 +221,11 @@ def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fields", "overrides", "sentence"),
     [
-        ({"decode": "concat,beam"}, {}, "--decode=beam is not known: choose from concat, rag_token, rag_sequence."),
+        (
+            {"decode": "concat,beam"},
+            {},
+            "--decode=beam is not known: choose from concat, rag_token, rag_sequence, none.",
+        ),
         ({"top_k": "5;10"}, {}, "--top_k=5;10 is not a list of positive numbers: write it as 1,5,10."),
         ({"top_k": "0"}, {}, "--top_k=0 is not a list of positive numbers: write it as 1,5,10."),
         ({"top_k": "1,999"}, {}, "--top_k=999 is more than the "),
