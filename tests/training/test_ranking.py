@@ -156,7 +156,7 @@ def test_a_margin_keeps_negatives_away_from_the_positive():
     # 3 is 26 away, 4 is 36. b, at 71: cos 21 = 0.934, so below 0.840, 32.8 degrees: 4 is 31 away, 3 is 41.
     assert rows_of(near.candidate_vectors) == [2, 5, 4, 5, 3, 2]
     assert near.candidate_mask.tolist() == [
-        [False, True, True, True, True, False],
+        [False, True, True, True, False, False],
         [True, False, True, False, True, True],
     ]
 
