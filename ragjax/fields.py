@@ -56,6 +56,7 @@ def field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@dataclasses.dataclass(frozen=True)
 class Checked:
     """A configuration whose values are checked, and brought to their fields' types, when it is made.
 
@@ -71,7 +72,7 @@ class Checked:
 
 
 _KINDS = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str | os.PathLike}
-_KIND_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+_KIND_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:

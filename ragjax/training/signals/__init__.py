@@ -12,7 +12,7 @@ The embedder's half of a batch is the same for all of them: question_side.py.
 from ragjax.training.signals.answers import ANSWERS, AnswerAssembler
 from ragjax.training.signals.likelihoods import LIKELIHOODS, LikelihoodAssembler
 from ragjax.training.signals.positives import POSITIVES, RankingAssembler
-from ragjax.training.signals.signal import Assembled, Assembler, ModelVariables, Signal, StackableAssembler
+from ragjax.training.signals.signal import Assembled, Assembler, Signal, StackableAssembler
 
 __all__ = [
     "ANSWERS",
@@ -25,5 +25,4 @@ __all__ = [
     "RankingAssembler",
     "Signal",
     "StackableAssembler",
-    "ModelVariables",
 ]
