@@ -99,6 +99,12 @@ class RunConfig(DecodeConfig):
         1.0, "Temperature of the likelihoods in emdr2, pdist, replug_lsr and loop; higher is flatter.", above=0
     )
     embedder: str = field("minilm", "Embedder: a short name, a hub id or a local folder.")
+    query_prefix: str | None = field(
+        None, "Text put before each question for the embedder. Left out: the model's own.", kind=str
+    )
+    passage_prefix: str | None = field(
+        None, "Text put before each passage for the embedder. Left out: the model's own.", kind=str
+    )
     generator: str = field("smollm2-135m", "Generator: a short name, a hub id, a local folder or a .gguf file.")
     data: str = field(
         "sample", "Data: `sample` (included), or a folder with corpus, train, dev and test files (.jsonl or .jsonl.gz)."

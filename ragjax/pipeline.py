@@ -76,7 +76,7 @@ class Pipeline:
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
-        return self.retriever.retrieve(Queries(questions, self.embedder.encode(questions)), k)
+        return self.retriever.retrieve(Queries(questions, self.embedder.encode_queries(questions)), k)
 
     def passages(self, passage_rows: Sequence[int] | Int[np.ndarray, " K"]) -> list[Passage]:
         return [self.store[int(row)] for row in passage_rows]
@@ -138,7 +138,14 @@ def log_probabilities(scores: Float[np.ndarray, "*B k"], scale: float) -> Float[
 
 def load_models(config: RunConfig) -> tuple[Embedder, Generator]:
     """The untrained models of a run."""
-    return load_embedder(config.embedder, config.dtype), load_untrained_generator(config)
+    return load_untrained_embedder(config), load_untrained_generator(config)
+
+
+def load_untrained_embedder(config: RunConfig) -> Embedder:
+    """A run's embedder, with the prefixes that the run asks for."""
+    return load_embedder(
+        config.embedder, config.dtype, query_prefix=config.query_prefix, passage_prefix=config.passage_prefix
+    )
 
 
 def load_untrained_generator(config: RunConfig) -> Generator:
@@ -170,13 +177,13 @@ def build_pipeline(
     store = PassageList(dataset.passages)
     check_top_k(config.top_k, store)
     encoded = encode_corpus(
-        embedder.encode,
+        embedder.encode_passages,
         store,
-        embedder.key,
+        embedder.passage_key,
         default_cache_dir() / "vectors",
         embedder.config.hidden_size,
         show_progress=show_progress,
-        count_tokens=lambda texts: sum(map(len, embedder.tokenize(texts))),
+        count_tokens=lambda texts: sum(map(len, embedder.passage_tokens(texts))),
     )
     cost = _encode_cost(embedder, encoded, len(store))
     vectors = np.asarray(encoded.vectors)

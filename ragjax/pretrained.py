@@ -30,15 +30,17 @@ from ragjax.models.encoders import EncoderConfig, sentence_vectors
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.scoring import score_answers
-from ragjax.voice import progress
+from ragjax.voice import progress, warn
 from ragjax.weights import (
     ModelSource,
+    Prefixes,
     load_params,
     load_tokenizer,
     read_config,
     read_embedder_settings,
     resolve_model,
 )
+from ragjax.weights.wordpiece import lower_case_first
 
 Tree = Mapping[str, Any]
 
@@ -51,27 +53,39 @@ _COMPILATION = ("scan_layers", "remat", "decoding_layout")
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
-    """A sentence encoder: texts -> unit vectors."""
+    """A sentence encoder: texts -> unit vectors.
+
+    Questions and passages may get different prefixes, so each side has its own methods.
+    """
 
     source: ModelSource
     config: EncoderConfig
     tokenizer: Any
     module: nn.Module
     params: Tree
-    max_seq_length: int  # tokens of a text, specials included; the rest is cut
+    max_seq_length: int  # tokens of a text, prefix and specials included; the rest is cut
+    prefixes: Prefixes = Prefixes()
 
     @property
     def variables(self) -> dict[str, Tree]:
         return {"params": self.params}
 
     @property
+    def passage_key(self) -> str:
+        """Names everything that shapes this (untrained) embedder's vectors of passages."""
+        shape = f"max_seq_length={self.max_seq_length} dtype={self.config.dtype}"
+        return f"{self.source.sha256} {shape} prefix={self.prefixes.passage!r}"
+
+    @property
     def key(self) -> str:
-        """Names everything that shapes this (untrained) embedder's vectors."""
-        return f"{self.source.sha256} max_seq_length={self.max_seq_length} dtype={self.config.dtype}"
+        """The same for questions and passages together."""
+        return f"{self.passage_key} query_prefix={self.prefixes.query!r}"
 
     def describe(self) -> str:
-        """One line: the source."""
-        return self.source.describe()
+        """One line: the source, and what stands in front of questions and passages."""
+        sides = {"questions": self.prefixes.query, "passages": self.prefixes.passage}
+        prefixed = [f"{side} after {prefix!r}" for side, prefix in sides.items() if prefix]
+        return ", ".join([self.source.describe(), *prefixed])
 
     @property
     def size(self) -> ModelSize:
@@ -79,20 +93,36 @@ class Embedder:
         weights = sum(leaf.size for leaf in jax.tree.leaves(self.params["encoder"]["layer"]))
         return ModelSize(weights, 0, 0, config.num_hidden_layers, config.hidden_size)
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids with the tokenizer's specials, at most `max_seq_length` each."""
+    def query_tokens(self, questions: Sequence[str]) -> list[list[int]]:
+        """Token ids of questions behind their prefix, with the tokenizer's specials, at most `max_seq_length` each."""
+        return self._tokens(questions, self.prefixes.query)
+
+    def passage_tokens(self, passages: Sequence[str]) -> list[list[int]]:
+        """The same of passages."""
+        return self._tokens(passages, self.prefixes.passage)
+
+    def _tokens(self, texts: Sequence[str], prefix: str) -> list[list[int]]:
         if not texts:
             return []
-        return self.tokenizer(list(texts), truncation=True, max_length=self.max_seq_length)["input_ids"]
+        texts = [prefix + text for text in texts]
+        return self.tokenizer(texts, truncation=True, max_length=self.max_seq_length)["input_ids"]
+
+    def encode_queries(self, questions: Sequence[str], batch_size: int = 64, show_progress: bool = False) -> np.ndarray:
+        """Unit vectors [N, E] float32 of N questions, in their order, whatever the batch size."""
+        return self.encode_tokens(self.query_tokens(questions), batch_size, show_progress)
+
+    def encode_passages(self, passages: Sequence[str], batch_size: int = 64, show_progress: bool = False) -> np.ndarray:
+        """Unit vectors [N, E] float32 of N passages, in their order, whatever the batch size."""
+        return self.encode_tokens(self.passage_tokens(passages), batch_size, show_progress)
 
     def encode(self, texts: Sequence[str], batch_size: int = 64, show_progress: bool = False) -> np.ndarray:
-        """Unit vectors [N, E] float32 of N texts, in their order, whatever the batch size."""
-        return self.encode_tokens(self.tokenize(texts), batch_size, show_progress)
+        """Unit vectors [N, E] float32 of N texts that are neither: behind the model's default prompt, if it has one."""
+        return self.encode_tokens(self._tokens(texts, self.prefixes.default), batch_size, show_progress)
 
     def encode_tokens(
         self, tokens: Sequence[Sequence[int]], batch_size: int = 64, show_progress: bool = False
     ) -> np.ndarray:
-        """`encode` for texts that are tokenised already; equal lengths share a batch, so little is padding."""
+        """Vectors of texts that are tokenised already; equal lengths share a batch, so little is padding."""
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
         batches, start = [], 0
         while start < len(order):
@@ -264,12 +294,19 @@ _score = jax.jit(score_answers, static_argnames="module")
 ENCODERS = {"bert": (BertConfig, Bert), "mpnet": (MPNetConfig, MPNet)}
 
 
-def load_embedder(name_or_dir: str | Path, dtype: str = "float32") -> Embedder:
+def load_embedder(
+    name_or_dir: str | Path,
+    dtype: str = "float32",
+    *,
+    query_prefix: str | None = None,
+    passage_prefix: str | None = None,
+) -> Embedder:
     """An embedder by short name, hub id or local folder.
 
     Args:
       name_or_dir: see `ragjax.weights.resolve_model`.
       dtype: of activations; its weights stay float32, because they are what is trained.
+      query_prefix, passage_prefix: what is put in front of questions and of passages; None: the model's own.
 
     Raises:
       UserError: it cannot be found, is damaged, or is of an unsupported kind.
@@ -284,11 +321,17 @@ def load_embedder(name_or_dir: str | Path, dtype: str = "float32") -> Embedder:
         )
     config_type, module_type = ENCODERS[model_type]
     config = config_type.from_hf(hf_config, dtype=dtype)
+    settings = read_embedder_settings(source, config.longest_input, query_prefix, passage_prefix)
+    config = dataclasses.replace(config, pooling=settings.pooling)
     module = module_type(config)
     tokenizer = load_tokenizer(source, hf_config)
+    tokenizer.truncation_side = settings.truncation_side
+    if settings.lower_case:
+        lower_case_first(tokenizer.backend_tokenizer)
     params = load_params(source, _abstract(module)["params"], "float32", place=jax.device_put)
-    settings = read_embedder_settings(source, config.longest_input)
-    return Embedder(source, config, tokenizer, module, params, settings["max_seq_length"])
+    for remark in settings.remarks:
+        warn(remark)
+    return Embedder(source, config, tokenizer, module, params, settings.max_seq_length, settings.prefixes)
 
 
 def load_generator(

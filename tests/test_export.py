@@ -17,9 +17,10 @@ from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import load_embedder, load_generator
 from ragjax.runs import ask, open_run
 from ragjax.training import train
-from ragjax.weights import load_tokenizer, resolve_model
+from ragjax.weights import load_tokenizer, read_embedder_settings, resolve_model
 from tests.tiny import write_tiny_bert, write_tiny_gguf, write_tiny_llama, write_tiny_mpnet
 from tests.tiny_exports import nudged, random_adapters, write_run
+from tests.tiny_folders import LAYOUTS, edit, pool
 from tests.tiny_runs import questions, tiny_world
 from tests.unicode_lines import unicode_lines
 
@@ -394,13 +395,10 @@ def test_links_inside_a_models_folder_and_into_the_hubs_blobs_are_followed(world
 
 
 def test_a_plain_encoder_becomes_a_sentence_encoder(world, tmp_path):
-    """Without sentence-transformers' own files, or with others than ragjax goes by."""
     source = write_tiny_bert(tmp_path / "bert")
     shutil.rmtree(source / "1_Pooling")
     for name in ("modules.json", "sentence_bert_config.json"):
         (source / name).unlink()
-    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query", "similarity_fn_name": "dot"}
-    (source / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     write_run(tmp_path / "run", config_of(world, tmp_path / "run", strategy="none", embedder=str(source)), {})
     folder = export_run(tmp_path / "run", tmp_path / "out") / "embedder"
     modules = json.loads((folder / "modules.json").read_text())
@@ -410,13 +408,56 @@ def test_a_plain_encoder_becomes_a_sentence_encoder(world, tmp_path):
     assert pooling["word_embedding_dimension"] == 32
     assert json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"] == 512
     settings = json.loads((folder / "config_sentence_transformers.json").read_text())
-    assert settings == prompts | {"default_prompt_name": None}
+    assert settings["prompts"] == {"query": "", "document": ""}
+    assert (settings["default_prompt_name"], settings["similarity_fn_name"]) == (None, "cosine")
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts"),
+    [
+        ({}, {"query": "who: ", "document": "town: ", "passage": "town: ", "other": "x"}),
+        (
+            {"query_prefix": "", "passage_prefix": "in "},
+            {"query": "", "document": "in ", "passage": "in ", "other": "x"},
+        ),
+    ],
+)
+def test_prefixes_are_exported_as_they_were_used(world, tmp_path, given, prompts):
+    source = write_tiny_bert(tmp_path / "bert")
+    pool(source, "cls")
+    own = {"query": "who: ", "passage": "town: ", "other": "x"}
+    edit(
+        source / "config_sentence_transformers.json",
+        prompts=own,
+        default_prompt_name="passage",
+        similarity_fn_name="dot",
+    )
+    config = config_of(world, tmp_path / "run", strategy="none", embedder=str(source), **given)
+    write_run(tmp_path / "run", config, {})
+    folder = export_run(tmp_path / "run", tmp_path / "out") / "embedder"
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text())
+    assert settings == {"prompts": prompts, "default_prompt_name": "passage", "similarity_fn_name": "dot"}
+    exported, used = load_embedder(folder), load_embedder(source, **given)
+    assert (exported.prefixes, exported.config.pooling) == (used.prefixes, "cls")
+    assert "cls pooling" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_every_layout_comes_out_as_it_was_read(world, tmp_path, layout):
+    layout(write_tiny_bert(tmp_path / "bert"))
+    config = config_of(world, tmp_path / "run", strategy="none", embedder=str(tmp_path / "bert"))
+    write_run(tmp_path / "run", config, {})
+    folder = export_run(tmp_path / "run", tmp_path / "out") / "embedder"
+    before, after = (read_embedder_settings(resolve_model(path), 512) for path in (tmp_path / "bert", folder))
+    assert after.remarks == ()
+    assert after.modules == ("Transformer", "Pooling", "Normalize")
+    for name in ("max_seq_length", "truncation_side", "lower_case", "pooling", "prefixes"):
+        assert getattr(after, name) == getattr(before, name), name
 
 
 def test_vectors_get_their_unit_length_also_where_the_source_had_none(world, tmp_path):
     source = write_tiny_bert(tmp_path / "bert")
     modules = json.loads((source / "modules.json").read_text())[:2]
-    modules[1]["path"] = "../elsewhere"  # and no file is looked for outside the folder
     (source / "modules.json").write_text(json.dumps(modules))
     write_run(tmp_path / "run", config_of(world, tmp_path / "run", strategy="none", embedder=str(source)), {})
     folder = export_run(tmp_path / "run", tmp_path / "out") / "embedder"

@@ -160,6 +160,32 @@ def test_training_orders_and_weighs_passages_by_their_vectors(
     assert (wrong.figures, wrong.work) == (right.figures, right.work)
 
 
+@pytest.mark.parametrize(("strategy", "phase"), [("joint", 0), ("embedder", 0), ("two_phase", 1)])
+def test_each_side_is_read_behind_its_own_prefix(pipeline, dataset, config, tmp_path, strategy, phase):
+    """In search and in training: all is as if the prefixes stood in the texts."""
+    bare, given = pipeline.embedder, {"query_prefix": "who: ", "passage_prefix": "the town "}
+    changed = dataclasses.replace(config, strategy=strategy, run_dir=str(tmp_path), hard_negatives=2, **given)
+    embedder = load_models(changed)[0]
+    prefixed = build_pipeline(changed, dataset, embedder, pipeline.generator, show_progress=False)
+    stored = prefixed.retriever.vectors.vectors_of(range(len(dataset.passages)))
+    passages = bare.encode([f"the town {passage.embedder_text}" for passage in dataset.passages])
+    np.testing.assert_allclose(stored, passages, rtol=0, atol=1e-6)
+    assert np.abs(passages - bare.encode([passage.embedder_text for passage in dataset.passages])).max() > 1e-2
+    asked = [f"who: {question.question}" for question in dataset.train]
+    found = prefixed.retrieve([question.question for question in dataset.train], 3)
+    nearest = np.sort(bare.encode(asked) @ passages.T, axis=1)[:, :-4:-1]
+    np.testing.assert_allclose(found.scores, nearest, rtol=0, atol=1e-6)
+    run, signal = run_of(changed, prefixed, dataset), STRATEGIES[strategy][phase]
+    kinds = {"positives": lambda run, _: RankingAssembler(run), "likelihoods": LikelihoodAssembler}
+    assembler = kinds.get(signal.signal, AnswerAssembler)(run, signal)
+    questions = assembler.questions[: assembler.batch_size]
+    made = assembler.assemble(Asked(questions, range(len(questions)), 0, True), embedder.variables, Ledger())
+    tokens = bare.query_tokens([f"who: {question.question}" for question in questions])
+    rows = made.batch.question_tokens.reshape(-1, made.batch.question_tokens.shape[-1])
+    lengths = made.batch.question_lengths.reshape(-1)
+    assert [row[:length].tolist() for row, length in zip(rows, lengths, strict=True) if length] == tokens
+
+
 def test_the_health_of_the_retrieval_is_of_the_nearest_passages(pipeline, backwards, dataset):
     """Recall at 5 of the nearest, also where --top_k is smaller than what is looked at."""
     found = [

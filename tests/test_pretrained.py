@@ -69,7 +69,7 @@ def test_a_text_is_cut_at_max_seq_length_and_nowhere_else(folder, embedder):
     """tokenizer.json says 16, sentence_bert_config.json 64."""
     assert json.loads((folder / "tokenizer.json").read_text())["truncation"]["max_length"] == 16
     assert embedder.max_seq_length == 64
-    (ids,) = embedder.tokenize(["river " * 100])
+    (ids,) = embedder.passage_tokens(["river " * 100])
     assert len(ids) == 64
     one, other, third = embedder.encode([f"{'river ' * 62}{end}" for end in ("town", "sea", "")])
     np.testing.assert_array_equal(one, other)

@@ -2,8 +2,8 @@
 
     python experiments/accelerator/encode.py [--small]
 
-Embedder.encode, tokenisation included: texts of like length share a batch, and padding counts as time but not as
-tokens.
+Embedder.encode_passages, tokenisation included: texts of like length share a batch, and padding counts as time but not
+as tokens.
 MFU counts 2N FLOPs a token and, in float32 too, compares with the device's bfloat16 peak.
 """
 
@@ -36,10 +36,10 @@ def measure(name: str, dtype: str, small: bool) -> dict[str, Any]:
     texts, tokens = common.word_texts(name, small)
     found: list[np.ndarray] = []
     began = time.perf_counter()
-    embedder.encode(texts, common.TEXTS_AT_ONCE)
+    embedder.encode_passages(texts, common.TEXTS_AT_ONCE)
     first = time.perf_counter() - began
     seconds = common.timed(
-        lambda: found.append(embedder.encode(texts, common.TEXTS_AT_ONCE)), lambda _: None, seconds=1
+        lambda: found.append(embedder.encode_passages(texts, common.TEXTS_AT_ONCE)), lambda _: None, seconds=1
     )
     flops = 2 * models.model_size(module, variables).layer_weights * tokens
     return {

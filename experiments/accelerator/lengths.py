@@ -29,7 +29,7 @@ def main() -> None:
     found = pipeline.retrieve([question.question for question in questions], config.top_k).passage_rows
     measured = []
     for question, rows, tokens in zip(
-        questions, found, pipeline.embedder.tokenize([q.question for q in questions]), strict=True
+        questions, found, pipeline.embedder.query_tokens([q.question for q in questions]), strict=True
     ):
         passages, answer = pipeline.passages(rows), len(pipeline.prompts.answer(question.answers[0]))
         single = [len(pipeline.prompts.prompt([passage], question.question, answer).ids) for passage in passages]
@@ -38,7 +38,7 @@ def main() -> None:
     stride = -(-len(pipeline.store) // PASSAGES)
     texts = [pipeline.store[row].embedder_text for row in range(0, len(pipeline.store), stride)]
     lines = ",\n".join(json.dumps(one) for one in measured)
-    passages = json.dumps(list(map(len, pipeline.embedder.tokenize(texts))))
+    passages = json.dumps(list(map(len, pipeline.embedder.passage_tokens(texts))))
     FILE.write_text(f'{{"questions": [\n{lines}\n],\n"passages": {passages}}}\n', encoding="utf-8")
 
 

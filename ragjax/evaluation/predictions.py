@@ -137,7 +137,7 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
         [pipeline.prompts.prompt([passage], text, config.max_new_tokens) for passage in pipeline.passages(passage_rows)]
         for text, passage_rows in zip(texts, read if passage_answers else read[:, :0], strict=True)
     ]
-    lengths = list(map(len, pipeline.embedder.tokenize(texts)))
+    lengths = list(map(len, pipeline.embedder.query_tokens(texts)))
     flops = forward_flops(pipeline.embedder.size, lengths, 0)
     cost = Cost(time.perf_counter() - began, flops, sum(lengths))
     # Prompts of like length share a batch, so that little of it is padding.

@@ -5,8 +5,9 @@ Notable choices
 - From a source come weights, JSON, vocabularies, templates and licences; never a pickle, never code, and never what a
   link out of its folder leads to (the hub's cache has its files beside its folders, and links to them). Weights may be
   links: the run has recorded their hash.
-- A sentence-transformers folder says what ragjax does: mean pooling, unit length, no prompt in front of a text. Where
-  the source says less (a plain encoder's folder) or something else, that file is rewritten.
+- A sentence-transformers folder says what ragjax does: pooling, unit length, and the prefixes that the run used, as the
+  prompts "query" and "document". A file of the source that says less or otherwise is written anew, in the layout that
+  sentence-transformers has read since version 2.
 """
 
 from collections.abc import Mapping
@@ -16,21 +17,28 @@ from typing import Any
 from ragjax.config import RunConfig
 from ragjax.errors import UserError
 from ragjax.exporting.cards import Provenance, card, hub_name
-from ragjax.files import PlannedFile, plan_copy, plan_json, plan_text, read_json, read_json_object
+from ragjax.files import PlannedFile, plan_copy, plan_json, plan_text, read_json_object
+from ragjax.models import EncoderConfig
 from ragjax.pretrained import ENCODERS
-from ragjax.weights import ModelSource, load_tokenizer, read_config, read_embedder_settings
+from ragjax.weights import EmbedderSettings, ModelSource, load_tokenizer, read_config, read_embedder_settings
 from ragjax.weights.save import INDEX_FILE, Trained, adapter_tensors, plan_safetensors, plan_weights, trained_tensors
+from ragjax.weights.sentence_folder import ENCODER_FILES, MODULES_FILE, POOLING_SWITCHES, PROMPTS_FILE
 
 _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 _MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+_COSINES = ("cosine", "dot")  # what ranks vectors of unit length as ragjax does
 
 
 def plan_embedder(
     source: ModelSource, trained: Trained, provenance: Provenance, max_shard_bytes: int
 ) -> list[PlannedFile]:
     """embedder/: a sentence-transformers folder."""
-    files = _model_files("embedder", source, trained, max_shard_bytes) | _sentence_files("embedder", source)
-    what = "A sentence encoder that finds passages for questions: mean pooling, vectors of unit length."
+    config = provenance.config
+    settings = read_embedder_settings(
+        source, _encoder_config(source).longest_input, config.query_prefix, config.passage_prefix
+    )
+    files = _model_files("embedder", source, trained, max_shard_bytes) | _sentence_files("embedder", source, settings)
+    what = f"A sentence encoder that finds passages for questions: {settings.pooling} pooling, vectors of unit length."
     if trained.params:
         what += " It was fine-tuned for retrieval-augmented generation."
     else:
@@ -38,7 +46,8 @@ def plan_embedder(
     load = (
         "from sentence_transformers import SentenceTransformer\n\n"
         'model = SentenceTransformer("PATH/embedder")\n'
-        'vectors = model.encode(["What is the capital of France?"])'
+        'questions = model.encode_query(["What is the capital of France?"])\n'
+        'passages = model.encode_document(["Paris is the capital of France."])'
     )
     readme = card("Embedder", "sentence-transformers", what, load, source, provenance)
     return [*files.values(), plan_text("embedder/README.md", readme)]
@@ -153,45 +162,39 @@ def _settings_of_gguf(folder: str, source: ModelSource) -> list[PlannedFile]:
     return files
 
 
-def _sentence_files(folder: str, source: ModelSource) -> dict[str, PlannedFile]:
-    """What makes a model's folder one of sentence-transformers: the source's own files where they say what we do."""
+def _encoder_config(source: ModelSource) -> EncoderConfig:
     config = read_config(source)
-    model_config = ENCODERS[config["model_type"]][0].from_hf(config)
-    longest = read_embedder_settings(source, model_config.longest_input)["max_seq_length"]
+    return ENCODERS[config["model_type"]][0].from_hf(config)
+
+
+def _sentence_files(folder: str, source: ModelSource, settings: EmbedderSettings) -> dict[str, PlannedFile]:
+    """What makes a model's folder one of sentence-transformers, besides files of the source that say the same."""
     files = []
-    path = source.path / "sentence_bert_config.json"
-    settings = read_json_object(path) if path.is_file() else {"do_lower_case": False}
-    if settings.get("max_seq_length") != longest:
-        files.append(plan_json(f"{folder}/{path.name}", settings | {"max_seq_length": longest}))
-    path = source.path / "config_sentence_transformers.json"
-    settings = read_json_object(path) if path.is_file() else {}
-    if not settings or settings.get("default_prompt_name"):
-        defaults = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-        files.append(plan_json(f"{folder}/{path.name}", defaults | settings | {"default_prompt_name": None}))
-    pooling = _pooling_config(source.path)
-    if pooling:
-        files.append(plan_copy(f"{folder}/{pooling.parent.name}/config.json", _inside(source, pooling)))
-    else:
-        modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
-        width = {"word_embedding_dimension": config["hidden_size"]}
-        files.append(plan_json(f"{folder}/1_Pooling/config.json", width | modes))
-        modules = [
-            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for index, (path, kind) in enumerate(_MODULES.items())
-        ]
-        files.append(plan_json(f"{folder}/modules.json", modules))
+    found = next((path for name in ENCODER_FILES if (path := source.path / name).is_file()), None)
+    content = read_json_object(found) if found else {"do_lower_case": False}
+    if content.get("max_seq_length") != settings.max_seq_length:
+        files.append(plan_json(f"{folder}/{ENCODER_FILES[0]}", content | {"max_seq_length": settings.max_seq_length}))
+    path = source.path / PROMPTS_FILE
+    content = read_json_object(path) if path.is_file() else {}
+    said = {"query": "", "document": ""} | {name: text or "" for name, text in (content.get("prompts") or {}).items()}
+    similarity = content.get("similarity_fn_name")
+    if said != settings.prompts or similarity not in _COSINES:
+        says = {"prompts": dict(settings.prompts), "default_prompt_name": settings.default_prompt_name}
+        says["similarity_fn_name"] = similarity if similarity in _COSINES else "cosine"
+        files.append(plan_json(f"{folder}/{path.name}", content | says))
+    if settings.modules == tuple(_MODULES.values()):
+        pooling = settings.pooling_file
+        files.append(plan_copy(f"{folder}/{pooling.parent.name}/{pooling.name}", _inside(source, pooling)))
+        return {file.path: file for file in files}
+    modes = {key: mode == settings.pooling for key, mode in POOLING_SWITCHES.items()}
+    width = {"word_embedding_dimension": _encoder_config(source).hidden_size}
+    files.append(plan_json(f"{folder}/1_Pooling/config.json", width | modes))
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(_MODULES.items())
+    ]
+    files.append(plan_json(f"{folder}/{MODULES_FILE}", modules))
     return {file.path: file for file in files}
-
-
-def _pooling_config(folder: Path) -> Path | None:
-    """The pooling's config.json of a folder whose modules.json asks for just what ragjax does, else None."""
-    modules = read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
-    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
-    if kinds != list(_MODULES.values()) or modules[0].get("path"):
-        return None
-    # Found by looking, not by the path that the file gives: that could lead anywhere.
-    found = [path for path in folder.glob("*Pooling/config.json") if path.parent.name == modules[1].get("path")]
-    return found[0] if found else None
 
 
 def _peft_config(base: str, config: RunConfig) -> dict[str, Any]:

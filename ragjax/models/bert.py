@@ -25,9 +25,12 @@ class BertConfig(EncoderConfig):
         ("model_type", None, "bert"),
         ("hidden_act", "gelu", "gelu"),
         ("position_embedding_type", "absolute", "absolute"),
+        ("is_decoder", False, False),
+        ("add_cross_attention", False, False),
     )
 
-    type_vocab_size: int
+    vocab_size: int = 30522
+    type_vocab_size: int = 2
 
 
 class Embeddings(nn.Module):

@@ -1,9 +1,10 @@
 """What the sentence encoders share: their settings, parts of a layer, and the way from token states to a vector.
 
-Reimers and Gurevych 2019, arXiv 1908.10084, for the pooling.
+Reimers and Gurevych 2019, arXiv 1908.10084, for the poolings.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -17,23 +18,27 @@ from ragjax.models.layers import Projection
 
 Array = jax.Array
 
+# How the states of a text's tokens become one vector: their mean, the first token's, or the largest of each number.
+POOLINGS = ("mean", "cls", "max")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Shape of an encoder (Hugging Face's field names) and the dtype it computes in."""
+    """Shape of an encoder (Hugging Face's field names and defaults), its pooling, and the dtype it computes in."""
 
     # (field of config.json, its value where it is left out, the one value that is supported)
     supported: ClassVar[tuple[tuple[str, Any, Any], ...]]
     first_position: ClassVar[int] = 0  # row of the position table that a text's first token takes
 
     vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    max_position_embeddings: int
-    layer_norm_eps: float
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 512
+    layer_norm_eps: float = 1e-12
     dtype: str = "float32"
+    pooling: str = "mean"
 
     @property
     def longest_input(self) -> int:
@@ -42,26 +47,34 @@ class EncoderConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
-        """Reads config.json.
+        """Reads config.json; what it leaves out is as transformers has it.
 
         Raises:
-          UserError: naming a field that would change the result and is not supported, or that is missing.
+          UserError: naming a field that would change the result and is not supported, or that holds no such value.
         """
         for field, default, supported in cls.supported:
             value = config.get(field, default)
             if value != supported:
                 raise UserError(f"config.json has {field} = {value!r}, but this encoder supports only {supported!r}.")
-        fields = [field.name for field in dataclasses.fields(cls) if field.name != "dtype"]
-        missing = [name for name in fields if name not in config]
-        if missing:
-            raise UserError(f"config.json lacks {missing[0]!r}, which a model of type {config['model_type']!r} needs.")
-        read = cls(**{name: config[name] for name in fields}, **overrides)
+        kinds = {field.name: field.type for field in dataclasses.fields(cls) if field.name not in ("dtype", "pooling")}
+        given = {name: config[name] for name in kinds if name in config}
+        for name, value in given.items():
+            _check_number(name, value, kinds[name])
+        read = cls(**given, **overrides)
         if read.hidden_size % read.num_attention_heads:
             raise UserError(
                 f"config.json has num_attention_heads = {read.num_attention_heads}, which do not divide "
                 f"hidden_size = {read.hidden_size} evenly."
             )
         return read
+
+
+def _check_number(name: str, value: Any, kind: type) -> None:
+    """Raises UserError unless the value is a positive number, a whole one where `kind` is int."""
+    numbers = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, numbers) or not 0 < value < math.inf:
+        what = "positive whole number" if kind is int else "positive number"
+        raise UserError(f"config.json has {name} = {value!r}, which is no {what}: take the model's own config.json.")
 
 
 def attend(
@@ -106,10 +119,10 @@ def layer_norm(config: EncoderConfig, x: Array) -> Array:
 
 
 def sentence_vectors(module: nn.Module, variables: Mapping[str, Any], tokens: Array, lengths: Array) -> Array:
-    """Unit sentence vectors: the mean over the real tokens' states (specials included), scaled to length one.
+    """Unit sentence vectors: the pooled states of the real tokens (specials included), scaled to length one.
 
     Args:
-      module: the encoder.
+      module: the encoder, whose configuration names the pooling.
       variables: its collections, {"params": ...}.
       tokens: [B, S] int, right-padded.
       lengths: [B] int, number of real tokens; a filler row has 0 and gives the zero vector.
@@ -120,8 +133,19 @@ def sentence_vectors(module: nn.Module, variables: Mapping[str, Any], tokens: Ar
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     real = positions < lengths[:, None]
     hidden = module.apply(variables, tokens, real.astype(jnp.int32), positions).astype(jnp.float32)
-    # Masked, not multiplied: a filler's states must not reach the sum even if they were not finite.
-    total = jnp.sum(jnp.where(real[:, :, None], hidden, 0.0), axis=1)
-    mean = total / jnp.maximum(lengths, 1)[:, None]
+    pooled = _pool(module.config.pooling, hidden, real[:, :, None])
     # rsqrt of the guarded square keeps the gradient of a zero vector finite.
-    return mean * jax.lax.rsqrt(jnp.maximum(jnp.sum(mean * mean, axis=-1, keepdims=True), 1e-24))
+    return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(pooled * pooled, axis=-1, keepdims=True), 1e-24))
+
+
+def _pool(pooling: str, hidden: Array, real: Array) -> Array:
+    """[B, E] of the states [B, S, E] at real [B, S, 1] places; zeros where there is none.
+
+    Masked, not multiplied: a filler's states must not reach the result even if they were not finite.
+    """
+    if pooling == "cls":
+        return jnp.where(real[:, 0], hidden[:, 0], 0.0)
+    if pooling == "max":
+        return jnp.where(real[:, 0], jnp.max(jnp.where(real, hidden, -jnp.inf), axis=1), 0.0)
+    count = jnp.sum(real, axis=1)
+    return jnp.sum(jnp.where(real, hidden, 0.0), axis=1) / jnp.maximum(count, 1)

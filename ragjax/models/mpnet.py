@@ -37,6 +37,8 @@ class MPNetConfig(EncoderConfig):
     )
     first_position: ClassVar = 2  # behind the row of the padding token, which has the id 1
 
+    vocab_size: int = 30527
+
 
 def relative_position_buckets(distance: Array) -> Array:
     """Bucket 0 to 31 of each distance (the key's position less the query's), any shape, int.

@@ -82,8 +82,8 @@ def encode_corpus(
     """Vectors [P, E] of the P passages, from the cache or encoded now, beginning where a killed process stopped.
 
     encode: n texts -> [n, E] float32, where E is `width`.  key: names everything about the embedder that
-    shapes its vectors (weights' hash, dtype, longest input).  count_tokens: n texts -> tokens they are
-    encoded as, for the cost.
+    shapes its vectors of passages (weights' hash, dtype, longest input, prefix).  count_tokens: n texts -> tokens
+    they are encoded as, for the cost.
 
     Several processes may ask for the same vectors at once: one encodes, the others wait. A damaged cache is
     encoded again, with a warning. Raises UserError if the cache cannot be written or a vector is not finite,

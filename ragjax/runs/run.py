@@ -10,8 +10,8 @@ from ragjax.arrays import Variables
 from ragjax.config import RunConfig
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError
-from ragjax.pipeline import Pipeline, build_pipeline, load_untrained_generator
-from ragjax.pretrained import Embedder, Generator, load_embedder
+from ragjax.pipeline import Pipeline, build_pipeline, load_untrained_embedder, load_untrained_generator
+from ragjax.pretrained import Embedder, Generator
 from ragjax.retrieval import Retrieval
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, read_phases
@@ -102,7 +102,7 @@ def prepare(
       UserError: bad data, models that cannot be loaded, a --top_k larger than the corpus.
     """
     dataset = dataset or load_dataset(config.data)
-    embedder = load_embedder(config.embedder, config.dtype)
+    embedder = load_untrained_embedder(config)
     generator = load_untrained_generator(config) if with_generator else None
     words = {"embedder": embedder.describe(), "data": _describe_data(dataset)}
     words["generator"] = "not needed" if generator is None else generator.describe()

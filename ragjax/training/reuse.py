@@ -11,8 +11,11 @@ from ragjax.runs import Run, RunFolder, read_phases
 from ragjax.training.loop import PhaseResult
 from ragjax.training.strategies import Phase
 
-# What shapes the adapters of a generator.
-_ADAPTER_FLAGS = ("lora_rank", "lora_alpha", "lora_targets", "quantize")
+# What a model was trained with and goes on to be used with: the shape of adapters, the texts that an embedder reads.
+_FLAGS = {
+    "generator": ("lora_rank", "lora_alpha", "lora_targets", "quantize"),
+    "embedder": ("query_prefix", "passage_prefix"),
+}
 
 
 def source_run(config: RunConfig, phase: Phase) -> str:
@@ -47,9 +50,7 @@ def _check_source(source: RunFolder, run: Run, phase: Phase) -> None:
             "another."
         )
     source.check_inputs({phase.name: {"sha256": getattr(run, phase.name).source.sha256}})
-    if phase.name != "generator":
-        return
-    for name in _ADAPTER_FLAGS:
+    for name in _FLAGS[phase.name]:
         before, now = getattr(record.config, name), getattr(run.config, name)
         if before != now:
             raise UserError(

@@ -29,7 +29,7 @@ import safetensors
 from flax import traverse_util
 
 from ragjax.errors import UserError, reason
-from ragjax.files import read_json, read_json_object
+from ragjax.files import read_json_object
 from ragjax.models.quantize import quantize as quantize_kernel
 from ragjax.weights import tables
 from ragjax.weights.resolve import ModelSource
@@ -63,40 +63,6 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     more = read_json_object(generation).get("eos_token_id") if generation.is_file() else None
     ends = dict.fromkeys([*_ids(config.get("eos_token_id")), *_ids(more)])
     return config | {"end_token_ids": list(ends)}
-
-
-def read_embedder_settings(source: ModelSource, longest: int) -> dict[str, Any]:
-    """What a sentence-transformers folder says beside config.json: {"max_seq_length": tokens with specials}.
-
-    It is `longest`, the tokens that the model has positions for, without sentence_bert_config.json, and at most that
-    with it. Raises UserError for anything there that would change the vectors and is not followed: pooling other than
-    the mean, further modules, lower-casing outside the tokenizer.
-    """
-    folder = source.path
-    if source.format == "gguf":
-        return {"max_seq_length": longest}
-    for path in sorted(folder.glob("*Pooling/config.json")):
-        pooling = read_json_object(path)
-        modes = {key.removeprefix("pooling_mode_") for key, on in pooling.items() if key[:13] == "pooling_mode_" and on}
-        modes |= {pooling["pooling_mode"]} if "pooling_mode" in pooling else set()
-        if modes - {"mean_tokens", "mean"} or not modes:
-            raise UserError(
-                f"{path} asks for {sorted(modes)} pooling, but only the mean is supported: choose another model"
-            )
-    modules = read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
-    for module in modules:
-        kind = str(module.get("type") if isinstance(module, dict) else module).rpartition(".")[2]
-        if kind not in ("Transformer", "Pooling", "Normalize"):
-            raise UserError(
-                f"{folder / 'modules.json'} asks for a module {kind!r}, which is not supported: choose another model"
-            )
-    path = folder / "sentence_bert_config.json"
-    settings = read_json_object(path) if path.is_file() else {}
-    if settings.get("do_lower_case"):
-        raise UserError(
-            f"{path} sets do_lower_case, which is not supported outside the tokenizer: choose another model"
-        )
-    return {"max_seq_length": min(int(settings.get("max_seq_length") or longest), longest)}
 
 
 def _ids(value: int | list[int] | None) -> list[int]:

@@ -14,7 +14,7 @@ Notable choices
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -26,16 +26,30 @@ from ragjax.weights.packages import PACKAGES, SLICED, installed_file, joined_fol
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A short name, the hub's name for the same model, and its config.json's model_type."""
+    """A short name, the hub's name for the same model, and its config.json's model_type.
+
+    query_prefix, passage_prefix: what its model card asks for and its repository's files do not say.
+    """
 
     short: str
     hub: str
     model_type: str
+    query_prefix: str = ""
+    passage_prefix: str = ""
 
+
+_BGE_QUERY = "Represent this sentence for searching relevant passages: "
 
 KNOWN_MODELS = (
     KnownModel("minilm", "sentence-transformers/all-MiniLM-L6-v2", "bert"),
     KnownModel("mpnet", "sentence-transformers/all-mpnet-base-v2", "mpnet"),
+    KnownModel("bge-small", "BAAI/bge-small-en-v1.5", "bert", query_prefix=_BGE_QUERY),
+    KnownModel("bge-base", "BAAI/bge-base-en-v1.5", "bert", query_prefix=_BGE_QUERY),
+    KnownModel("e5-small", "intfloat/e5-small-v2", "bert", query_prefix="query: ", passage_prefix="passage: "),
+    KnownModel("e5-base", "intfloat/e5-base-v2", "bert", query_prefix="query: ", passage_prefix="passage: "),
+    KnownModel("gte-small", "thenlper/gte-small", "bert"),
+    KnownModel("gte-base", "thenlper/gte-base", "bert"),
+    KnownModel("multi-qa-mpnet", "sentence-transformers/multi-qa-mpnet-base-dot-v1", "mpnet"),
     KnownModel("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "llama"),
     KnownModel("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", "llama"),
     KnownModel("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.1", "mistral"),
@@ -57,7 +71,7 @@ SHAPING_FILES = (
     "*.model",
     "chat_template.jinja",
     "modules.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "config_sentence_transformers.json",
     "[0-9]*_*/config.json",
 )
@@ -76,7 +90,7 @@ class ModelSource:
     Fields: `name` (the short name of a known model, else as given), `path` (folder, or .gguf file), `format`
     ("safetensors" or "gguf"), `files` (the weight files, in order), `origin` (in words), `weights_sha256` (of the one
     weight file; of several, the sha256 of the lines `sha256sum` prints for them), `sha256` (of all that shapes a
-    result: weights, settings, tokenizer), `quantization` (None or GGUF's name for it).
+    result: weights, settings, tokenizer), `quantization` (None or GGUF's name for it), `known` (of a known model).
     """
 
     name: str
@@ -87,6 +101,7 @@ class ModelSource:
     weights_sha256: str
     sha256: str
     quantization: str | None = None
+    known: KnownModel | None = None
 
     def describe(self) -> str:
         """One line: name, origin, file, hash, quantisation."""
@@ -121,7 +136,7 @@ def resolve_model(name_or_dir: str | os.PathLike) -> ModelSource:
     if known is None:
         return _from_hub(name, name)
     tables.table_for(known.model_type, name)
-    return _from_package(known.short) or _from_hub(known.short, known.hub)
+    return replace(_from_package(known.short) or _from_hub(known.short, known.hub), known=known)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from ragjax.errors import UserError, reason
 from ragjax.files import read_json_object
+from ragjax.weights import wordpiece
 from ragjax.weights.load import read_config
 from ragjax.weights.resolve import ModelSource
 
@@ -45,7 +46,9 @@ def load_tokenizer(source: ModelSource, config: Mapping[str, Any] | None = None)
     vocabulary, or a GGUF file splits text in a way that is not supported.
     """
     config = read_config(source) if config is None else config
-    backend, settings = _from_gguf(source.path) if source.format == "gguf" else _from_folder(source.path)
+    backend, settings = (
+        _from_gguf(source.path) if source.format == "gguf" else _from_folder(source.path, config["model_type"])
+    )
     backend.no_truncation()
     backend.no_padding()
     largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -98,8 +101,12 @@ def _end_token(backend: Tokenizer, own: str | None, config: Mapping[str, Any], w
     return backend.id_to_token(ends[0])
 
 
-def _from_folder(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
+def _from_folder(folder: Path, model_type: str) -> tuple[Tokenizer, dict[str, Any]]:
+    settings, config = _folder_settings(folder)
     path = folder / "tokenizer.json"
+    if not path.is_file() and (folder / "vocab.txt").is_file() and model_type in wordpiece.MODEL_TYPES:
+        backend, specials = wordpiece.from_vocabulary(folder, model_type, config, settings)
+        return backend, settings | specials
     if not path.is_file():
         raise UserError(f"{folder} has no tokenizer.json: add the one that belongs to this model")
     read_json_object(path)  # its errors name the file; what follows is about the content
@@ -107,7 +114,15 @@ def _from_folder(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"{path} is not a tokenizer ({reason(error)}): download or copy it again") from error
+    if wordpiece.is_wordpiece(model_type, config):
+        wordpiece.follow_settings(backend, config, folder / "tokenizer_config.json")
+    return backend, settings
+
+
+def _folder_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(special tokens by role and the chat template, tokenizer_config.json)."""
     settings: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the later one wins
         content = read_json_object(folder / name) if (folder / name).is_file() else {}
         tokens = {role: content.get(role) for role in _SPECIAL}
@@ -117,7 +132,7 @@ def _from_folder(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
             settings["chat_template"] = _template(template)
     if (folder / "chat_template.jinja").is_file():  # where transformers writes it since 4.52
         settings["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    return backend, settings
+    return settings, content
 
 
 def _text(token: str | dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ class Pipeline:
     def __len__(self):
         return len(PASSAGES)
 
-    def tokenize(self, texts):
+    def query_tokens(self, texts):
         return [list(text) for text in texts]
 
     def retrieve(self, texts, k):

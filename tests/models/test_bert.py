@@ -106,6 +106,24 @@ def test_a_filler_row_is_the_zero_vector_and_harmless(bert):
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(nothing))
 
 
+@pytest.mark.parametrize(("pooling", "of"), [("cls", lambda states: states[0]), ("max", lambda states: states.max(0))])
+def test_other_poolings(bert, pooling, of):
+    """The first token's state, and the largest of each number over the real tokens; fillers give nothing back."""
+    _, variables = bert
+    module, _ = tiny_bert(pooling=pooling)
+    tokens = random_tokens(8)
+    vectors = np.asarray(vectors_of(module, variables, tokens, LENGTHS))
+    for row, length in enumerate(LENGTHS):
+        expected = of(reference_states(module.config, variables["params"], tokens[row, :length])) if length else 0.0
+        expected = expected / np.linalg.norm(expected) if length else np.zeros(BERT["hidden_size"])
+        np.testing.assert_allclose(vectors[row], expected, atol=1e-5)
+    junk = np.where(np.arange(8) < LENGTHS[:, None], tokens, 7)
+    np.testing.assert_array_equal(vectors_of(module, variables, junk, LENGTHS), vectors)
+    lengths = np.zeros_like(LENGTHS)
+    nothing = jax.grad(lambda v: jnp.sum(sentence_vectors(module, v, tokens, lengths)))(variables)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(nothing))
+
+
 def test_gelu_is_the_exact_one(bert):
     """The tanh approximation is off by up to 5e-4: too much for 1e-5 against the reference implementation."""
     module, variables = bert
@@ -139,18 +157,29 @@ def test_config_is_read():
     assert BertConfig.from_hf(HF, dtype="bfloat16").dtype == "bfloat16"
 
 
+def test_what_config_leaves_out_is_bert_bases():
+    config = BertConfig.from_hf({"model_type": "bert", "hidden_size": 96})
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (96, 3072, 12)
+    assert (config.vocab_size, config.type_vocab_size, config.max_position_embeddings) == (30522, 2, 512)
+    assert (config.num_attention_heads, config.layer_norm_eps) == (12, 1e-12)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"hidden_act": "gelu_new"}, "hidden_act = 'gelu_new'"),
         ({"model_type": "roberta"}, "model_type = 'roberta'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
-        ({"layer_norm_eps": None}, "lacks 'layer_norm_eps'"),
-        ({"vocab_size": None}, "lacks 'vocab_size'"),
+        ({"is_decoder": True}, "is_decoder = True"),
+        ({"add_cross_attention": True}, "add_cross_attention = True"),
+        ({"layer_norm_eps": None}, "layer_norm_eps = None, which is no positive number"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps = nan"),
+        ({"type_vocab_size": 0}, "type_vocab_size = 0, which is no positive whole number"),
+        ({"hidden_size": "16"}, "hidden_size = '16'"),
+        ({"num_attention_heads": True}, "num_attention_heads = True"),
     ],
 )
 def test_what_would_change_the_result_is_an_error_that_names_it(changes, named):
-    config = {name: value for name, value in (HF | changes).items() if value is not None}
     with pytest.raises(UserError, match="config.json") as error:
-        BertConfig.from_hf(config)
+        BertConfig.from_hf(HF | changes)
     assert named in str(error.value)

@@ -183,6 +183,8 @@ def test_config_is_read():
     assert config.longest_input == 300  # two rows of the position table belong to no token
     left_out = {name: value for name, value in HF.items() if name != "relative_attention_num_buckets"}
     assert MPNetConfig.from_hf(left_out) == MPNetConfig(**MPNET)
+    plain = MPNetConfig.from_hf({"model_type": "mpnet"})
+    assert (plain.vocab_size, plain.hidden_size, plain.layer_norm_eps) == (30527, 768, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -192,12 +194,11 @@ def test_config_is_read():
         ({"model_type": "bert"}, "model_type = 'bert'"),
         ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets = 64"),
         ({"num_attention_heads": 3}, "num_attention_heads = 3"),
-        ({"layer_norm_eps": None}, "lacks 'layer_norm_eps', which a model of type 'mpnet' needs"),
-        ({"max_position_embeddings": None}, "lacks 'max_position_embeddings'"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps = -1e-05, which is no positive number"),
+        ({"max_position_embeddings": None}, "max_position_embeddings = None"),
     ],
 )
 def test_what_would_change_the_result_is_an_error_that_names_it(changes, named):
-    config = {name: value for name, value in (HF | changes).items() if value is not None}
     with pytest.raises(UserError, match="config.json") as error:
-        MPNetConfig.from_hf(config)
+        MPNetConfig.from_hf(HF | changes)
     assert named in str(error.value)

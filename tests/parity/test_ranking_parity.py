@@ -43,7 +43,7 @@ def models(tmp_path_factory):
 
 def nearest(pipeline, texts: list[str], k: int) -> np.ndarray:
     """Passage rows [B, k], best first."""
-    return pipeline.retriever.retrieve(Queries(texts, pipeline.embedder.encode(texts)), k).passage_rows
+    return pipeline.retriever.retrieve(Queries(texts, pipeline.embedder.encode_queries(texts)), k).passage_rows
 
 
 def labelled_questions(pipeline, hard: int) -> list[Question]:

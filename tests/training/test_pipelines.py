@@ -99,10 +99,10 @@ def enumerated_loss(config) -> float:
     questions = dataset.dev[: config.dev_limit]
     embedder = load_embedder(config.embedder)
     generator = load_generator(config.generator, quantize=None if config.quantize == "none" else config.quantize)
-    vectors = embedder.encode([passage.embedder_text for passage in dataset.passages]).astype(np.float64)
+    vectors = embedder.encode_passages([passage.embedder_text for passage in dataset.passages]).astype(np.float64)
     losses = []
     for question in questions:
-        scores = vectors @ embedder.encode([question.question])[0].astype(np.float64)
+        scores = vectors @ embedder.encode_queries([question.question])[0].astype(np.float64)
         best = np.argsort(-scores)[: config.top_k]
         shares = np.exp(config.score_scale * (scores[best] - scores[best].max()))
         shares /= shares.sum()

@@ -44,8 +44,8 @@ class Made:
         self.embedder = SimpleNamespace(
             module=None,
             size=ModelSize(100, 0, 0, 1, 8),
-            tokenize=lambda texts: [[1, *range(2, 2 + len(text) % 7), 3] for text in texts],
-            encode=lambda texts: directions([angles[text] for text in texts]),
+            query_tokens=lambda texts: [[1, *range(2, 2 + len(text) % 7), 3] for text in texts],
+            encode_queries=lambda texts: directions([angles[text] for text in texts]),
         )
         vectors = directions(ANGLES)
         retriever = Retriever(ExactIndex(vectors), ArrayVectors(vectors))
@@ -78,7 +78,7 @@ def test_each_questions_positive_stands_in_its_column():
     assert rows_of(batch.candidate_vectors) == [3, 6, 1]
     assert batch.labels.tolist() == [0, 1, 2]
     assert (batch.candidate_mask | np.eye(3, dtype=bool)).all()
-    assert batch.question_lengths.tolist() == [len(t) for t in made.embedder.tokenize(["question a"] * 3)]
+    assert batch.question_lengths.tolist() == [len(t) for t in made.embedder.query_tokens(["question a"] * 3)]
 
 
 def test_my_other_positives_are_no_negatives():
@@ -121,7 +121,7 @@ def test_hard_negatives_are_the_nearest_in_order_without_the_positives():
 def test_hard_negatives_follow_the_untrained_embedder():
     """They are looked up once: what the embedder becomes does not move them."""
     made = Made([question("a", 34, 0), question("b", 71, 0)], hard_negatives=1)
-    made.embedder.encode = None
+    made.embedder.encode_queries = None
     assert rows_of(made.batch().candidate_vectors)[2:] == [3, 7]
 
 
@@ -257,7 +257,7 @@ def test_only_the_questions_are_work():
     made = Made([question("a", 0, 3), question("bb", 0, 6)], [question("c", 0, 1)], dev_every=1)
     ledger = Ledger()
     assembled = made.assembler.assemble(batch_of(made.assembler, made.assembler.sampler.train), {}, ledger)
-    lengths = list(map(len, made.embedder.tokenize(["question a", "question bb"])))
+    lengths = list(map(len, made.embedder.query_tokens(["question a", "question bb"])))
     work = assembled.work["embedder"]
     assert set(assembled.work) == {"embedder"} and ledger.total().flops == 0
     assert (work.tokens, work.backward_tokens) == (sum(lengths), sum(lengths))
@@ -287,8 +287,9 @@ def one_device(world, made_world):
 def enumerated(config, dataset, pipeline, questions, assembler) -> float:
     """Mean loss from labels and vectors alone, one exponential at a time."""
     row_of = {passage.id: row for row, passage in enumerate(dataset.passages)}
-    passages = pipeline.embedder.encode([passage.embedder_text for passage in dataset.passages]).astype(np.float64)
-    vectors = pipeline.embedder.encode([q.question for q in questions]).astype(np.float64)
+    texts = [passage.embedder_text for passage in dataset.passages]
+    passages = pipeline.embedder.encode_passages(texts).astype(np.float64)
+    vectors = pipeline.embedder.encode_queries([q.question for q in questions]).astype(np.float64)
     mine = [{row_of[identity] for identity in q.positive_ids} for q in questions]
     # Which of several positives was drawn is not in question here.
     drawn = [assembler._positive(q, assembler._known["train"][i], 0) for i, q in enumerate(questions)]

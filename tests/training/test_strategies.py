@@ -298,6 +298,8 @@ def test_only_a_finished_run_of_the_same_kind_is_taken_over(world, tmp_path, emb
     assert f"--embedder_run={generator.folder} is no finished run that tuned the embedder by itself" in message
     message = refused(**finished, lora_rank=5)
     assert f"--generator_run={generator.folder} was trained with --lora_rank=4 (now 5)" in message
+    message = refused(**finished, query_prefix="query: ")
+    assert f"--embedder_run={embedder.folder} was trained with --query_prefix=None (now query: )" in message
     assert "two_phase" not in message
     assert "--lora_rank=5" not in refused("two_phase", generator_run=str(tmp_path / "nowhere"))
     message = refused("two_phase", generator_run=str(tmp_path / "nowhere"))

@@ -12,7 +12,8 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from ragjax.errors import UserError
-from ragjax.weights import resolve
+from ragjax.pretrained import load_embedder
+from ragjax.weights import Prefixes, resolve
 from ragjax.weights.packages import WeightPackage
 from ragjax.weights.resolve import resolve_model
 from tests.tiny import require_package, write_tiny_bert, write_tiny_gguf, write_tiny_llama
@@ -129,6 +130,7 @@ def test_a_local_folder_comes_before_the_package_and_the_hub(tmp_path, monkeypat
         "tokenizer.model",
         "modules.json",
         "sentence_bert_config.json",
+        "sentence_roberta_config.json",
         "config_sentence_transformers.json",
         "1_Pooling/config.json",
         "2_Dense/config.json",
@@ -343,6 +345,20 @@ def test_the_hub_gives_weights_and_text_but_no_code_and_no_second_copy(hub, tmp_
     }  # fmt: skip
     assert source.weights_sha256 == sha256(folder / "model.safetensors")
     assert source.describe().startswith("someone/some-bert: hub someone/some-bert@01234567, model.safetensors, ")
+
+
+@pytest.mark.parametrize("name", ["e5-base", "intfloat/e5-base-v2"])
+def test_a_known_model_is_one_under_both_of_its_names(name, hub, tmp_path, monkeypatch):
+    """A folder that happens to have the name is a folder: nothing is known of it."""
+    folder = write_tiny_bert(tmp_path / "bert")
+    hub.put("intfloat/e5-base-v2", folder)
+    embedder = load_embedder(name)
+    assert (embedder.source.name, embedder.source.known.hub) == ("e5-base", "intfloat/e5-base-v2")
+    assert (embedder.prefixes.query, embedder.prefixes.passage) == ("query: ", "passage: ")
+    assert embedder.describe().endswith("questions after 'query: ', passages after 'passage: '")
+    shutil.copytree(folder, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert load_embedder(name).prefixes == Prefixes()
 
 
 def test_an_unsupported_model_type_is_refused_before_its_weights_are_asked_for(hub, tmp_path):

@@ -45,7 +45,7 @@ class AnswerAssembler(NoCache):
         self._trains, self._pipeline = trains, run.pipeline
         self.passages_cut: set[str] = set()
         self.sampler = Sampler(
-            run.dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.tokenize
+            run.dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.query_tokens
         )
         self._side = QuestionSide(run, self.sampler)
         self.objective = answer_objective(run, trains)

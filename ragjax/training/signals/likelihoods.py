@@ -38,7 +38,7 @@ class LikelihoodAssembler:
         self._pipeline = run.pipeline
         self.passages_cut: set[str] = set()
         self.sampler = Sampler(
-            run.dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.tokenize
+            run.dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.query_tokens
         )
         self._side = QuestionSide(run, self.sampler)
         self.objective = likelihood_objective(run, trains)

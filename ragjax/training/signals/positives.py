@@ -55,7 +55,7 @@ class RankingAssembler(NoCache):
             )
         # No generator reads them, so all can be measured.
         dev = [] if config.dev_every == 0 else list(filter(is_labelled, dataset.dev[:WATCHED]))
-        self.sampler = Sampler(train, dev, config.ranking_batch_size, config.seed, run.embedder.tokenize)
+        self.sampler = Sampler(train, dev, config.ranking_batch_size, config.seed, run.embedder.query_tokens)
         self.objective = RankingObjective(pipeline.embedder.module, config.ranking_scale)
         self._side = QuestionSide(run, self.sampler)
         self._texts: dict[int, str] = {}
@@ -69,7 +69,7 @@ class RankingAssembler(NoCache):
         pipeline = self._pipeline
         choices = [sorted(pipeline.store.rows_of(question.positive_ids).tolist()) for question in questions]
         texts = [frozenset(map(self._text_of, rows)) for rows in choices]
-        guides = pipeline.embedder.encode([question.question for question in questions])
+        guides = pipeline.embedder.encode_queries([question.question for question in questions])
         hard = self._find_hard_negatives(questions, guides, choices, texts)
         return [_Labelled(*parts) for parts in zip(choices, texts, hard, guides, strict=True)]
 
