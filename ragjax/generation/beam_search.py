@@ -55,7 +55,7 @@ def prefill(
 
     Unstacked slots are for the decoder that `for_decoding` gives.
     """
-    hidden, prompts = module.apply(variables, tokens, lengths, method="prefill")
+    hidden, prompts = module.bind(variables).prefill(tokens, lengths)
     if is_unstacked:
         prompts = prompts._replace(slots=unstack(prompts.slots))
     return hidden[jnp.arange(len(lengths)), jnp.maximum(lengths - 1, 0)], prompts
@@ -140,8 +140,7 @@ def _feed(
     width, step = rule.num_beams, beams.step - 1
     branches, slots = jnp.arange(width), jnp.arange(width * rule.max_new_tokens)
     beams = beams._replace(visible=beams.visible | (slots == step * width + branches[:, None]))
-    hidden, new_slots = module.apply(
-        variables,
+    hidden, new_slots = module.bind(variables).extend(
         jnp.repeat(beams.tokens[:, :, step], per_question, axis=0),
         jnp.full(width, step),
         jnp.repeat(beams.visible, per_question, axis=0),
@@ -149,7 +148,6 @@ def _feed(
         beams.slots,
         slots // width,
         step * width,
-        method="extend",
     )
     return hidden, beams._replace(slots=new_slots)
 
@@ -158,7 +156,7 @@ def _mixed_log_probs(
     module: Decoder, variables: Variables, hidden: Float[AnyArray, "R Q D"], log_weights: Float[AnyArray, "B K"]
 ) -> Float32[Array, "B Q V"]:
     """log sum_z p(z|x) p(next token | z, ...) from the hidden states of R = B * K prompts."""
-    log_probs = jax.nn.log_softmax(module.apply(variables, hidden, method="logits"))
+    log_probs = jax.nn.log_softmax(module.bind(variables).logits(hidden))
     log_probs = log_probs.reshape(*log_weights.shape, *log_probs.shape[1:])
     return jax.nn.logsumexp(log_probs + log_weights[:, :, None, None], axis=1)
 
@@ -255,7 +253,7 @@ def score_continuations(
     def score(answer: tuple[Int[Array, "B T"], Int[Array, " B"]]) -> Float32[Array, "B K"]:
         targets, lengths = (jnp.repeat(part, per_question, axis=0) for part in answer)
         slots = empty_slots(module.config, prompt_count, length - 1)
-        hidden, _ = module.apply(variables, targets[:, :-1], steps, visible, prompts, slots, steps, 0, method="extend")
+        hidden, _ = module.bind(variables).extend(targets[:, :-1], steps, visible, prompts, slots, steps, 0)
         states = jnp.concatenate([last[:, None], hidden], axis=1)
         log_probs = target_log_probs(module, variables, states.reshape(-1, states.shape[-1]), targets.reshape(-1))
         is_real = jnp.arange(length) < lengths[:, None]

@@ -6,7 +6,7 @@ weighs the answers found by their probability under all of them (Lewis et al. 20
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from ragjax.models.decoder import Decoder, Prompts, for_decoding
 _SEED_STEP = 1_000_003
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What decoding needs to know of a generator."""
 

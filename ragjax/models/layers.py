@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float, Int, Key
 
+from ragjax.arrays import AnyArray, Array
 from ragjax.models.lora import COLLECTION, LoraConfig, lora_delta
 from ragjax.models.products import matmul
-from ragjax.models.quantize import quantize, quantized_matmul
+from ragjax.models.quantize import Quantized, quantize, quantized_matmul
 
 # Names the output of a linear layer for rematerialisation.
 _LINEAR = "linear"
@@ -30,7 +32,9 @@ class Projection(nn.Module):
     is_transposed: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, dropout_ids: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "*rows width"], dropout_ids: Int[AnyArray, "R S"] | None = None
+    ) -> Float[Array, "*rows features"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self._init_kernel, shape[::-1] if self.is_transposed else shape)
         # Flat rows: with an adapter the backward pass ran 1.7 times faster on CPU than with [R, S, in] inputs.
@@ -51,7 +55,7 @@ class Projection(nn.Module):
         # What partial rematerialisation keeps: the sum alone, not the base's and the adapter's products.
         return checkpoint_name(y, _LINEAR).reshape(*x.shape[:-1], self.features)
 
-    def _init_kernel(self, key: jax.Array, shape: tuple[int, int]) -> Any:
+    def _init_kernel(self, key: Key[Array, ""], shape: tuple[int, int]) -> Array | Quantized:
         kernel = nn.initializers.lecun_normal()(key, shape)
         return quantize(kernel, self.quantize) if self.quantize else kernel
 

@@ -183,7 +183,7 @@ class _Partial:
                 self._record(seconds, count_tokens(chunk))
                 bar.update(len(chunk))
 
-    def _checked(self, vectors: Float[np.ndarray, "n E"], count: int) -> Float32[np.ndarray, "n E"]:
+    def _checked(self, vectors: np.ndarray, count: int) -> Float32[np.ndarray, "n E"]:
         vectors = np.asarray(vectors, np.float32)
         shape = (count, self.identity["width"])
         if vectors.shape != shape:

@@ -7,10 +7,10 @@ mixture, so whatever it ranks by goes no further than its choice of passages: sc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from ragjax.costs import Cost
 from ragjax.errors import DivergedError, UserError
@@ -22,7 +22,7 @@ class Queries:
     """B questions, in both forms that an index may read."""
 
     texts: Sequence[str]  # [B]
-    vectors: Float[np.ndarray, "B E"]
+    vectors: np.ndarray  # [B, E] float; the retriever refuses another shape
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Proposal:
     cost: Cost  # of the search: its seconds and FLOPs
 
 
+@runtime_checkable
 class Index(Protocol):
     """Something that finds passages."""
 

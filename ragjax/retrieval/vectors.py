@@ -1,12 +1,13 @@
 """Stored passage vectors by row number, and the scores that follow from them."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int
 
 
+@runtime_checkable
 class VectorStore(Protocol):
     """The vectors [P, E] of a corpus's passages, float32, in the order of its rows."""
 
