@@ -98,18 +98,23 @@ class RunConfig(DecodeConfig):
     retriever_temperature: float = field(
         1.0, "Temperature of the likelihoods in emdr2, pdist, replug_lsr and loop; higher is flatter.", above=0
     )
-    embedder: str = field("minilm", "Embedder: a short name, a hub id or a local folder.")
+    embedder: str = field("minilm", "Embedder: a short name, a hub id or a local folder.", name=True)
     query_prefix: str | None = field(
         None, "Text put before each question for the embedder. Left out: the model's own.", kind=str
     )
     passage_prefix: str | None = field(
         None, "Text put before each passage for the embedder. Left out: the model's own.", kind=str
     )
-    generator: str = field("smollm2-135m", "Generator: a short name, a hub id, a local folder or a .gguf file.")
-    data: str = field(
-        "sample", "Data: `sample` (included), or a folder with corpus, train, dev and test files (.jsonl or .jsonl.gz)."
+    generator: str = field(
+        "smollm2-135m", "Generator: a short name, a hub id, a local folder or a .gguf file.", name=True
     )
-    run_dir: str = field("", "Folder of this run. Left out: runs/STRATEGY.")
+    data: str = field(
+        "sample",
+        "Data: `sample` (included), or a folder with corpus, train, dev (or validation) and test files (.jsonl "
+        "or .jsonl.gz), or in BEIR's layout.",
+        name=True,
+    )
+    run_dir: str = field("", "Folder of this run. Left out: runs/STRATEGY.", path=True)
     top_k: int = field(5, "Passages per question (K).", minimum=1)
     batch_size: int = field(4, "Questions per optimizer step, over all devices and micro-batches.", minimum=1)
     gradient_accumulation: int = field(1, "Micro-batches per optimizer step.", minimum=1)
@@ -145,9 +150,9 @@ class RunConfig(DecodeConfig):
         minimum=0,
         below=1,
     )
-    embedder_run: str = field("", "Finished run whose tuned embedder is reused (strategy independent).")
+    embedder_run: str = field("", "Finished run whose tuned embedder is reused (strategy independent).", path=True)
     generator_run: str = field(
-        "", "Finished run whose tuned generator is reused (strategies independent and two_phase)."
+        "", "Finished run whose tuned generator is reused (strategies independent and two_phase).", path=True
     )
     warmup_fraction: float = field(
         0.05,
@@ -255,15 +260,20 @@ class SearchConfig(Checked):
 class EvaluateConfig(Checked):
     """What is evaluated on which questions, besides the overrides of the run's DecodeConfig."""
 
-    run_dir: str = field("", "Folder of a ragjax.train run. Left out: runs/joint, unless models are given.")
-    embedder: str = field("", "Instead of a run's: an untrained embedder, by short name, hub id or folder.")
+    run_dir: str = field("", "Folder of a ragjax.train run. Left out: runs/joint, unless models are given.", path=True)
+    embedder: str = field("", "Instead of a run's: an untrained embedder, by short name, hub id or folder.", name=True)
     generator: str = field(
-        "", "Instead of a run's: an untrained generator, by short name, hub id, folder or .gguf file."
+        "", "Instead of a run's: an untrained generator, by short name, hub id, folder or .gguf file.", name=True
     )
-    data: str = field("", "Data folder or `sample`. Left out: the run's, or sample where there is no run.")
+    data: str = field(
+        "",
+        "Data folder or `sample`; for a run: where its data are now. Left out: where the run found them, or "
+        "sample where there is no run.",
+        name=True,
+    )
     split: str = field("test", "Questions to answer.", choices=("train", "dev", "test"))
     questions: str = field(
-        "", "File of questions to answer instead of a split (.jsonl or .jsonl.gz, as in a data folder)."
+        "", "File of questions to answer instead of a split (.jsonl or .jsonl.gz, as in a data folder).", path=True
     )
     eval_limit: int = field(0, "Answer the first N questions; 0: all.", minimum=0)
     eval_batch_size: int = field(8, "Questions decoded at once.", minimum=1)
@@ -278,9 +288,10 @@ class EvaluateConfig(Checked):
         (), f"Decoders, separated by commas: {', '.join(DECODERS)}. Left out: the run's.", items=DECODERS
     )
     passage_answers: bool = field(False, "Also write the greedy answer under each single passage.")
-    paired_with: str = field("", "Second run to evaluate on the same questions and compare with the first.")
+    paired_with: str = field("", "Second run to evaluate on the same questions and compare with the first.", path=True)
     out: str = field(
         "",
         "Folder for predictions and scores; those of a second run go into its folder paired/. Left out: "
         "the folder predictions/ of each run.",
+        path=True,
     )

@@ -15,6 +15,7 @@ import dataclasses
 import resource
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 TRAINING_PARTS = ("embedder", "generator", "search", "encode")
 PARTS = (*TRAINING_PARTS, "evaluation")
@@ -114,6 +115,22 @@ class Ledger:
     def summary(self) -> dict:
         """The `cost` entry of summary.json: the training parts' sum at the top level, then every part."""
         return {**dataclasses.asdict(self.total()), **self.as_dict()}
+
+
+def free_memory_bytes() -> int | None:
+    """What this process could still take of the host's memory, as far as the system tells (None: it does not)."""
+    try:
+        free = _kib("/proc/meminfo", "MemAvailable")
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return free if limit == resource.RLIM_INFINITY else min(free, limit - _kib("/proc/self/status", "VmSize"))
+    except (OSError, StopIteration):  # no Linux
+        return None
+
+
+def _kib(path: str, name: str) -> int:
+    """The bytes that a line "NAME: n kB" gives."""
+    lines = Path(path).read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def peak_memory_bytes() -> int:

@@ -4,10 +4,12 @@ import dataclasses
 import math
 import numbers
 import os
+import shlex
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 from ragjax.errors import UserError
+from ragjax.paths import expanded, is_same, located
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +46,18 @@ def field(
     above: float | None = None,
     maximum: float | None = None,
     below: float | None = None,
+    path: bool = False,
+    name: bool = False,
 ) -> Any:
     """A field with its flag and what it may hold.
 
     kind: needed where the default is None.
     items: of a tuple: what to choose from, or the kind of its (positive) numbers.
     minimum, above, maximum, below: of a number, or of a tuple's numbers.
+    path, name: of a text that is a path, or the name of something that may also be a local folder or file.
     """
     metadata = {"help": help, "choices": choices, "kind": kind or type(default), "items": items}
-    metadata["range"] = _Range(minimum, above, maximum, below)
+    metadata |= {"range": _Range(minimum, above, maximum, below), "path": path, "name": name}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -70,6 +75,17 @@ class Checked:
             if value is not None or field.default is not None:
                 object.__setattr__(self, field.name, _checked(field, value))
 
+    def located(self) -> Self:
+        """The same with paths that hold from any directory: absolute ones."""
+        paths = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value and field.metadata["path"]:
+                paths[field.name] = os.path.abspath(value)
+            elif value and field.metadata["name"]:
+                paths[field.name] = located(value)
+        return dataclasses.replace(self, **paths)
+
 
 _KINDS = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str | os.PathLike}
 _KIND_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
@@ -84,6 +100,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     if not isinstance(value, _KINDS[kind]) or (kind is not bool and isinstance(value, bool)):
         raise UserError(f"--{name}={value} is not {_KIND_NAMES[kind]}.")
     value = kind(value)
+    if rules["path"] or rules["name"]:
+        value = expanded(value)
     if rules["choices"] and value not in rules["choices"]:
         known = ", ".join(filter(None, rules["choices"]))
         raise UserError(f"--{name}={value} is not known: choose from {known}.")
@@ -150,4 +168,15 @@ def _is_recorded(field: dataclasses.Field, recorded: Mapping[str, Any], config: 
             before = as_items(before, items) if flag_text(before) else ()
         except (OverflowError, TypeError, ValueError):
             return False
-    return before == getattr(config, field.name)
+    now = getattr(config, field.name)
+    if before and now and (field.metadata["path"] or field.metadata["name"]):
+        return is_same(expanded(before), now)
+    return before == now
+
+
+def changed_flags(config: Checked, plain: Checked) -> list[str]:
+    """Flags of the fields that are not as in `plain`, as a shell takes them."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return [
+        f"--{name}={shlex.quote(flag_text(value))}" for name, value in values.items() if value != getattr(plain, name)
+    ]

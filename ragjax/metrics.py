@@ -6,6 +6,10 @@ words and follows HotPotQA's rule (Yang et al. 2018): a normalised "yes", "no" o
 being equal. That rule applies to every data set here. A question's value is the best over its accepted
 answers.
 
+Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) have characters as their
+words, as in the scorers of DRCD and CMRC 2018, and their punctuation ends a word. Text without them scores as the
+official scorers have it.
+
 For every prediction exact_match <= f1 and exact_match <= contains_answer.
 """
 
@@ -18,11 +22,35 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _WHOLE_OR_NOTHING = frozenset({"yes", "no", "noanswer"})
+# Letters of scripts without spaces between words. Hangul has spaces.
+_UNSPACED = re.compile(
+    "["
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
+    "\u1780-\u17ff"  # Khmer
+    "\u3005\u3007\u3040-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Hiragana, Katakana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+    "]"
+)
+# The full-width forms and the marks of these scripts: no text without them has any.
+_UNSPACED_PUNCTUATION = re.compile(
+    "[\u3001-\u3003\u3008-\u3020\u3030\u303d\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+    "\u0e2f\u0e4f\u0e5a\u0e5b\u0eaf\u104a\u104b\u17d4-\u17da]"
+)
+# Quotation marks, dashes and dots, which these scripts share with others.
+_SHARED_PUNCTUATION = re.compile("[\u00b7\u2010-\u2027\u2030-\u205e]")
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD's normal form: lower case, no ASCII punctuation, no articles, single spaces. May be empty."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+    """SQuAD's normal form: lower case, no ASCII punctuation, no articles, single spaces. May be empty.
+
+    Characters of scripts without spaces stand apart, and punctuation of theirs is dropped.
+    """
+    text = _UNSPACED_PUNCTUATION.sub(" ", text)
+    text = _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION))
+    if _UNSPACED.search(text):
+        text = _UNSPACED.sub(r" \g<0> ", _SHARED_PUNCTUATION.sub(" ", text))
+    return " ".join(text.split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

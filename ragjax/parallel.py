@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ragjax.errors import UserError
+from ragjax.errors import UserError, reason
 
 _AXIS = "groups"
 
@@ -73,6 +73,26 @@ def idle_groups(batch_size: int, micro_batches: int) -> int:
 
 def group_count() -> int:
     return jax.local_device_count()
+
+
+def free_device_bytes() -> int | None:
+    """Free memory of the fullest device; None where devices do not tell, as a CPU."""
+    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    return min((stats["bytes_limit"] - stats["bytes_in_use"] for stats in told), default=None)
+
+
+def check_platform() -> None:
+    """Raises UserError where JAX cannot start, for one because JAX_PLATFORMS names what is not there."""
+    try:
+        jax.local_devices()
+    except Exception as error:  # a bare AssertionError among them
+        why = f" ({reason(error)})" if str(error) else ""
+        if not jax.config.jax_platforms:
+            raise UserError(f"JAX finds no device that it can use{why}: set JAX_PLATFORMS=cpu.") from error
+        raise UserError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms} asks for a platform that JAX cannot use here{why}: unset it, "
+            "write cpu, cuda or tpu in small letters, or install JAX for it (ragjax[cuda12], [cuda13] or [tpu])."
+        ) from error
 
 
 def device_kinds() -> list[str]:

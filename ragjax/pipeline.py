@@ -10,7 +10,7 @@ from ragjax.arrays import ModelVariables, Variables
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, forward_flops
 from ragjax.data.prompts import Prompt, PromptBuilder
-from ragjax.data.questions import Passage
+from ragjax.data.questions import Passage, Question
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
@@ -73,6 +73,16 @@ class Pipeline:
     def check_top_k(self, top_k: int) -> None:
         """Raises UserError where there are fewer passages than would be read."""
         check_top_k(top_k, self.store)
+
+    def check_room(self, question: Question, passages: int, reserve: int) -> None:
+        """Raises UserError, naming the question, where a prompt with so many passages has no room for it.
+
+        reserve: tokens of the answer.
+        """
+        try:
+            self.prompts.room(question.question, passages, reserve)
+        except UserError as error:
+            raise UserError(f'the question with the id "{question.id}" is too long: {error}') from error
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
@@ -199,6 +209,7 @@ def _prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
         config.max_passage_tokens,
         generator.config.max_position_embeddings,
         config.prompt,
+        generator.config.vocab_size,
     )
 
 

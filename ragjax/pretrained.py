@@ -25,7 +25,8 @@ from ragjax.data.prompts import default_prefix
 from ragjax.errors import UserError
 from ragjax.generation import Prepared, prepare
 from ragjax.models.bert import Bert, BertConfig
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.encoders import EncoderConfig, sentence_vectors
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
@@ -70,11 +71,11 @@ class Embedder:
     def variables(self) -> dict[str, Tree]:
         return {"params": self.params}
 
-    @property
+    @functools.cached_property
     def passage_key(self) -> str:
-        """Names everything that shapes this (untrained) embedder's vectors of passages."""
+        """Names everything that shapes this embedder's vectors of passages, trained weights included."""
         shape = f"max_seq_length={self.max_seq_length} dtype={self.config.dtype}"
-        return f"{self.source.sha256} {shape} prefix={self.prefixes.passage!r}"
+        return f"{self.source.sha256} {tree_sha256(self.params)} {shape} prefix={self.prefixes.passage!r}"
 
     @property
     def key(self) -> str:
@@ -94,7 +95,7 @@ class Embedder:
         return ModelSize(weights, 0, 0, config.num_hidden_layers, config.hidden_size)
 
     def query_tokens(self, questions: Sequence[str]) -> list[list[int]]:
-        """Token ids of questions behind their prefix, with the tokenizer's specials, at most `max_seq_length` each."""
+        """Token ids of questions after their prefix, with the tokenizer's specials, at most `max_seq_length` each."""
         return self._tokens(questions, self.prefixes.query)
 
     def passage_tokens(self, passages: Sequence[str]) -> list[list[int]]:
@@ -116,7 +117,7 @@ class Embedder:
         return self.encode_tokens(self.passage_tokens(passages), batch_size, show_progress)
 
     def encode(self, texts: Sequence[str], batch_size: int = 64, show_progress: bool = False) -> np.ndarray:
-        """Unit vectors [N, E] float32 of N texts that are neither: behind the model's default prompt, if it has one."""
+        """Unit vectors [N, E] float32 of N texts that are neither: after the model's default prompt, if it has one."""
         return self.encode_tokens(self._tokens(texts, self.prefixes.default), batch_size, show_progress)
 
     def encode_tokens(
@@ -208,7 +209,7 @@ class Generator:
     def logits(self, token_ids: np.ndarray, lengths: np.ndarray | None = None) -> jax.Array:
         """Logits [B, S, V] float32 at every position of right-padded token_ids [B, S]: the plain reference path.
 
-        lengths [B]: real tokens of each row; all by default. Positions behind them are meaningless.
+        lengths [B]: real tokens of each row; all by default. Later positions are meaningless.
         """
         token_ids = jnp.asarray(token_ids, jnp.int32)
         positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)

@@ -13,7 +13,7 @@ import pytest
 
 from ragjax.checkpoints import Checkpoints
 from ragjax.training import train
-from ragjax.training.loop import Trainer
+from ragjax.training.dev import DevMeter
 from ragjax.weights import resolve
 from tests.tiny import require_package, write_tiny_gguf
 from tests.tiny_runs import flat, passages, questions, read_lines, refusal, run_flags, tiny_world, write_data
@@ -176,12 +176,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(w
 
 def test_a_dev_loss_that_is_not_finite_stops_the_run_before_its_checkpoint(world, tmp_path, monkeypatch):
     """Weights that an update has spoilt show in the dev loss first, and must not become the last good checkpoint."""
-    figures = Trainer._dev_figures
+    measure = DevMeter.measure
 
-    def spoilt(self):
-        return figures(self) | ({"dev_nll_per_token": math.nan} if self.step == 2 else {})
+    def spoilt(self, step, *arguments):
+        measured = measure(self, step, *arguments)
+        bad = {"nll_per_token": math.nan} if step == 2 else {}
+        return dataclasses.replace(measured, figures=measured.figures | bad)
 
-    monkeypatch.setattr(Trainer, "_dev_figures", spoilt)
+    monkeypatch.setattr(DevMeter, "measure", spoilt)
     message = refusal(world.config(tmp_path / "run", checkpoint_every=1, dev_every=1, eval_limit=2))
     assert message.startswith("Step 2 has a non-finite dev_nll_per_token")
     assert "the checkpoint of step 1 is kept" in message

@@ -59,7 +59,7 @@ def test_the_help_of_train_explains_every_field_and_no_other_library(world):
     ("command", "flags"),
     [
         ("evaluate", {field.name for config in (EvaluateConfig, DecodeConfig) for field in dataclasses.fields(config)}),
-        ("ask", {"run_dir", "top_k", "json"} | {field.name for field in dataclasses.fields(DecodeConfig)}),
+        ("ask", {"run_dir", "data", "top_k", "json"} | {field.name for field in dataclasses.fields(DecodeConfig)}),
         ("export", {"run_dir", "out", "merge", "max_shard_gb"}),
     ],
 )
@@ -239,7 +239,8 @@ def test_an_unfinished_run_is_evaluated_as_it_stands(world, tmp_path, capsys):
         ({}, {"top_p": 1.5}, "--top_p=1.5 is out of range: give a number above 0 and at most 1."),
         ({"questions": "nowhere.jsonl"}, {}, "nowhere.jsonl cannot be read (No such file or directory)"),
         ({"generator": "smollm2-135m"}, {}, "--run_dir already names the models: leave it out, or --embedder and"),
-        ({"data": "sample"}, {}, "--data goes with --embedder and --generator; a run is evaluated on its own data."),
+        ({"data": "sample"}, {}, "was made with a different --data (sha256"),
+        ({"data": "nowhere"}, {}, 'there is no data folder "nowhere"'),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(finished, tmp_path, fields, overrides, sentence):
@@ -279,7 +280,8 @@ def test_ask_shows_the_answer_and_its_passages(world, finished):
 def test_programs_ask_line_by_line(world, finished):
     asked = ["Which number has the town Arby?", "Where is Corvo?"]
     command = ("-m", "ragjax.ask", f"--run_dir={finished}", "--json", "--top_k=2", "--decode=rag_sequence")
-    done = world.command(*command, input=f"{asked[0]}\n\n{asked[1]}\n")
+    record = json.dumps({"id": "q1", "question": asked[1]})
+    done = world.command(*command, input=f"\ufeff{asked[0]}\r\n\r\n{record}\r\n")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["question"] for line in lines] == asked

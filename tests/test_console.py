@@ -9,6 +9,7 @@ import pytest
 
 from ragjax.commands import console
 from ragjax.data.questions import Passage
+from ragjax.errors import UserError
 
 # Clears the screen, sets the title, turns the direction of writing, rubs out, starts a sequence in one character.
 HOSTILE = "\x1b[2J\x1b]0;title\x07 \u202e \u2066 \x08\x7f\r \x9b31m \x00 end"
@@ -64,3 +65,37 @@ def test_an_error_is_shown_and_not_obeyed(capsys, monkeypatch):
     with pytest.raises(console.UserError, match="1 of 1 questions"):
         console.answer_lines(fail, as_json=False)
     assert capsys.readouterr().err == f"error: {SHOWN}\n"
+
+
+def asked(monkeypatch, content: bytes, as_json: bool, encoding="utf-8", errors="strict") -> list[str]:
+    """The questions that standard input holds."""
+    stream = io.TextIOWrapper(io.BytesIO(content), encoding=encoding, errors=errors)
+    monkeypatch.setattr("sys.stdin", stream)
+    found = []
+    console.answer_lines(found.append, as_json)
+    return found
+
+
+@pytest.mark.parametrize(("encoding", "errors"), [("utf-8", "strict"), ("ascii", "surrogateescape")])
+def test_lines_of_a_file_from_windows_are_questions(monkeypatch, encoding, errors):
+    content = b"\xef\xbb\xbfWhy?\r\n\r\n  \r\nHow so?\r\nWho?"
+    assert asked(monkeypatch, content, False, encoding, errors) == ["Why?", "How so?", "Who?"]
+
+
+def test_json_lines_may_stand_among_plain_ones(monkeypatch):
+    record = json.dumps({"id": "q1", "question": " Which {town}? ", "answers": ["A"]})
+    content = f"\ufeff{record}\r\nWhy?\n\n".encode()
+    assert asked(monkeypatch, content, True) == ["Which {town}?", "Why?"]
+    assert asked(monkeypatch, b'{"question": "Why?"}', False) == ['{"question": "Why?"}']  # without --json: text
+
+
+@pytest.mark.parametrize("line", ['{"id": "q1"}', '{"question": null}', '{"question": " "}', '{"question":'])
+def test_json_without_a_question_is_refused_by_itself(monkeypatch, capsys, line):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{line}\nWhy?\n".encode()), encoding="utf-8"))
+    found = []
+    with pytest.raises(UserError, match="1 of 2 questions could not be answered"):
+        console.answer_lines(found.append, as_json=True)
+    assert found == ["Why?"]
+    (said,) = capsys.readouterr().out.splitlines()
+    assert json.loads(said)["question"] == line
+    assert 'no JSON object with a "question"' in json.loads(said)["error"]

@@ -53,6 +53,7 @@ FLIPS = {
     },
     TOKENIZER: {
         "model_max_length": 24,
+        "max_len": 24,
         "truncation_side": "left",
         "do_lower_case": True,
         "strip_accents": True,
@@ -134,6 +135,8 @@ def test_a_key_is_followed_or_refused(tmp_path, capsys, expected, file, key):
     edit(tmp_path / file, **{key: FLIPS[file][key]})
     if file == POOLING and key == "pooling_mode_mean_tokens":
         edit(tmp_path / file, pooling_mode_max_tokens=True)  # with no switch on, the mean is meant
+    if key == "max_len":
+        edit(tmp_path / file, model_max_length=...)  # which goes before it
     try:
         found = vectors(tmp_path)
     except UserError as error:

@@ -260,7 +260,7 @@ def test_a_generator_trained_as_a_whole(world, tmp_path, dtype):
 def test_mpnet_and_a_mistral_that_was_quantised_in_training(world, tmp_path, merge):
     """The adapters are added to what the source holds, not to what its 4 bits stand for."""
     embedder = load_embedder(write_tiny_mpnet(tmp_path / "mpnet"))
-    fields = {"model_type": "mistral", "sliding_window": 5, "attention_bias": True}
+    fields = {"model_type": "mistral", "sliding_window": 5}
     generator = load_generator(write_tiny_llama(tmp_path / "mistral", seed=4, **fields), lora=LORA)
     lora = random_adapters(generator.params, 4, TARGETS)
     config = config_of(

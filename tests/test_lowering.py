@@ -14,7 +14,8 @@ from jax import export
 from ragjax.data.batches import Shape
 from ragjax.generation import beam_search
 from ragjax.models.bert import Bert, BertConfig
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.encoders import sentence_vectors
 from ragjax.models.lora import LoraConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig

@@ -1,6 +1,8 @@
 """Metrics against cases worked by hand (fixtures/answer_metrics.json) and their invariants."""
 
 import json
+import re
+import string
 from fractions import Fraction
 from pathlib import Path
 
@@ -131,3 +133,60 @@ def test_an_answer_is_looked_for_in_the_first_k_texts():
     assert metrics.answer_in_context([], ["pol"], 5) == 0.0
     with pytest.raises(ValueError, match="k must be at least 1, not 0"):
         metrics.answer_in_context(texts, ["poland"], 0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "em", "f1", "contains"),
+    [
+        ("北京。", "北京", 1, 1, 1),
+        ("「北京」", "北京", 1, 1, 1),
+        ("“北京”……", "北京", 1, 1, 1),
+        ("北京市", "北京", 0, 4 / 5, 1),  # 2 of 3 characters, 2 of 2
+        ("首都是北京市", "北京", 0, 4 / 8, 1),
+        ("東京", "北京", 0, 1 / 2, 0),
+        ("日本の東京です", "東京", 0, 4 / 9, 1),
+        ("サッカー", "サッカ", 0, 6 / 7, 1),
+        ("กรุงเทพมหานคร", "กรุงเทพ", 0, 14 / 20, 1),
+        ("ວຽງຈັນ", "ວຽງຈັນ", 1, 1, 1),
+        ("ភ្នំពេញ។", "ភ្នំពេញ", 1, 1, 1),
+        ("ရန်ကုန်", "ရန်", 0, 6 / 10, 1),
+        ("买iPhone手机", "iPhone", 0, 2 / 5, 1),  # 买, iphone, 手, 机
+        ("iPhones", "iPhone", 0, 0, 0),
+        ("서울 시", "서울", 0, 2 / 3, 1),  # Hangul has spaces
+        ("서울시", "서울", 0, 0, 0),
+    ],
+)
+def test_scripts_without_spaces_have_characters_as_words(prediction, answer, em, f1, contains):
+    assert metrics.exact_match(prediction, [answer]) == em
+    assert metrics.f1(prediction, [answer]) == pytest.approx(f1)
+    assert metrics.contains_answer(prediction, [answer]) == contains
+    assert metrics.answer_in_context(["", prediction], [answer], 2) == contains
+
+
+def official_normal_form(text: str) -> str:
+    """SQuAD's, step by step."""
+    kept = "".join(c for c in text.lower() if c not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The U.S.-led   coalition",
+        "“Quoted” – and dashed — text…",
+        "Łódź · São Paulo, 12‰",
+        "an A, the THE a",
+        "naïve café’s 3½",
+        "yes.",
+        "Москва (Moscow); Αθήνα",
+        "서울 the city",
+        "",
+    ],
+)
+def test_other_scripts_have_the_official_normal_form(text):
+    assert metrics.normalize_answer(text) == official_normal_form(text)
+
+
+@given(st.text(st.characters(max_codepoint=0xDFF)))
+def test_any_text_below_those_scripts_has_the_official_normal_form(text):
+    assert metrics.normalize_answer(text) == official_normal_form(text)

@@ -25,9 +25,21 @@ in_checkout = pytest.mark.skipif(
 
 # What `python -m ragjax.NAME` runs: a file of this name, which runs the one in commands/.
 COMMANDS = {"train", "evaluate", "prepare", "index", "ask", "export", "lr_search", "compare"}
-FOUNDATIONS = {"arrays", "errors", "fields", "voice", "files", "config", "parallel", "checkpoints", "costs", "version"}
+FOUNDATIONS = {
+    "arrays",
+    "errors",
+    "paths",
+    "fields",
+    "voice",
+    "files",
+    "config",
+    "parallel",
+    "checkpoints",
+    "costs",
+    "version",
+}
 # The foundations that the other ones may stand on.
-BEDROCK = {"errors", "fields", "voice"}
+BEDROCK = {"errors", "paths", "fields", "voice"}
 # High to low, as in docs/ARCHITECTURE.md. A module imports from its own room and from those after it.
 ROOMS = [
     COMMANDS,

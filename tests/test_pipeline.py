@@ -175,11 +175,10 @@ def test_each_side_is_read_behind_its_own_prefix(pipeline, dataset, config, tmp_
     found = prefixed.retrieve([question.question for question in dataset.train], 3)
     nearest = np.sort(bare.encode(asked) @ passages.T, axis=1)[:, :-4:-1]
     np.testing.assert_allclose(found.scores, nearest, rtol=0, atol=1e-6)
-    run, signal = run_of(changed, prefixed, dataset), STRATEGIES[strategy][phase]
-    kinds = {"positives": lambda run, _: RankingAssembler(run), "likelihoods": LikelihoodAssembler}
-    assembler = kinds.get(signal.signal, AnswerAssembler)(run, signal)
-    questions = assembler.questions[: assembler.batch_size]
-    made = assembler.assemble(Asked(questions, range(len(questions)), 0, True), embedder.variables, Ledger())
+    run, its_phase = run_of(changed, prefixed, dataset), STRATEGIES[strategy][phase]
+    assembler = its_phase.signal.make_assembler(run, its_phase.trains)
+    questions = assembler.sampler.train[: assembler.sampler.batch_size]
+    made = assembler.assemble(batch_of(assembler, questions), placed(run), Ledger())
     tokens = bare.query_tokens([f"who: {question.question}" for question in questions])
     rows = made.batch.question_tokens.reshape(-1, made.batch.question_tokens.shape[-1])
     lengths = made.batch.question_lengths.reshape(-1)

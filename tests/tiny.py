@@ -7,6 +7,7 @@ wrong place shows. The folders have what real ones have: tokenizer, pooling sett
 import importlib.metadata
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def _write_encoder(
 
 
 def write_tiny_llama(folder: str | os.PathLike, seed: int = 0, **config_overrides: Any) -> Path:
-    """Writes a Hugging Face folder of a LLaMA with 2 layers of width 32, 4 query and 2 key-value heads.
+    """Writes a Hugging Face folder of a LLaMA with 2 layers of width 32, 4 query and 2 key-value heads; with another
+    `model_type`, of that type.
 
     `config_overrides` are fields of config.json; `torch_dtype` is also the dtype that the weights are stored in.
     Returns the folder.
@@ -124,14 +126,23 @@ def write_tiny_llama(folder: str | os.PathLike, seed: int = 0, **config_override
     return folder
 
 
-def write_tiny_gguf(path: str | os.PathLike, seed: int = 0, kind: str = "F32", **config_overrides: Any) -> Path:
+def write_tiny_gguf(
+    path: str | os.PathLike,
+    seed: int = 0,
+    kind: str = "F32",
+    edit: Callable[[gguf.GGUFWriter], Any] = lambda writer: None,
+    tensors_a_part: int = 0,
+    pre: str = "smollm",
+    **config_overrides: Any,
+) -> Path:
     """Writes the model of `write_tiny_llama(seed=seed)` as a GGUF file in llama.cpp's layout; returns the path.
 
-    `kind`: "F32", "F16", or a quantisation such as "Q8_0", which the matrices are then stored in.
+    `kind`: "F32", "F16", or a quantisation such as "Q8_0", which the matrices are then stored in; `edit` completes the
+    file; `tensors_a_part` splits it into files NAME-00001-of-0000N.gguf; `pre` names how its tokenizer cuts texts.
     """
     tokenizer = llama_tokenizer()
     config = llama_config(tokenizer) | config_overrides
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), config["model_type"], split_max_tensors=tensors_a_part)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -140,15 +151,22 @@ def write_tiny_gguf(path: str | os.PathLike, seed: int = 0, kind: str = "F32", *
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    if "head_dim" in config:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if config["model_type"] == "llama":
+        writer.add_rope_dimension_count(head_dim)
     writer.add_vocab_size(config["vocab_size"])
-    _add_gguf_tokenizer(writer, tokenizer, config)
+    _add_gguf_tokenizer(writer, tokenizer, config, pre)
     for name, weight in llama_weights(config, seed).items():
         key, weight = gguf_name(name), weight.astype(np.float32)
-        for part, heads in (("attn_q", "num_attention_heads"), ("attn_k", "num_key_value_heads")):
-            weight = llama_cpp_permute(weight, config[heads]) if part in key else weight
+        for part, heads in (("attn_q.", "num_attention_heads"), ("attn_k.", "num_key_value_heads")):
+            if part in key and config["model_type"] == "llama":
+                weight = llama_cpp_permute(weight, config[heads])
         storage = gguf.GGMLQuantizationType[kind if weight.ndim == 2 else "F32"]
         writer.add_tensor(key, gguf.quants.quantize(weight, storage), raw_dtype=storage)
+    edit(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -235,7 +253,7 @@ def llama_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def llama_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Random weights of a LLaMA under Hugging Face's names; with a tied head there is no lm_head.weight."""
+    """Random weights of a LLaMA, Mistral or Qwen under Hugging Face's names; with a tied head, no lm_head.weight."""
     wide, inner = config["hidden_size"], config["intermediate_size"]
     head = config.get("head_dim") or wide // config["num_attention_heads"]
     queries, keys = head * config["num_attention_heads"], head * config["num_key_value_heads"]
@@ -257,6 +275,11 @@ def llama_weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
             if config[field]:
                 matrices = {name: shape for name, shape in shapes.items() if name.startswith(f"{start}.{room}.")}
                 shapes |= {name.replace(".weight", ".bias"): shape[:1] for name, shape in matrices.items()}
+        if config["model_type"] == "qwen2":
+            shapes |= {f"{start}.self_attn.{part}_proj.bias": (keys,) for part in "kv"}
+            shapes[f"{start}.self_attn.q_proj.bias"] = (queries,)
+        if config["model_type"] == "qwen3":
+            shapes |= {f"{start}.self_attn.{part}_norm.weight": (head,) for part in "qk"}
     shapes["model.norm.weight"] = (wide,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], wide)
@@ -320,11 +343,13 @@ def gguf_name(name: str) -> str:
         "gate_proj": "ffn_gate",
         "up_proj": "ffn_up",
         "down_proj": "ffn_down",
+        "q_norm": "attn_q_norm",
+        "k_norm": "attn_k_norm",
     }
     whole = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
     words = name.split(".")
     if "layers" in words:
-        return f"blk.{words[words.index('layers') + 1]}.{parts[words[-2]]}.weight"
+        return f"blk.{words[words.index('layers') + 1]}.{parts[words[-2]]}.{words[-1]}"
     return f"{whole[words[-2]]}.weight"
 
 
@@ -337,12 +362,12 @@ def llama_cpp_permute(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight[rows]
 
 
-def _add_gguf_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+def _add_gguf_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: dict[str, Any], pre: str) -> None:
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([control if token in LLAMA_SPECIALS else normal for token in tokens])
     writer.add_token_merges([" ".join(merge) for merge in model["merges"]])

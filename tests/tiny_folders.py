@@ -146,6 +146,11 @@ def tokenizers_length(folder):
     edit(folder / "tokenizer_config.json", model_max_length=20)
 
 
+def older_length(folder):
+    edit(folder / "sentence_bert_config.json", max_seq_length=None)
+    edit(folder / "tokenizer_config.json", model_max_length=..., max_len=20)
+
+
 def cut_on_the_left(folder):
     edit(folder / "tokenizer_config.json", truncation_side="left", model_max_length=20)
     edit(folder / "sentence_bert_config.json", max_seq_length=...)
@@ -218,7 +223,7 @@ def plain_with_vocabulary(folder):
 
 LAYOUTS = [
     e5, bge, mxbai, arctic, default_prompt, dot, largest, with_dropout, newest, newest_list, no_switch_at_all,
-    tokenizers_length, cut_on_the_left, cased_by_its_settings, settings_of_another_class,
+    tokenizers_length, older_length, cut_on_the_left, cased_by_its_settings, settings_of_another_class,
     lower_case_over_a_cased_one, vocabulary, cased_vocabulary, accented_vocabulary, multilingual, plain,
     plain_with_vocabulary,
 ]  # fmt: skip

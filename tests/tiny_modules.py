@@ -11,7 +11,8 @@ import numpy as np
 
 from ragjax.data.batches import Batch, Example, Shape, make_batch
 from ragjax.models.bert import Bert, BertConfig
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.training.objectives import AnswerMixture, AnswerObjective, ConcatenatedObjective, Objective
 

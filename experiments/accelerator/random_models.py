@@ -23,7 +23,8 @@ from ragjax.data.batches import (
     round_up,
     sequence_lengths,
 )
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import ENCODERS, abstract_decoder
 

@@ -27,7 +27,8 @@ from common import Recorder
 from ragjax import losses
 from ragjax.data.batches import Shape, make_batch, round_up
 from ragjax.generation import Rule, decode_mixture
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.encoders import sentence_vectors
 from ragjax.models.lora import LoraConfig
 from ragjax.models.products import matmul

@@ -21,7 +21,7 @@ from provenance import provenance
 from safetensors.numpy import save_file
 
 from ragjax.files import write_json
-from ragjax.models.decoder import DecoderConfig
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.pretrained import abstract_decoder
 from ragjax.weights import load_params, resolve_model
 

@@ -2,7 +2,7 @@
 
     python -m ragjax.ask --run_dir=runs/joint "What is the capital of France?"
     python -m ragjax.ask --run_dir=runs/joint                    # asks for questions; end with Ctrl-D
-    python -m ragjax.ask --run_dir=runs/joint --json < questions.txt
+    python -m ragjax.ask --run_dir=runs/joint --json < questions.txt    # lines of text, or JSON with "question"
 
 Prints the answer with its probability p(y|x). Of each passage it prints p(z|x), how likely the embedder considers it to
 help, and p(z|x,y), how much of the answer's probability comes from it.
@@ -19,6 +19,7 @@ from ragjax.errors import UserError
 from ragjax.voice import say
 
 _RUN_DIR = absl_flags.DEFINE_string("run_dir", "runs/joint", "Folder of a ragjax.train run.")
+_DATA = absl_flags.DEFINE_string("data", "", "Where the run's data are now. Left out: where the run found them.")
 _TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Passages per question; 0: as many as the run has.", lower_bound=0)
 _JSON = absl_flags.DEFINE_bool("json", False, "Print one line of JSON per question, and nothing else.")
 flags.define_overrides(DecodeConfig)
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     if arguments and not question:
         raise UserError(console.NOTHING_ASKED)
     overrides = flags.given(DecodeConfig)
-    run = open_run(_RUN_DIR.value)
+    run = open_run(_RUN_DIR.value, data=_DATA.value)
     config = dataclasses.replace(run.config, top_k=_TOP_K.value or run.config.top_k, **overrides)
     if overrides.get("decode") == "none":
         raise UserError("--decode=none gives no answer: leave it out, or choose another decoder.")

@@ -42,15 +42,16 @@ def checked(question: str) -> str:
 
 
 def answer_lines(answer: Callable[[str], None], as_json: bool) -> None:
-    """Calls `answer` for every line of standard input; one that fails leaves the others their answers.
+    """Calls `answer` for the question of every line of standard input; one that fails leaves the others their answers.
 
-    Raises UserError at the end where input that was not typed held no question, or one that failed.
+    as_json: a line may also be a JSON object with "question", as in a data folder, and errors are JSON too. Raises
+    UserError at the end where input that was not typed held no question, or one that failed.
     """
     is_prompted, asked, failed = sys.stdin.isatty(), 0, 0
     for line in _questions():
         asked += 1
         try:
-            answer(line)
+            answer(_question_of(line) if as_json else line)
         except UserError as error:  # of this question; the next one can be asked
             failed += 1
             if as_json:
@@ -69,11 +70,28 @@ def answer_lines(answer: Callable[[str], None], as_json: bool) -> None:
         raise UserError(f"{failed} of {asked} questions could not be answered: see the errors above.")
 
 
+def _question_of(line: str) -> str:
+    """The question in a line. Raises UserError where that is JSON without one."""
+    if not line.startswith("{"):
+        return line
+    try:
+        question = json.loads(line)["question"]
+    except (ValueError, KeyError, RecursionError):
+        question = None
+    if not isinstance(question, str) or not question.strip():
+        raise UserError('the line is no JSON object with a "question" that is text: write one, or plain text.')
+    return question.strip()
+
+
 def _questions() -> Iterator[str]:
     """Lines of standard input; at a terminal with a prompt, and with the history of earlier times."""
     sys.stdin.reconfigure(errors="surrogateescape")  # for `checked` to refuse
     if not sys.stdin.isatty():
-        yield from filter(None, map(str.strip, sys.stdin))
+        for number, line in enumerate(sys.stdin):
+            # Windows writes a mark before the first line; with LANG=C its bytes are no text yet.
+            line = _without_mark(line) if number == 0 else line
+            if line.strip():
+                yield line.strip()
         return
     with _history():
         while True:
@@ -87,6 +105,10 @@ def _questions() -> Iterator[str]:
                 return
             if line:
                 yield line
+
+
+def _without_mark(line: str) -> str:
+    return line.removeprefix("\ufeff").removeprefix("\udcef\udcbb\udcbf")
 
 
 def _prompted(prompt: str) -> str:

@@ -1,15 +1,15 @@
-"""What the commands share: a flag for each field of a configuration, --version, and errors as one sentence."""
+"""What the commands share: a flag for each field of a configuration, --version, and the way from flags to `main`."""
 
+import contextlib
 import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from ragjax.commands.console import visible
+from ragjax.commands.ends import end_of
 from ragjax.errors import UserError
 from ragjax.fields import flag_text
 from ragjax.version import __version__
@@ -66,31 +66,32 @@ def given(config: type, but: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def run_command(main: Callable[[Sequence[str]], None], resumes: bool = True) -> None:
-    """Parses the flags and runs `main(arguments without the program's name)`.
+    """Parses the flags, runs `main(arguments without the program's name)` and exits as `ragjax.commands.ends` says.
 
-    A UserError ends it with its sentence and exit code 1, Ctrl-C with code 130; only a bug shows a traceback.
     resumes: the command keeps what it has done, and continues from there when it is run again.
     """
-    if "--version" in sys.argv[1:]:
-        say(f"ragjax {__version__}", everywhere=True)
-        return
 
-    def guarded(argv: Sequence[str]) -> int:
+    def guarded(argv: Sequence[str]) -> None:
         # At INFO, JAX reports every accelerator that is missing.
         logging.set_verbosity(logging.WARNING)
-        try:
-            _use_compilation_cache()
-            main(argv[1:])
-        except UserError as error:
-            say(f"error: {visible(str(error))}", to_stderr=True, everywhere=True)
-            return 1
-        except KeyboardInterrupt:
-            sentence = "stopped; run the same command to continue" if resumes else "stopped"
-            say(sentence, to_stderr=True, everywhere=True)
-            return 130
-        return 0
+        _use_compilation_cache()
+        main(argv[1:])
 
-    app.run(guarded)
+    def body() -> None:
+        if "--version" in sys.argv[1:]:
+            say(f"ragjax {__version__}", everywhere=True)
+        else:
+            app.run(guarded, flags_parser=_parse)
+
+    sys.exit(end_of(body, FLAGS.flag_values_dict, resumes))
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """What is left of the command line without its flags. Raises UserError for a flag that cannot be read."""
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(f"{' '.join(str(error).split())} (--help lists the flags)") from error
 
 
 def _use_compilation_cache() -> None:
@@ -99,6 +100,10 @@ def _use_compilation_cache() -> None:
 
     from ragjax.files import default_cache_dir
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder: Path = default_cache_dir() / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = default_cache_dir() / "xla"
+    with contextlib.suppress(OSError):  # where it cannot be, JAX would complain of each program that it compiles
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -20,20 +20,26 @@ digit keeps the two tokens that stand before a letter.
 """
 
 import dataclasses
+import datetime
 import itertools
+import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ragjax.data.pieces import BLANK_LINE, Pieces
 from ragjax.data.questions import Passage
 from ragjax.data.token_cache import TokenCache
-from ragjax.errors import UserError
+from ragjax.errors import UserError, reason
 
 INSTRUCTION = (
     "You are a general-knowledge expert. Use the relevant context to answer the question in as few words as possible."
 )
 _HEAD = f"{INSTRUCTION}\n\n### Context:\n"
 _STYLES = ("paper", "chat")
+# The day that chat templates are told: a prompt must not depend on when it is made. Llama 3.2's names it, too.
+_DAY = datetime.date(2024, 7, 26)
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 
 
 def prompt_text(passages: Sequence[Passage], question: str) -> str:
@@ -60,7 +66,15 @@ class PromptBuilder:
       window: the generator's longest sequence, in tokens.
     """
 
-    def __init__(self, tokenizer: Any, eos_token_id: int, max_passage_tokens: int, window: int, style: str = "paper"):
+    def __init__(
+        self,
+        tokenizer: Any,
+        eos_token_id: int,
+        max_passage_tokens: int,
+        window: int,
+        style: str = "paper",
+        vocab_size: int = sys.maxsize,
+    ):
         """
         Args:
           tokenizer: a transformers tokenizer that treats special-token strings in text as plain text.
@@ -68,6 +82,10 @@ class PromptBuilder:
           max_passage_tokens: a longer passage is cut there.
           window: the generator's longest sequence, in tokens.
           style: "paper", or "chat" to wrap the prompt in the model's chat template.
+          vocab_size: the generator's.
+
+        Raises:
+          UserError: the chat template is missing, fails, or uses a token that the generator has not.
         """
         if style not in _STYLES:
             raise ValueError(f"style is one of {_STYLES}, not {style!r}")
@@ -83,6 +101,12 @@ class PromptBuilder:
             before, after = _chat_wrapping(tokenizer)
             self._head = self._pieces.first(before + _HEAD, split_special_tokens=False)
             self._tail = self._pieces.inner(after, split_special_tokens=False)
+            beyond = [index for index in (*self._head, *self._tail) if index >= vocab_size]
+            if beyond:
+                raise UserError(
+                    f"the generator's chat template uses the token {tokenizer.convert_ids_to_tokens(beyond[0])!r}, id "
+                    f"{beyond[0]}, but the model's vocabulary ends at {vocab_size - 1}: choose --prompt=paper"
+                )
         else:
             self._head = [*default_prefix(tokenizer), *self._pieces.first(_HEAD)]
             self._tail = []
@@ -159,11 +183,31 @@ class PromptBuilder:
 
 
 def _chat_wrapping(tokenizer: Any) -> tuple[str, str]:
-    """What the chat template puts before and after a user's turn."""
+    """What the chat template puts before and after a user's turn, on one and the same day, without reasoning."""
     mark = "\N{OBJECT REPLACEMENT CHARACTER}"
     turn = [{"role": "user", "content": mark}]
-    before, after = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True).split(mark)
-    return before, after
+    if not tokenizer.chat_template:
+        raise UserError("the generator has no chat template: choose --prompt=paper, or a chat or instruct model")
+    try:
+        template = _DATE_CALL.sub(lambda call: repr(_DAY.strftime(call["format"])), tokenizer.get_chat_template())
+        # enable_thinking is Qwen3's: an answer here is a few words long.
+        text = tokenizer.apply_chat_template(
+            turn, chat_template=template, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except Exception as error:  # the template is a program of the model's makers, which may raise anything
+        raise UserError(f"the generator's chat template fails ({reason(error)}): choose --prompt=paper") from error
+    if "strftime_now(" in template:
+        raise UserError(
+            "the generator's chat template makes the prompt depend on the day (strftime_now with a format that is not "
+            "written out): choose --prompt=paper"
+        )
+    parts = text.split(mark)
+    if len(parts) != 2:
+        raise UserError(
+            f"the generator's chat template shows a message {len(parts) - 1} times where it should stand once: "
+            "choose --prompt=paper"
+        )
+    return parts[0], parts[1]
 
 
 def default_prefix(tokenizer: Any) -> list[int]:

@@ -3,15 +3,18 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ragjax.data.beir import read_qrels, read_queries
 from ragjax.data.questions import Passage, Question, read_corpus, read_questions
 from ragjax.errors import UserError
+from ragjax.paths import expanded
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
-SPLITS = ("train", "dev", "test")
+# The split's own name, and those that other libraries give its file.
+SPLITS = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
 # Names that belong to data sets of their own and are not shipped.
 _NOT_BUILT_IN = ("hotpotqa", "popqa")
 
@@ -21,7 +24,8 @@ class Dataset:
     """One corpus with its questions.
 
     passages [P] stand in file order: a passage's row number in the index is its place here. A split that the
-    folder does not have is []. sha256 is a hash of all records, the same for .jsonl and .jsonl.gz.
+    folder does not have is []. sha256 is a hash of all records, the same for .jsonl and .jsonl.gz. note is what a
+    reader may not expect, in words.
     """
 
     name: str
@@ -31,32 +35,65 @@ class Dataset:
     dev: list[Question]
     test: list[Question]
     sha256: str
+    note: str = ""
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether its questions have accepted answers; otherwise it serves retrieval alone."""
+        return all(question.answers for split in SPLITS for question in getattr(self, split))
+
+    def check_answers(self, flag: str) -> None:
+        """Raises UserError where there are no answers, which `flag` needs."""
+        if not self.has_answers:
+            raise UserError(
+                f"{flag} needs answers, and the questions of {self.folder} have none, as in BEIR: measure "
+                "retrieval alone with --decode=none, train with --strategy=embedder, or write the splits with answers."
+            )
 
 
 def load_dataset(name_or_dir: str | Path) -> Dataset:
     """The data set of a local folder, or the built-in "sample"; a local folder of that name comes first.
 
-    The folder holds corpus and train, dev or test, each as .jsonl or .jsonl.gz; other files in it are
-    ignored. Raises UserError for an unknown name, a folder without a corpus or without any split, and for
-    every bad line.
+    The folder holds corpus and train, dev (or validation, valid, val) or test, each as .jsonl or .jsonl.gz; or it has
+    BEIR's layout (`ragjax.data.beir`). Other files in it are ignored. Raises UserError for an unknown name, a folder
+    without a corpus or without any split, two files for one split, and for every bad line.
     """
     name, folder = _locate(name_or_dir)
-    corpus_file = _data_file(folder, "corpus")
+    corpus_file = _data_file(folder, ("corpus",))
     if corpus_file is None:
         raise UserError(f"{folder} has no corpus.jsonl or corpus.jsonl.gz: pass the folder that holds the passages")
-    split_files = {split: _data_file(folder, split) for split in SPLITS}
-    if not any(split_files.values()):
-        raise UserError(f"{folder} has no questions: add a train, dev or test file (.jsonl or .jsonl.gz)")
+    split_files = {split: _data_file(folder, stems) for split, stems in SPLITS.items()}
+    judged = {split: _data_file(folder / "qrels", stems, (".tsv",)) for split, stems in SPLITS.items()}
+    queries_file = _data_file(folder, ("queries",)) if any(judged.values()) else None
+    if not any((*split_files.values(), queries_file)):
+        raise UserError(
+            f"{folder} has no questions: add a train, dev or test file (.jsonl or .jsonl.gz), or queries.jsonl and "
+            "qrels/ in BEIR's layout"
+        )
+    if queries_file and (splits_file := next(filter(None, split_files.values()), None)):
+        raise UserError(
+            f"{folder} has both {splits_file.name} and {queries_file.name} with qrels/: leave one of the two layouts"
+        )
     passages = read_corpus(corpus_file)
     ids = {passage.id for passage in passages}
-    splits = {split: read_questions(path, ids) if path else [] for split, path in split_files.items()}
-    return Dataset(name, folder, passages, **splits, sha256=_content_hash({"corpus": passages, **splits}))
+    if queries_file:
+        queries = read_queries(queries_file)
+        splits = {split: read_qrels(path, queries, ids) if path else [] for split, path in judged.items()}
+        notes = ["BEIR's layout, without answers"]
+    else:
+        splits = {split: read_questions(path, ids) if path else [] for split, path in split_files.items()}
+        notes = []
+    dev_file = judged["dev"] if queries_file else split_files["dev"]
+    if dev_file and not dev_file.name.startswith("dev."):
+        notes.append(f"dev from {dev_file.name}")
+    digest = _content_hash({"corpus": passages, **splits})
+    return Dataset(name, folder, passages, **splits, sha256=digest, note="; ".join(notes))
 
 
 def _locate(name_or_dir: str | Path) -> tuple[str, Path]:
     """(name, existing folder)."""
     name = str(name_or_dir)
-    folder = Path(os.path.expanduser(name))  # a shell leaves the ~ of --data=~/folder alone
+    folder = Path(expanded(name))
     if name and os.path.isdir(folder):
         return folder.resolve().name, folder
     if name == "sample":
@@ -68,9 +105,9 @@ def _locate(name_or_dir: str | Path) -> tuple[str, Path]:
     raise UserError(f'there is no data folder "{name}": pass an existing folder, or --data=sample for the built-in one')
 
 
-def _data_file(folder: Path, stem: str) -> Path | None:
-    """The folder's file of that stem, packed or plain; None if it has neither."""
-    found = [path for path in (folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz") if path.exists()]
+def _data_file(folder: Path, stems: Sequence[str], endings: Sequence[str] = (".jsonl", ".jsonl.gz")) -> Path | None:
+    """The folder's file of one of these stems, packed or plain; None if it has none. Raises UserError for several."""
+    found = [path for stem in stems for ending in endings if (path := folder / f"{stem}{ending}").exists()]
     if len(found) > 1:
         raise UserError(f"{folder} has both {found[0].name} and {found[1].name}: remove the one that is out of date")
     return found[0] if found else None

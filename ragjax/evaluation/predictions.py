@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ragjax import metrics
-from ragjax.checkpoints import tree_sha256
 from ragjax.config import DecodeConfig, RunConfig
 from ragjax.costs import Cost, decode_flops, forward_flops
 from ragjax.data.prompts import Prompt
@@ -63,7 +62,7 @@ def evaluate(
       path: the predictions file (.jsonl); a line is {id, question, prediction, log_prob, answers, em, f1, contains,
         recall_at_N, hit_at_N, mrr_at_10, answer_in_context, passages: [{id, probability}]}, N being each of RANKS and
         top_k. answer_in_context is at top_k: of what the generator could read. What needs an answer is None with
-        --decode=none.
+        --decode=none, what needs accepted answers is None where a question has none.
       config: top_k, score_scale, eval_batch_size, and how answers are decoded.
       generations: answers of this pipeline's generator that may be there already.
       passage_answers: also the greedy answer under each passage by itself, as "answer" of its entry in passages.
@@ -74,8 +73,10 @@ def evaluate(
     identity = _identity(pipeline, questions, config, passage_answers)
     if path.exists():
         return _read_finished(path, identity)
+    check_questions(pipeline, questions, config)
     plan = _plan(pipeline, questions, config, passage_answers)
-    source = generations if generations or config.decode == "none" else pipeline.generator.prepared()
+    # An empty cache of generations is false, too.
+    source = generations if generations is not None or config.decode == "none" else pipeline.generator.prepared()
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in plan.batches])
     records: dict[int, dict[str, Any]] = {}
     cost = plan.cost
@@ -90,6 +91,14 @@ def evaluate(
     measured = Measurement([records[i] for i in range(len(questions))], cost, plan.passages_cut)
     _write(path, identity, measured)
     return measured
+
+
+def check_questions(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig) -> None:
+    """Raises UserError, naming it, where a question and its answer are too long for the generator's window."""
+    if config.decode != "none":
+        passages = config.top_k if config.decode == "concat" else 1
+        for question in questions:
+            pipeline.check_room(question, passages, config.max_new_tokens)
 
 
 def _read_finished(path: Path, identity: Mapping[str, Any]) -> Measurement:
@@ -206,7 +215,7 @@ def _identity(
         "passage_answers": passage_answers,
         "questions": hashlib.sha256(asked.encode()).hexdigest(),
         "corpus": pipeline.store.content_hash,
-        "embedder": f"{pipeline.embedder.key} {tree_sha256(pipeline.embedder.params)}",
+        "embedder": pipeline.embedder.key,
         "generator": None if config.decode == "none" else pipeline.generator.key,
     }
 
@@ -238,7 +247,7 @@ def _record(pipeline: Pipeline, plan: _Plan, i: int, answer: Decoded | None, con
         **{f"recall_at_{n}": metrics.recall_at_k(ids, positives, n) for n in ranks},
         **{f"hit_at_{n}": metrics.hit_at_k(ids, positives, n) for n in ranks},
         f"mrr_at_{_RANK_K}": metrics.reciprocal_rank(ids, positives, _RANK_K),
-        "answer_in_context": metrics.answer_in_context(texts, question.answers, k),
+        "answer_in_context": metrics.answer_in_context(texts, question.answers, k) if question.answers else None,
         "passages": [{"id": passage, "probability": float(share)} for passage, share in zip(ids, shares, strict=False)],
     }
 
@@ -250,7 +259,10 @@ def _answer_fields(prediction: str | None, answer: Decoded | None, accepted: Seq
         "prediction": prediction,
         "log_prob": None if answer is None else answer.log_prob,
         "answers": list(accepted),
-        **{name: None if prediction is None else score(prediction, accepted) for name, score in scores.items()},
+        **{
+            name: None if prediction is None or not accepted else score(prediction, accepted)
+            for name, score in scores.items()
+        },
     }
 
 

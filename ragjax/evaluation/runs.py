@@ -8,8 +8,9 @@ from typing import Any
 from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.costs import Cost
 from ragjax.data.questions import Question, read_questions
+from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
-from ragjax.evaluation.predictions import RANKS, evaluate, holds
+from ragjax.evaluation.predictions import RANKS, check_questions, evaluate, holds
 from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table, retrieval_table
 from ragjax.evaluation.statistics import Interval, mean_interval, paired_interval, paired_p_value
 from ragjax.files import write_json
@@ -82,7 +83,7 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
     """
     refuse_several_processes()
     run = _open(config, run)
-    other = _opened(config.paired_with, config) if config.paired_with else None
+    other = _opened(config.paired_with, config, _moved_data(config, run)) if config.paired_with else None
     if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
         raise UserError(
             f"--paired_with={config.paired_with} retrieves from other passages than {run.folder}, so their scores "
@@ -90,6 +91,8 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
         )
     settings = _settings(config, run, overrides)
     label, questions = _questions(config, run)
+    for each in settings:
+        check_questions(run.pipeline, questions, each)
     results = _evaluated(config, run, settings, questions, label, _folder(config, run))
     path = _folder(config, run) / f"{label}.evaluation.json"
     evaluation = Evaluation(path, label, len(questions), run, results)
@@ -104,9 +107,10 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
 def _open(config: EvaluateConfig, run: Run | None) -> Run:
     """The run, or untrained models as one."""
     if not (config.embedder or config.generator):
-        run = run or _opened(config.run_dir or _DEFAULT_RUN, config)
-        if config.data and config.data != run.config.data:
-            raise UserError("--data goes with --embedder and --generator; a run is evaluated on its own data.")
+        if run is None:
+            return _opened(config.run_dir or _DEFAULT_RUN, config, config.data)
+        if config.data:
+            run.files.check_inputs({"data": {"sha256": load_dataset(config.data).sha256}})
         return run
     if config.run_dir:
         raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
@@ -122,8 +126,15 @@ def _decodes(config: EvaluateConfig, run_config: RunConfig) -> bool:
     return set(config.decode or [run_config.decode]) != {"none"}
 
 
-def _opened(folder: str, config: EvaluateConfig) -> Run:
-    run = open_run(folder, with_generator=_decodes(config, RunFolder(Path(folder)).record().config))
+def _moved_data(config: EvaluateConfig, first: Run) -> str:
+    """Where the second run's data are now: with the first one's, if they are the same; "" where it found them."""
+    recorded = RunFolder(Path(config.paired_with)).record().inputs["data"]["sha256"]
+    return config.data if recorded == first.dataset.sha256 else ""
+
+
+def _opened(folder: str, config: EvaluateConfig, data: str) -> Run:
+    with_generator = _decodes(config, RunFolder(Path(folder)).record().config)
+    run = open_run(folder, with_generator, data)
     if sentence := run.unfinished():
         say(sentence, flush=True)
     return run
@@ -145,6 +156,8 @@ def _settings(config: EvaluateConfig, run: Run, overrides: Mapping[str, Any]) ->
             raise UserError("--passage_answers asks for answers, and --decode=none gives none: leave one of them out.")
         if each.decode != "none" and run.pipeline.reader is None:
             raise UserError(f"{run.folder} was opened without its generator, which --decode={each.decode} needs.")
+        if each.decode != "none" and not config.questions:
+            run.dataset.check_answers(f"--decode={each.decode}")
         check_decoding(each)
         run.pipeline.check_top_k(each.top_k)
     return settings

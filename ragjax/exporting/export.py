@@ -13,6 +13,7 @@ from ragjax.exporting.folders import plan_adapter, plan_embedder, plan_generator
 from ragjax.files import write_folder
 from ragjax.models.lora import COLLECTION
 from ragjax.parallel import refuse_several_processes
+from ragjax.paths import expanded
 from ragjax.runs import RunFolder, read_phases
 from ragjax.voice import say
 from ragjax.weights import ModelSource, resolve_model
@@ -42,7 +43,7 @@ def export_run(
     refuse_several_processes()
     if not str(out).strip():
         raise UserError("--out is empty: name the folder to write, which must not exist yet.")
-    files, out = RunFolder(Path(run_dir)), Path(out).expanduser()
+    files, out = RunFolder(Path(run_dir)), Path(expanded(out))
     record = files.record()
     if os.path.lexists(out):  # asked again when it is written; this saves the wait
         raise UserError(f"{out} exists already: choose another folder for --out, or remove it first.")

@@ -9,8 +9,14 @@ from ragjax.errors import UserError
 
 
 def default_cache_dir() -> Path:
-    """$RAGJAX_CACHE, else ~/.cache/ragjax."""
-    return Path(os.environ.get("RAGJAX_CACHE") or Path.home() / ".cache" / "ragjax")
+    """$RAGJAX_CACHE, else ~/.cache/ragjax. Raises UserError where neither is known."""
+    try:
+        return Path(os.environ.get("RAGJAX_CACHE") or "~/.cache/ragjax").expanduser()
+    except RuntimeError as error:  # as for a user that a container makes up
+        raise UserError(
+            "this user has no home folder, so there is no place for the cache: set RAGJAX_CACHE to a folder that "
+            "can be written."
+        ) from error
 
 
 @contextlib.contextmanager

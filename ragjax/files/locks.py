@@ -1,11 +1,18 @@
-"""Locks between processes. They go with the process that holds them, however it ends."""
+"""Locks between processes. They go with the process that holds them, however it ends.
 
+Some file systems have none (NFS without its lock service, many a FUSE mount). Work goes on there with a warning: one
+process alone needs no lock, and there may be no other disk.
+"""
+
+import errno
 import fcntl
 from pathlib import Path
 from typing import BinaryIO
 
 from ragjax.errors import UserError
-from ragjax.voice import say
+from ragjax.voice import say, warn
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 
 
 def take_lock(handle: int, held: str, *, wait: bool = False) -> None:
@@ -21,6 +28,10 @@ def take_lock(handle: int, held: str, *, wait: bool = False) -> None:
             raise UserError(held) from None
         say(held, to_stderr=True)
         fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warn(f"the file system has no locks ({error.strerror}): let no other process work on the same folders")
 
 
 def lock_file(path: Path, waiting: str) -> BinaryIO:

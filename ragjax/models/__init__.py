@@ -1,6 +1,7 @@
 """The networks: tokens -> hidden states. They do no I/O. (Layers, attention and quantised kernels are theirs alone.)
 
-Decoder, DecoderConfig       LLaMA and Mistral                                decoder.py
+Decoder                      LLaMA, Mistral, Qwen2 and Qwen3                  decoder.py
+DecoderConfig                its shape, read from a config.json               decoder_config.py
 Bert, BertConfig             MiniLM and others                                bert.py
 MPNet, MPNetConfig                                                            mpnet.py
 EncoderConfig,
@@ -10,7 +11,8 @@ matmul, float32_matmul       products at one precision on every device        pr
 """
 
 from ragjax.models.bert import Bert, BertConfig
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.encoders import EncoderConfig, sentence_vectors
 from ragjax.models.lora import LoraConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig

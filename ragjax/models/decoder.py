@@ -1,8 +1,9 @@
-"""A LLaMA or Mistral decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied or untied head.
+"""A LLaMA, Mistral or Qwen decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied or untied head.
 
 Touvron et al. 2023, arXiv 2302.13971 and 2307.09288; Jiang et al. 2023, arXiv 2310.06825, for the sliding window;
-Grattafiori et al. 2024, arXiv 2407.21783, for Llama 3. Field and parameter names are Hugging Face's. The model returns
-hidden states; whoever needs logits asks `logits` for just the positions it wants.
+Grattafiori et al. 2024, arXiv 2407.21783, for Llama 3; Yang et al. 2024, arXiv 2407.10671, and 2025, arXiv 2505.09388,
+for Qwen2's biases and Qwen3's norms of queries and keys. Parameter names are Hugging Face's. The model returns hidden
+states; whoever needs logits asks `logits` for just the positions it wants.
 """
 
 import dataclasses
@@ -11,116 +12,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from ragjax.errors import UserError
 from ragjax.models.attention import attention_mask, cached_attention, causal_attention
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.layers import Projection, stack_layers
-from ragjax.models.lora import LoraConfig
 from ragjax.models.products import float32_matmul
+from ragjax.models.rope import rotary_angles, rotate, text_lengths
 
 Array = jax.Array
-
-
-# What Mistral's configuration stands for where it does not say.
-_MISTRAL_WINDOW = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class Llama3Rope:
-    """How Llama 3.1 stretches its rotary frequencies to longer texts (config.json's rope type "llama3")."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-    def scale(self, frequencies: np.ndarray) -> np.ndarray:
-        """Turns of more than original / low_freq_factor tokens are slowed by `factor`, those of fewer than
-        original / high_freq_factor stay, and in between the two are mixed."""
-        turns = self.original_max_position_embeddings * frequencies / (2 * np.pi)  # in the original context
-        share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        share = np.clip(share, 0.0, 1.0)
-        return (share + (1.0 - share) / self.factor) * frequencies
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Shape of a decoder (Hugging Face's field names) and how it is computed (`dtype` and below)."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
-    rms_norm_eps: float
-    rope_theta: float
-    tie_word_embeddings: bool
-    rope_scaling: Llama3Rope | None = None
-    sliding_window: int | None = None  # a token sees itself and the window - 1 before it
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    dtype: str = "float32"
-    scan_layers: bool = True
-    decoding_layout: bool = False  # see `for_decoding`
-    remat: str = "none"  # see `stack_layers`
-    lora: LoraConfig | None = None
-    quantize: str | None = None  # how the layers' kernels are stored; see quantize.py
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any], **overrides: Any) -> "DecoderConfig":
-        """Reads a config.json of either spelling (rope_theta, or rope_parameters as transformers v5 writes it).
-
-        Raises:
-          UserError: naming a field that would change the result and is not supported, or that is missing.
-        """
-        model_type = config.get("model_type")
-        rope = config.get("rope_parameters") or {}
-        scaling = config.get("rope_scaling") or rope
-        rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-        window = config.get("sliding_window", _MISTRAL_WINDOW) if model_type == "mistral" else None
-        layer_type = "full_attention" if window is None else "sliding_attention"
-        for field, value, *supported in (
-            ("model_type", model_type, "llama", "mistral"),
-            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-            ("rope type", rope_type, "default", "llama3"),
-            ("partial_rotary_factor", rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1)), 1),
-            *(("layer_types", kind, layer_type) for kind in config.get("layer_types") or ()),
-        ):
-            if value not in supported:
-                known = " and ".join(map(repr, supported))
-                raise UserError(f"config.json has {field} = {value!r}, but this decoder supports only {known}.")
-        try:
-            heads = config["num_attention_heads"]
-            return cls(
-                vocab_size=config["vocab_size"],
-                hidden_size=config["hidden_size"],
-                intermediate_size=config["intermediate_size"],
-                num_hidden_layers=config["num_hidden_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-                max_position_embeddings=config["max_position_embeddings"],
-                rms_norm_eps=config["rms_norm_eps"],
-                rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-                tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-                rope_scaling=_llama3_rope(scaling, config) if rope_type == "llama3" else None,
-                sliding_window=window,
-                attention_bias=bool(config.get("attention_bias")),
-                mlp_bias=bool(config.get("mlp_bias")),
-                **overrides,
-            )
-        except KeyError as missing:
-            raise UserError(f"config.json lacks {missing}, which a {model_type} model needs.") from None
-
-
-def _llama3_rope(scaling: Mapping[str, Any], config: Mapping[str, Any]) -> Llama3Rope:
-    original = {"original_max_position_embeddings": config.get("max_position_embeddings")}
-    return Llama3Rope(**{field.name: {**original, **scaling}[field.name] for field in dataclasses.fields(Llama3Rope)})
 
 
 class Slots(NamedTuple):
@@ -173,21 +73,6 @@ def _laid_out(layers: Any) -> list[Any]:
     return unstack(jax.tree_util.tree_map_with_path(transpose, layers))
 
 
-def rotary_angles(positions: Array, config: DecoderConfig) -> Array:
-    """Rotation angles [R, S, H/2] in float32 (Su et al. 2021, arXiv 2104.09864)."""
-    frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
-    if config.rope_scaling is not None:
-        frequencies = config.rope_scaling.scale(frequencies)
-    return positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
-
-
-def rotate(x: Array, angles: Array) -> Array:
-    """Turns the pairs (i, i + H/2) of every head of `x` [R, S, N, H] by `angles` [R, S, H/2]."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
 class SelfAttention(nn.Module):
     config: DecoderConfig
 
@@ -195,16 +80,18 @@ class SelfAttention(nn.Module):
     def __call__(self, x, prompt, slots, angles, mask, filled, dropout_ids):
         config = self.config
         queries, keys, values = (
-            _projection(config, name, heads * config.head_dim, config.attention_bias)(x, dropout_ids).reshape(
-                *x.shape[:2], heads, config.head_dim
-            )
+            _projection(config, name, heads * config.head_dim, config.attention_bias or config.qkv_bias)(
+                x, dropout_ids
+            ).reshape(*x.shape[:2], heads, config.head_dim)
             for name, heads in (
                 ("q_proj", config.num_attention_heads),
                 ("k_proj", config.num_key_value_heads),
                 ("v_proj", config.num_key_value_heads),
             )
         )
-        queries, keys = rotate(queries, angles), rotate(keys, angles)
+        if config.qk_norm:
+            queries, keys = _norm(config, "q_norm")(queries), _norm(config, "k_norm")(keys)
+        queries, keys = (rotate(x, angles, config.rope_scaling) for x in (queries, keys))
         if slots is not None:
             new = Slots(keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3))
             slots = new if prompt is None else _put(slots, new, filled)
@@ -339,18 +226,27 @@ class Decoder(nn.Module):
             seen &= positions[:, :, None] - prompt_slots < window
             visible &= steps[:, None] - slot_steps < window
         return self._through_layers(
-            tokens, positions, prompts.slots, slots, jnp.concatenate([seen, visible], axis=-1), filled, None
+            tokens,
+            positions,
+            positions + 1,
+            prompts.slots,
+            slots,
+            jnp.concatenate([seen, visible], axis=-1),
+            filled,
+            None,
         )
 
     def _attend_within(self, tokens, segment_ids, positions, slots, dropout_ids):
         window = self.config.sliding_window
         mask = attention_mask(segment_ids, positions, segment_ids, positions, causal=True, window=window)
-        return self._through_layers(tokens, positions, None, slots, mask, None, dropout_ids)
+        lengths = text_lengths(segment_ids, positions)
+        return self._through_layers(tokens, positions, lengths, None, slots, mask, None, dropout_ids)
 
-    def _through_layers(self, tokens, positions, prompt, slots, mask, filled, dropout_ids):
-        angles = rotary_angles(positions, self.config)
+    def _through_layers(self, tokens, positions, lengths, prompt, slots, mask, filled, dropout_ids):
+        config = self.config
+        angles = rotary_angles(positions, lengths, config.rope_theta, config.head_dim, config.rope_scaling)
         # Rounded after the lookup, so that the table's gradient is summed in the table's own dtype.
-        embedded = self.embed_tokens(tokens).astype(self.config.dtype)
+        embedded = self.embed_tokens(tokens).astype(config.dtype)
         hidden, slots = self.layers(embedded, prompt, slots, angles, mask, filled, dropout_ids)
         return self.norm(hidden), slots
 

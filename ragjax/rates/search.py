@@ -2,7 +2,7 @@
 
 Each model's rates are searched by themselves, as in Lawton et al. 2025: the generator's over the untrained embedder,
 then the embedder's over the best of those generators; joint training takes both winners. `--grid=2d` trains joint pairs
-instead. What is done is kept in the run folder, so the same command goes on where it stopped:
+instead. Results are kept in the run folder, and the same command continues where it stopped:
 
     search.json          what is searched, every trial's figures, the winner
     trials/              a folder for each of the generator's and joint trials: checkpoints, metrics, dev predictions
@@ -27,20 +27,20 @@ from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
 from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_rates, rates_table, summarise
-from ragjax.fields import differing_fields, flag_text
+from ragjax.fields import changed_flags, differing_fields, flag_text
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
 from ragjax.rates.stacked import Copy, train_stacked
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
-from ragjax.training.run import on_device, settle_strategy
+from ragjax.training.run import check_lengths, on_device, settle_strategy
 from ragjax.training.sampling import total_steps
 from ragjax.training.signals import StackableAssembler
 from ragjax.training.strategies import Phase, phases_of
 from ragjax.voice import say
 
-# Halving cuts a training into so many parts.
+# Number of parts that halving cuts a training into.
 _RUNGS = 3
 MODELS = ("embedder", "generator")
 # What a choice by needs answers.
@@ -84,11 +84,13 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
                         f"{files.path} was begun with other models or data: bring those back or choose another."
                     )
 
-            generates = options.selection(config.decode) in ANSWER_SCORES or any(p.signal.reads_answers for p in phases)
+            answers = options.selection(config.decode) in ANSWER_SCORES
+            generates = answers or any(phase.signal.reads_answers for phase in phases)
             run = prepare(config, dataset, check=check, announced=MODELS, with_generator=generates)
+            check_lengths(run, phases, dataset.dev[: config.eval_limit or None] if answers else ())
             record["strategy"] = strategy
             _Search(run, options, record).run(phases, rates)
-        _print(files, record, options.selection(config.decode))
+        _print(files, record, config, options.selection(config.decode))
         return record
 
 
@@ -100,6 +102,11 @@ def _check_dev(config: RunConfig, options: SearchConfig, dataset: Dataset, phase
         if not getattr(dataset, split):
             raise UserError(f"{dataset.folder} has no {split} questions, which the search needs: add {split}.jsonl.")
     selection = options.selection(config.decode)
+    if selection in ANSWER_SCORES and config.decode != "none":
+        dataset.check_answers(f"--select={selection}")
+    for phase in phases:
+        if phase.signal.reads_answers:
+            dataset.check_answers(f"the phase {phase.name}")
     if selection in ANSWER_SCORES and config.decode == "none":
         raise UserError(f"--select={selection} needs answers, and --decode=none gives none: choose --decode=concat.")
     if selection == "recall_at_5" and not any(question.positive_ids for question in dataset.dev):
@@ -136,7 +143,7 @@ def _open_record(files: RunFolder, config: RunConfig, options: SearchConfig) -> 
     """search.json, or its beginning for a new search."""
     asked = {"flags": dataclasses.replace(config, run_dir=""), "options": options}
     if not files.search_file.is_file():
-        return {**{part: dataclasses.asdict(values) for part, values in asked.items()}, "trials": []}
+        return {**{part: dataclasses.asdict(values.located()) for part, values in asked.items()}, "trials": []}
     record = read_json_object(files.search_file)
     for part, values in asked.items():
         if differ := differing_fields(record[part], values):
@@ -152,7 +159,7 @@ class _Search:
     """A search that is going on; `record` grows with it."""
 
     def __init__(self, run: Run, options: SearchConfig, record: dict[str, Any]):
-        """run: untrained; phases behind the first may start from one with a tuned generator."""
+        """run: untrained; phases after the first may start from one with a tuned generator."""
         self._run, self._options, self._record = run, options, record
         self._config, self._files = run.config, run.files
         self._selection = options.selection(run.config.decode)
@@ -233,7 +240,7 @@ class _Search:
         seconds, flops = (two.seconds - one.seconds) * steps, (two.flops - one.flops) * steps
         say(
             f"{len(tried)} pairs of {self._steps(phase)} steps: about {seconds / 3600:,.2f} hours and "
-            f"{flops / 1e15:,.2f} PFLOPs of training; Ctrl-C stops, the same command goes on.",
+            f"{flops / 1e15:,.2f} PFLOPs of training; Ctrl-C stops; the same command continues.",
             flush=True,
         )
 
@@ -343,11 +350,19 @@ def _loss(trial: Trial) -> float:
     return math.inf if trial["diverged"] or trial["dev_loss"] is None else trial["dev_loss"]
 
 
-def _print(files: RunFolder, record: Mapping[str, Any], selection: str) -> None:
+def _print(files: RunFolder, record: Mapping[str, Any], config: RunConfig, selection: str) -> None:
     say(f"\n{record['strategy']}, chosen by {selection} on the dev questions\n")
     say(rates_table(record["trials"]))
     plot_rates(record["trials"], selection, files.search_plot)
     cost = record["cost"]
     say(f"\ntraining {cost['seconds']:,.1f} s, selection apart {cost['evaluation']['seconds']:,.1f} s")
-    rates = " ".join(f"--{model}_lr={rate:g}" for model, rate in record["winner"].items())
-    say(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train --strategy={record['strategy']} {rates}")
+    say(f"plot: {files.search_plot}\nNext:\n  python -m ragjax.train {' '.join(winner_flags(record, config))}")
+
+
+def winner_flags(record: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """Flags of a training with the winner's rates and all else as it was searched, from any directory."""
+    rates = {f"{model}_lr": rate for model, rate in record["winner"].items()}
+    # The search's own folder, and limits that it reads in its own way.
+    apart = {name: getattr(RunConfig(), name) for name in ("run_dir", "eval_limit", "dev_limit")}
+    chosen = dataclasses.replace(config.located(), strategy=record["strategy"], **apart, **rates)
+    return [f"--strategy={record['strategy']}", *changed_flags(chosen, RunConfig(strategy=record["strategy"]))]

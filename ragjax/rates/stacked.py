@@ -60,8 +60,8 @@ def train_stacked(run: Run, rates: Sequence[float], assembler: StackableAssemble
       run: the models to start from, and the flags of the phase; its own embedder_lr is not used.
       rates: peak learning rates.
       assembler: of the phase. Likelihoods that it keeps are found again by a later call.
-      rungs: 1: all copies are trained to the end. Otherwise the training is cut into so many equal parts, and after
-        each but the last the half with the higher dev loss is stopped (successive halving, Jamieson and Talwalkar
+      rungs: 1: all copies are trained to the end. Otherwise the training is cut into this number of equal parts, and
+        after each but the last the half with the higher dev loss is stopped (successive halving, Jamieson and Talwalkar
         2016, arXiv 1502.07943).
     """
     return _Stack(run, rates, assembler).train(rungs)
@@ -113,7 +113,7 @@ class _Stack:
         return StackedResult(start_losses, list(every.values()), self._ledger, seconds, pairs)
 
     def _stop_diverged(self, every: Mapping[float, Copy], step: int, is_finite: np.ndarray) -> None:
-        """Ends the copies whose update was not finite: the others go on without them."""
+        """Stops the copies whose update was not finite; the others continue without them."""
         if is_finite.all():
             return
         for rate in [rate for rate, finite in zip(self._rates, is_finite, strict=True) if not finite]:

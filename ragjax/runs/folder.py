@@ -26,6 +26,7 @@ from ragjax.config import RunConfig
 from ragjax.errors import UserError, reason
 from ragjax.fields import differing_fields, flag_text
 from ragjax.files import read_json, read_json_object, take_lock, write_json
+from ragjax.paths import expanded
 from ragjax.runs.summary import Summary
 from ragjax.voice import is_first
 
@@ -44,6 +45,9 @@ class RunFolder:
     """Where each part of a run stands; nothing is made or read before it is asked for."""
 
     path: Path
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", Path(expanded(self.path)))
 
     @property
     def config_file(self) -> Path:
@@ -146,7 +150,7 @@ class RunFolder:
         learning_rates: peak rates by phase and model. Raises UserError where the file cannot be written.
         """
         content = {
-            "flags": dataclasses.asdict(record.config),
+            "flags": dataclasses.asdict(record.config.located()),
             "phases": record.phases,
             "learning_rates": learning_rates,
             "inputs": record.inputs,

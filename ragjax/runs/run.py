@@ -14,7 +14,8 @@ from ragjax.pipeline import Pipeline, build_pipeline, load_untrained_embedder, l
 from ragjax.pretrained import Embedder, Generator
 from ragjax.retrieval import Retrieval
 from ragjax.runs.asking import Answer, ask
-from ragjax.runs.folder import RunFolder, read_phases
+from ragjax.runs.folder import RunFolder, RunRecord, read_phases
+from ragjax.runs.summary import Summary
 from ragjax.voice import say
 
 # What a run is made from, in the order in which it is announced.
@@ -50,6 +51,11 @@ class Run:
     def variables(self) -> dict[str, Variables]:
         """Of the models that are loaded: {"embedder" | "generator": {collection: parameters}}."""
         return self.pipeline.variables
+
+    @property
+    def summary(self) -> Summary | None:
+        """Scores before and after training, costs, the retrieval; None where training has not come to its end."""
+        return self.files.read_summary()
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
@@ -116,21 +122,36 @@ def prepare(
 
 def _describe_data(dataset: Dataset) -> str:
     counts = f"{len(dataset.train)} / {len(dataset.dev)} / {len(dataset.test)} questions"
-    return f"{dataset.name}, {len(dataset.passages)} passages, {counts}, sha256 {dataset.sha256[:12]}"
+    note = f" ({dataset.note})" if dataset.note else ""
+    return f"{dataset.name}, {len(dataset.passages)} passages, {counts}{note}, sha256 {dataset.sha256[:12]}"
 
 
-def open_run(run_dir: str | Path, with_generator: bool = True) -> Run:
+def open_run(run_dir: str | Path, with_generator: bool = True, data: str | Path = "") -> Run:
     """The trained pipeline of a run folder, as its phases have kept it.
 
     with_generator: or the generator is not loaded, and the run can only retrieve.
+    data: the folder that has the run's data now, where they were moved.
 
     Raises:
       UserError: the folder holds no run, no checkpoint yet, or its models or data have changed since.
     """
     files = RunFolder(Path(run_dir))
     record = files.record()
-    run = prepare(record.config, check=files.check_inputs, with_generator=with_generator)
+    dataset = _data_of(record, files, data)
+    run = prepare(record.config, dataset, check=files.check_inputs, with_generator=with_generator)
     phases = read_phases(files, record.phases)
     for phase in phases:
         run = run.with_trained(jax.tree.map(jax.numpy.asarray, phase.trained))
     return dataclasses.replace(run, files=files, step=phases[-1].step if phases else 0)
+
+
+def _data_of(record: RunRecord, files: RunFolder, moved_to: str | Path) -> Dataset:
+    recorded = record.config.data
+    try:
+        return load_dataset(moved_to or recorded)
+    except UserError as error:
+        if moved_to or Path(recorded).exists():
+            raise
+        raise UserError(
+            f"the data of {files.path} are not at {recorded} any more: give --data the folder that has them now."
+        ) from error

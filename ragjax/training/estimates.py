@@ -9,7 +9,7 @@ from ragjax.training.strategies import STRATEGIES, Phase
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredPhase:
-    """What a phase has cost over so many questions, repetitions counted."""
+    """What a phase has cost, and on how many questions it trained, repetitions counted."""
 
     cost: Ledger
     questions: int

@@ -42,7 +42,7 @@ class LikelihoodCache:
         return self._records.lines
 
     def rewind(self, position: int) -> None:
-        """Forgets what was kept after `position`, so that a run which goes on from there repeats itself."""
+        """Forgets what was kept after `position`, so that a run that resumes there scores it again."""
         self._records.rewind(position)
 
     def score(

@@ -46,8 +46,8 @@ def _check_source(source: RunFolder, run: Run, phase: Phase) -> None:
     flag, record = f"{phase.name}_run", source.record()
     if phase.name not in record.phases or not source.is_finished:
         raise UserError(
-            f"--{flag}={source.path} is no finished run that tuned the {phase.name} by itself: finish it, or choose "
-            "another."
+            f"--{flag}={source.path} is not a finished run that trained the {phase.name} alone: finish it, or choose "
+            "another run."
         )
     source.check_inputs({phase.name: {"sha256": getattr(run, phase.name).source.sha256}})
     for name in _FLAGS[phase.name]:

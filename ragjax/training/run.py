@@ -1,12 +1,14 @@
 """A whole run: models and index, the table before, the strategy's phases, the table after, and summary.json.
 
-Every stage leaves its result in the run folder, and the same command on an unfinished run goes on behind the last
-one that is there.
+Every stage leaves its result in the run folder. The same command on an unfinished run continues after the last stage
+whose result is there.
 """
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ import jax.numpy as jnp
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger, peak_memory_bytes
 from ragjax.data.batches import round_up
+from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation import (
     METRICS,
     Measurement,
     before_after_table,
+    check_questions,
     cost_table,
     evaluate,
     paired_interval,
@@ -34,6 +38,7 @@ from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, describe_inp
 from ragjax.training.estimates import MeasuredPhase, strategy_costs
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.reuse import adopt, source_run
+from ragjax.training.signals import check_prompts, dev_questions, prompt_passages
 from ragjax.training.strategies import STRATEGIES, Phase, choose_strategy, phases_of
 from ragjax.version import __version__
 from ragjax.voice import say, warn
@@ -65,6 +70,7 @@ def train(config: RunConfig) -> Summary:
             _warn_of_idle_devices(config, phases)
             generates = config.decode != "none" or any(phase.signal.reads_answers for phase in phases)
             run = prepare(config, dataset, check=files.check_inputs, announced=INPUTS, with_generator=generates)
+            check_lengths(run, phases, evaluated_questions(run))
             summary = run_phases(run, phases)
         _print_summary(files, summary)
         return summary
@@ -82,9 +88,13 @@ def settle_strategy(config: RunConfig) -> tuple[str, Dataset | None]:
 
 def measure(run: Run, moment: str) -> Measurement:
     """Evaluates a run's models as they are; the predictions go into its folder under the moment's name."""
-    config = run.config
-    questions = getattr(run.dataset, config.eval_split)[: config.eval_limit or None]
-    return evaluate(run.pipeline, questions, run.files.measured(config.eval_split, moment), config)
+    path = run.files.measured(run.config.eval_split, moment)
+    return evaluate(run.pipeline, evaluated_questions(run), path, run.config)
+
+
+def evaluated_questions(run: Run) -> Sequence[Question]:
+    """What is asked before and after training."""
+    return getattr(run.dataset, run.config.eval_split)[: run.config.eval_limit or None]
 
 
 def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = None) -> Summary:
@@ -230,7 +240,6 @@ def _warn_of_idle_devices(config: RunConfig, phases: Sequence[Phase]) -> None:
 
 
 def _print_summary(files: RunFolder, summary: Summary) -> None:
-    folder = files.path
     say(f"\n{summary.strategy} ({summary.objective}), {summary.n} {summary.split} questions\n")
     say(before_after_table(summary.before, summary.after, summary.change_95))
     if skipped := summary.skipped_questions:
@@ -238,14 +247,34 @@ def _print_summary(files: RunFolder, summary: Summary) -> None:
     say(f"\n{cost_table(summary.cost)}")
     say("\nOne epoch of each strategy on these questions, by what this run has measured:\n")
     say(f"{strategy_table(summary.strategy_costs)}\n")
+    run_dir = f"--run_dir={shlex.quote(str(files.path))}"
     say("Next:")
-    say(f'  python -m ragjax.ask --run_dir={folder} "your question"')
-    say(f"  python -m ragjax.evaluate --run_dir={folder} --split=dev")
-    say(f"  python -m ragjax.export --run_dir={folder} --out=exported")
-    say(f"  tensorboard --logdir={files.events_folder}")
+    say(f'  python -m ragjax.ask {run_dir} "your question"')
+    say(f"  python -m ragjax.evaluate {run_dir} --split={summary.split}")
+    say(f"  python -m ragjax.export {run_dir} --out=exported")
+    # tensorboardX writes what this package, which nothing here needs, shows.
+    install = "" if find_spec("tensorboard") else "pip install tensorboard && "
+    say(f"  {install}python -m tensorboard.main --logdir={shlex.quote(str(files.events_folder))}")
 
 
 def _check_splits(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) -> None:
     for split, needed in ((config.eval_split, True), ("train", bool(phases))):
         if needed and not getattr(dataset, split):
             raise UserError(f"{dataset.folder} has no {split} questions: add {split}.jsonl to it.")
+    for phase in phases:
+        if phase.signal.reads_answers:
+            dataset.check_answers(f"the phase {phase.name}")
+    if config.decode != "none":
+        dataset.check_answers(f"--decode={config.decode}")
+
+
+def check_lengths(run: Run, phases: Sequence[Phase], asked: Sequence[Question]) -> None:
+    """Raises UserError, naming it, where a question that will be used is too long for the generator.
+
+    asked: questions to be answered, besides those that the phases learn from and are measured on.
+    """
+    config = run.config
+    if any(phase.signal.reads_answers for phase in phases):
+        for questions in (run.dataset.train, dev_questions(run)):
+            check_prompts(run.pipeline, questions, prompt_passages(config))
+    check_questions(run.pipeline, asked, config)

@@ -30,7 +30,7 @@ def question_order(count: int, batch_size: int, step: int, seed: int) -> np.ndar
 
 
 def total_steps(config: RunConfig, questions: int, batch_size: int) -> int:
-    """Optimizer steps of a phase over so many questions."""
+    """Optimizer steps of a phase that trains on this number of questions."""
     return config.max_steps or config.epochs * math.ceil(questions / batch_size)
 
 

@@ -24,7 +24,7 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(max_grad_norm: float, weight_decay: float) -> optax.GradientTransformation:
-    """AdamW without its rate (Loshchilov and Hutter 2017, arXiv 1711.05101), behind clipping by the model's norm."""
+    """AdamW without its rate (Loshchilov and Hutter 2017, arXiv 1711.05101), after clipping by the model's norm."""
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
         optax.scale_by_adam(),

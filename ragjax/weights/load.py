@@ -98,6 +98,8 @@ def load_params(
     leaves = traverse_util.flatten_dict(dict(abstract_params), sep="/")
     with ExitStack() as stack:
         stored, read = _open_gguf(source, config) if source.format == "gguf" else _open_safetensors(source, stack)
+        if method := tables.quantisation_of(entry.name for entry in stored):
+            raise UserError(tables.quantised_message(source.path, method))
         plan = plan_params(stored, table, leaves, source.path)
         for step in plan:
             if step.path is None:

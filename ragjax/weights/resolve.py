@@ -13,10 +13,11 @@ Notable choices
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from ragjax.errors import UserError, reason
 from ragjax.files import read_json_object, sha256_file
@@ -51,8 +52,24 @@ KNOWN_MODELS = (
     KnownModel("gte-base", "thenlper/gte-base", "bert"),
     KnownModel("multi-qa-mpnet", "sentence-transformers/multi-qa-mpnet-base-dot-v1", "mpnet"),
     KnownModel("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "llama"),
+    KnownModel("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "llama"),
+    KnownModel("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "llama"),
+    KnownModel("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "llama"),
     KnownModel("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", "llama"),
+    KnownModel("llama3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "llama"),
+    KnownModel("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "llama"),
+    KnownModel("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", "llama"),
     KnownModel("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.1", "mistral"),
+    KnownModel("mistral-7b-v0.2", "mistralai/Mistral-7B-Instruct-v0.2", "mistral"),
+    KnownModel("mistral-7b-v0.3", "mistralai/Mistral-7B-Instruct-v0.3", "mistral"),
+    KnownModel("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "qwen2"),
+    KnownModel("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "qwen2"),
+    KnownModel("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct", "qwen2"),
+    KnownModel("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "qwen2"),
+    KnownModel("qwen3-0.6b", "Qwen/Qwen3-0.6B", "qwen3"),
+    KnownModel("qwen3-1.7b", "Qwen/Qwen3-1.7B", "qwen3"),
+    KnownModel("qwen3-4b", "Qwen/Qwen3-4B", "qwen3"),
+    KnownModel("qwen3-8b", "Qwen/Qwen3-8B", "qwen3"),
 )
 
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -75,6 +92,10 @@ SHAPING_FILES = (
     "config_sentence_transformers.json",
     "[0-9]*_*/config.json",
 )
+_INDEX = "model.safetensors.index.json"
+_AUTO_GPTQ = "quantize_config.json"  # where AutoGPTQ's settings stood before config.json had them
+# What tells whether a model can be served, read before its weights are downloaded.
+_FIRST_FILES = ("config.json", _INDEX, _AUTO_GPTQ)
 HUB_IGNORED = (
     "consolidated*",
     "original/*",
@@ -145,7 +166,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
     Raises UserError when there are none, the index is unusable, or a file that it names is missing.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / _INDEX
     if single.is_file():
         return (single,)
     if not index.is_file():
@@ -160,6 +181,35 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         if not (folder / shard).is_file():
             raise UserError(f"{folder / shard} is missing, and {index.name} names it: download or copy it again")
     return tuple(folder / shard for shard in shards)
+
+
+def _check_settings(folder: Path, hub_name: str | None = None) -> None:
+    """Refuses a model type that is not supported, and weights that another tool has quantised."""
+    config = read_json_object(folder / "config.json")
+    tables.table_for(config.get("model_type"), hub_name or folder / "config.json")
+    method = _quantization_method(config)
+    if method is None and (folder / _INDEX).is_file():
+        names = read_json_object(folder / _INDEX).get("weight_map")
+        method = tables.quantisation_of(names if isinstance(names, Mapping) else ())
+    if method is None and (folder / _AUTO_GPTQ).is_file():
+        method = "gptq"
+    if method is not None:
+        raise UserError(tables.quantised_message(hub_name or folder, method))
+
+
+def _quantization_method(config: Mapping[str, Any]) -> str | None:
+    """What config.json says that quantised the weights, or None."""
+    for field in ("quantization_config", "compression_config", "quantization"):  # compressed-tensors' and MLX's own
+        settings = config.get(field)
+        if settings and not isinstance(settings, Mapping):
+            return str(settings)
+        if settings and settings.get("quant_method"):
+            return str(settings["quant_method"])
+        if settings and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+            return "bitsandbytes"
+        if settings:
+            return {"compression_config": "compressed-tensors", "quantization": "mlx"}.get(field, f"unnamed, {field}")
+    return None
 
 
 def _short_names() -> str:
@@ -183,6 +233,7 @@ def _from_folder(name: str, folder: Path, origin: str, weights_sha256: str | Non
         gguf_files = sorted(folder.glob("*.gguf"))
         mend = f"pass the file {gguf_files[0]} itself" if gguf_files else "pass a Hugging Face model folder"
         raise UserError(f"{folder} has no config.json: {mend}")
+    _check_settings(folder)
     files = weight_files(folder)
     weights_sha256 = weights_sha256 or (sha256_file(files[0]) if len(files) == 1 else _listing_sha256(folder, files))
     shaping = sorted({path for pattern in SHAPING_FILES for path in folder.glob(pattern) if path.is_file()})
@@ -194,8 +245,10 @@ def _from_gguf(name: str, path: Path, origin: str, sha256: str | None = None) ->
     from ragjax.weights import gguf  # reads its own package, which a safetensors model does not need
 
     kind = gguf.quantization(gguf.read_gguf(path))
-    sha256 = sha256 or sha256_file(path)  # one file holds everything
-    return ModelSource(name, path, "gguf", (path,), origin, sha256, sha256, kind)
+    files = gguf.part_files(path)
+    whole = len(files) == 1
+    sha256 = sha256 or (sha256_file(path) if whole else _listing_sha256(path.parent, files))  # they hold everything
+    return ModelSource(name, files[0], "gguf", files, origin, sha256, sha256, kind)
 
 
 def _listing_sha256(folder: Path, files: Sequence[Path]) -> str:
@@ -220,11 +273,21 @@ def _from_package(short: str) -> ModelSource | None:
 
 def _from_hub(name: str, hub_name: str) -> ModelSource:
     """The source in the hub's cache, downloaded when it is not there."""
-    folder = _snapshot(name, hub_name, ("config.json",))
+    folder = _snapshot(name, hub_name, _FIRST_FILES)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{hub_name} has no config.json on the hub: choose a repository that holds a whole model")
-    tables.table_for(read_json_object(folder / "config.json").get("model_type"), hub_name)
+        raise UserError(
+            f"{hub_name} has no config.json on the hub: choose a repository that holds a whole model, or download one "
+            "of its .gguf files and pass that"
+        )
+    _check_settings(folder, hub_name)
     folder = _snapshot(name, hub_name, HUB_FILES)
+    try:
+        weight_files(folder)
+    except UserError as error:
+        raise UserError(
+            f"the copy of {hub_name} in the hub's cache is incomplete ({error}): go online to download the rest, or "
+            "choose a repository with safetensors weights"
+        ) from error
     return _from_folder(name, folder, origin=f"hub {hub_name}@{folder.name[:8]}")
 
 
@@ -258,4 +321,6 @@ def _hub_failure(name: str, hub_name: str, error: Exception) -> str:
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return f"{tried}, and the hub has no model {hub_name}: {' or '.join(mends)}"
     mends.append("go online")
-    return f"{tried}, and {hub_name} could not be had from the hub or its cache ({reason(error)}): {' or '.join(mends)}"
+    return (
+        f"{tried}, and {hub_name} was found neither on the hub nor in its cache ({reason(error)}): {' or '.join(mends)}"
+    )

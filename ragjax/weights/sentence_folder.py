@@ -62,7 +62,7 @@ POOLING_SWITCHES = {
 }
 # What is followed, or refused by name, in each file.
 ENCODER_KEYS = ("max_seq_length", "do_lower_case", *_ONE_VALUE)
-TOKENIZER_KEYS = ("model_max_length", "truncation_side")
+TOKENIZER_KEYS = ("model_max_length", "max_len", "truncation_side")
 POOLING_KEYS = (*POOLING_SWITCHES, "pooling_mode", "include_prompt")
 NORMALIZE_KEYS = ("module_input_name", "module_output_name")
 PROMPT_KEYS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "model_type")
@@ -231,9 +231,9 @@ def _check_encoder(path: Path, content: Mapping[str, Any]) -> None:
 def _longest_text(path: Path, content: Mapping[str, Any], tokenizer: Mapping[str, Any], longest: int) -> int:
     """The encoder's own number, else the tokenizer's, and never more than there are positions for."""
     found, key = content.get("max_seq_length"), "max_seq_length"
-    if found is None:
-        found, key = tokenizer.get("model_max_length"), "model_max_length"
-        path = path.with_name("tokenizer_config.json")
+    for name in ("model_max_length", "max_len"):  # the latter before 2020
+        if found is None:
+            found, key, path = tokenizer.get(name), name, path.with_name("tokenizer_config.json")
     if found is None:
         return longest
     if isinstance(found, bool) or not isinstance(found, int | float) or not found >= _SHORTEST:
@@ -274,7 +274,7 @@ def _read_pooling(path: Path) -> tuple[str, bool]:
 
 def _check_similarity(path: Path, content: Mapping[str, Any], normalised: bool) -> list[str]:
     """Sentences about what is done otherwise. Raises UserError for a kind of model or of vector that is no such one."""
-    kind = content.get("model_type", "SentenceTransformer")
+    kind = content.get("model_type") or "SentenceTransformer"
     if kind != "SentenceTransformer":
         raise UserError(f"{path} has model_type = {kind!r}, but only SentenceTransformer is supported")
     if content.get("truncate_dim") is not None:

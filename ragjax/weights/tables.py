@@ -15,6 +15,7 @@ Notable choices
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,13 +87,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class GgufRow:
-    """A GGUF tensor name, the Hugging Face name of the same parameter, and whose rotary layout must be
+    """A GGUF tensor name, the Hugging Face name of the same parameter, and whose rotary layout may have to be
     undone.
     """
 
     gguf: str
     hf: str
-    heads: str | None = None  # config field with the number of heads whose rows GGUF reorders
+    heads: str | None = None  # config field with the number of heads whose rows GGUF reorders in a LLaMA
 
     @cached_property
     def pattern(self) -> re.Pattern:
@@ -176,6 +177,8 @@ LLAMA = Table(
         *_linear(f"{_LLAMA_LAYER}.self_attn.k_proj", "layers/self_attn/k_proj", bias=True),
         *_linear(f"{_LLAMA_LAYER}.self_attn.v_proj", "layers/self_attn/v_proj", bias=True),
         *_linear(f"{_LLAMA_LAYER}.self_attn.o_proj", "layers/self_attn/o_proj", bias=True),
+        Row(f"{_LLAMA_LAYER}.self_attn.q_norm.weight", "layers/self_attn/q_norm/scale"),
+        Row(f"{_LLAMA_LAYER}.self_attn.k_norm.weight", "layers/self_attn/k_norm/scale"),
         *_linear(f"{_LLAMA_LAYER}.mlp.gate_proj", "layers/mlp/gate_proj", bias=True),
         *_linear(f"{_LLAMA_LAYER}.mlp.up_proj", "layers/mlp/up_proj", bias=True),
         *_linear(f"{_LLAMA_LAYER}.mlp.down_proj", "layers/mlp/down_proj", bias=True),
@@ -188,19 +191,37 @@ LLAMA = Table(
 )
 
 # Keys: config.json's model_type.
-TABLES: dict[str, Table] = {"bert": BERT, "mpnet": MPNET, "llama": LLAMA, "mistral": LLAMA}
+TABLES: dict[str, Table] = {
+    "bert": BERT,
+    "mpnet": MPNET,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+}
+
+_GGUF_PARTS = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GGUF_HEADS = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 
 GGUF_LLAMA: tuple[GgufRow, ...] = (
     GgufRow("token_embd.weight", "model.embed_tokens.weight"),
-    GgufRow("blk.{layer}.attn_norm.weight", f"{_LLAMA_LAYER}.input_layernorm.weight"),
-    GgufRow("blk.{layer}.ffn_norm.weight", f"{_LLAMA_LAYER}.post_attention_layernorm.weight"),
-    GgufRow("blk.{layer}.attn_q.weight", f"{_LLAMA_LAYER}.self_attn.q_proj.weight", heads="num_attention_heads"),
-    GgufRow("blk.{layer}.attn_k.weight", f"{_LLAMA_LAYER}.self_attn.k_proj.weight", heads="num_key_value_heads"),
-    GgufRow("blk.{layer}.attn_v.weight", f"{_LLAMA_LAYER}.self_attn.v_proj.weight"),
-    GgufRow("blk.{layer}.attn_output.weight", f"{_LLAMA_LAYER}.self_attn.o_proj.weight"),
-    GgufRow("blk.{layer}.ffn_gate.weight", f"{_LLAMA_LAYER}.mlp.gate_proj.weight"),
-    GgufRow("blk.{layer}.ffn_up.weight", f"{_LLAMA_LAYER}.mlp.up_proj.weight"),
-    GgufRow("blk.{layer}.ffn_down.weight", f"{_LLAMA_LAYER}.mlp.down_proj.weight"),
+    *(
+        GgufRow(f"blk.{{layer}}.{part}.{kind}", f"{_LLAMA_LAYER}.{hf}.{kind}", _GGUF_HEADS.get(part))
+        for part, hf in _GGUF_PARTS.items()
+        for kind in (("weight",) if part.endswith("norm") else ("weight", "bias"))
+    ),
     GgufRow("output_norm.weight", "model.norm.weight"),
     GgufRow("output.weight", "lm_head.weight"),
 )
@@ -215,3 +236,30 @@ def table_for(model_type: str, where: object) -> Table:
             "choose another model"
         )
     return TABLES[model_type]
+
+
+# How the tensors of quantised weights are called, the most telling first.
+_QUANTISED_NAMES = (
+    (r".+\.quant_state\.bitsandbytes__\w+|.+\.(absmax|SCB)", "bitsandbytes"),
+    (r".+\.g_idx", "gptq"),
+    (r".+\.qweight|.+\.qzeros", "gptq or awq"),
+    (r".+\.weight_packed", "compressed-tensors"),
+    (r".+\.weight_scale(_inv|_2)?|.+\.input_scale", "fp8"),
+)
+
+
+def quantisation_of(names: Iterable[str]) -> str | None:
+    """What quantised the weights whose parameters have these names, or None for plain ones."""
+    names = list(names)
+    for pattern, method in _QUANTISED_NAMES:
+        if any(re.fullmatch(pattern, name) for name in names):
+            return method
+    return None
+
+
+def quantised_message(where: object, method: str) -> str:
+    """Why weights that another tool has quantised are refused."""
+    return (
+        f"{where}: these weights are quantised ({method}), which is not read: choose the model before quantisation, "
+        "with --quantize=nf4 where memory is short, or a .gguf file of it"
+    )

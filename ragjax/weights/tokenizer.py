@@ -6,18 +6,22 @@ Notable choices
   `tokenizer(piece, split_special_tokens=False)`.
 - The truncation and padding stored in tokenizer.json are dropped: callers say how long, and masks come from
   lengths.
+- Special tokens may lie beyond the model's vocabulary, as many fine-tunes add a padding token there: text never becomes
+  one, and ragjax pads by length. Roles that are fed, and tokens that text can become, may not.
+- How text is cut is tokenizer.json's to say. tokenizer_config.json gives roles, tokens that tokenizer.json lacks,
+  whether a first and a last token are put around a text, and the chat template.
 - `eos_token_id` is the one token that ends an answer in training, so it is always one at which generation
   stops.
 - transformers takes a second to import and is imported in the functions that need it.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, processors
 
 from ragjax.errors import UserError, reason
 from ragjax.files import read_json_object
@@ -29,13 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_GGUF_SPECIAL = {
-    "bos_token": "tokenizer.ggml.bos_token_id",
-    "eos_token": "tokenizer.ggml.eos_token_id",
-    "unk_token": "tokenizer.ggml.unknown_token_id",
-    "pad_token": "tokenizer.ggml.padding_token_id",
-}
-_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+_AROUND = {"add_bos_token": "bos_token", "add_eos_token": "eos_token"}
 
 
 def load_tokenizer(source: ModelSource, config: Mapping[str, Any] | None = None) -> "PreTrainedTokenizerFast":
@@ -46,31 +44,63 @@ def load_tokenizer(source: ModelSource, config: Mapping[str, Any] | None = None)
     vocabulary, or a GGUF file splits text in a way that is not supported.
     """
     config = read_config(source) if config is None else config
-    backend, settings = (
-        _from_gguf(source.path) if source.format == "gguf" else _from_folder(source.path, config["model_type"])
-    )
+    if source.format == "gguf":
+        from ragjax.weights import gguf_tokenizer
+
+        backend, settings = gguf_tokenizer.read_tokenizer(source.path)
+    else:
+        backend, settings = _from_folder(source, config["model_type"])
     backend.no_truncation()
     backend.no_padding()
-    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
-    if largest >= config["vocab_size"]:
-        raise UserError(
-            f"the tokenizer in {source.path} has the token id {largest}, but the model's vocabulary ends at "
-            f"{config['vocab_size'] - 1}: use the tokenizer that belongs to this model"
-        )
+    _surround(backend, settings)
     settings["eos_token"] = _end_token(backend, settings.get("eos_token"), config, source.path)
-    for role in _SPECIAL:
-        token = settings.get(role)
-        if token is not None and backend.token_to_id(token) is None:  # transformers would add it behind the vocabulary
-            raise UserError(
-                f"{source.path}: the {role} {token!r} is not in the tokenizer's vocabulary: use the "
-                "tokenizer that belongs to this model"
-            )
+    _check_vocabulary(backend, settings, config["vocab_size"], source.path)
     with _no_advice():
         from transformers import PreTrainedTokenizerFast
     settings = {name: value for name, value in settings.items() if value is not None}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, split_special_tokens=True, clean_up_tokenization_spaces=False, **settings
     )
+
+
+def _surround(backend: Tokenizer, settings: dict[str, Any]) -> None:
+    """Makes the default encoding put a first and a last token around a text where the settings say so or say not.
+
+    What they say replaces what tokenizer.json does, as in transformers.
+    """
+    wishes = {name: settings.pop(name, None) for name in _AROUND}
+    if all(wish is None for wish in wishes.values()):
+        return
+    first, last = (settings.get(role) if wishes[name] else None for name, role in _AROUND.items())
+    pieces = [
+        token for token in (first, "$A", last) if token == "$A" or (token and backend.token_to_id(token) is not None)
+    ]
+    ids = {token: backend.token_to_id(token) for token in pieces if token != "$A"}
+    backend.post_processor = processors.TemplateProcessing(single=pieces, special_tokens=list(ids.items()))
+
+
+def _check_vocabulary(backend: Tokenizer, settings: dict[str, Any], size: int, where: Path) -> None:
+    """Refuses ids beyond the model's vocabulary that could be fed, and takes back a padding token beyond it."""
+    added = backend.get_added_tokens_decoder()
+    specials = {token.content for token in added.values() if token.special}
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    largest = max((index for token, index in vocabulary.items() if token not in specials), default=-1)
+    largest = max(largest, *backend.encode("a").ids, -1)
+    if largest >= size:
+        raise UserError(
+            f"the tokenizer in {where} has the token id {largest}, but the model's vocabulary ends at {size - 1}: use "
+            "the tokenizer that belongs to this model"
+        )
+    for role in _SPECIAL:
+        token = settings.get(role)
+        if token is None or vocabulary.get(token, size) < size:
+            continue
+        if role != "pad_token":
+            raise UserError(
+                f"{where}: the {role} {token!r} is not in the tokenizer's vocabulary, or beyond the model's: use the "
+                "tokenizer that belongs to this model"
+            )
+        settings[role] = None
 
 
 @contextmanager
@@ -101,14 +131,16 @@ def _end_token(backend: Tokenizer, own: str | None, config: Mapping[str, Any], w
     return backend.id_to_token(ends[0])
 
 
-def _from_folder(folder: Path, model_type: str) -> tuple[Tokenizer, dict[str, Any]]:
+def _from_folder(source: ModelSource, model_type: str) -> tuple[Tokenizer, dict[str, Any]]:
+    folder = source.path
     settings, config = _folder_settings(folder)
     path = folder / "tokenizer.json"
     if not path.is_file() and (folder / "vocab.txt").is_file() and model_type in wordpiece.MODEL_TYPES:
         backend, specials = wordpiece.from_vocabulary(folder, model_type, config, settings)
         return backend, settings | specials
     if not path.is_file():
-        raise UserError(f"{folder} has no tokenizer.json: add the one that belongs to this model")
+        mend = "go online to download the rest" if source.origin.startswith("hub") else "add the one of this model"
+        raise UserError(f"{folder} has no tokenizer.json: {mend}")
     read_json_object(path)  # its errors name the file; what follows is about the content
     try:
         backend = Tokenizer.from_file(str(path))
@@ -116,7 +148,14 @@ def _from_folder(folder: Path, model_type: str) -> tuple[Tokenizer, dict[str, An
         raise UserError(f"{path} is not a tokenizer ({reason(error)}): download or copy it again") from error
     if wordpiece.is_wordpiece(model_type, config):
         wordpiece.follow_settings(backend, config, folder / "tokenizer_config.json")
-    return backend, settings
+    try:
+        _add_missing(backend, config, {token for role, token in settings.items() if role in _SPECIAL}, folder)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: added_tokens_decoder of tokenizer_config.json, or added_tokens.json, is damaged "
+            f"({reason(error)}): download or copy it again"
+        ) from error
+    return backend, settings | {name: config[name] for name in _AROUND if config.get(name) is not None}
 
 
 def _folder_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -135,52 +174,30 @@ def _folder_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return settings, content
 
 
+def _add_missing(backend: Tokenizer, config: Mapping[str, Any], roles: Set[str], folder: Path) -> None:
+    """Adds the tokens that only tokenizer_config.json or added_tokens.json has, with the ids that they give.
+
+    The latter does not say which are special: those with a role are.
+    """
+    path = folder / "added_tokens.json"
+    older = read_json_object(path) if path.is_file() else {}
+    tokens = {index: AddedToken(text, special=text in roles, normalized=False) for text, index in older.items()}
+    for index, token in (config.get("added_tokens_decoder") or {}).items():
+        options = {name: bool(token.get(name)) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
+        tokens[int(index)] = AddedToken(token["content"], **options)
+    for index, token in sorted(tokens.items()):
+        if backend.token_to_id(token.content) is None:
+            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+            if backend.token_to_id(token.content) != index:
+                raise UserError(
+                    f"{folder}: tokenizer_config.json or added_tokens.json gives {token.content!r} the id {index}, "
+                    "which tokenizer.json leaves no room for: use the tokenizer that belongs to this model"
+                )
+
+
 def _text(token: str | dict[str, Any]) -> str:
     return token["content"] if isinstance(token, dict) else token
 
 
 def _template(template: str | list[dict[str, str]]) -> str | dict[str, str]:
     return template if isinstance(template, str) else {entry["name"]: entry["template"] for entry in template}
-
-
-def _from_gguf(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    from ragjax.weights import gguf
-
-    metadata = gguf.read_gguf(path).metadata
-    kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if (kind, split) != ("gpt2", "smollm"):
-        raise UserError(
-            f"{path}: its tokenizer (tokenizer.ggml.model {kind!r}, tokenizer.ggml.pre {split!r}) is not "
-            "supported, only 'gpt2' with 'smollm' is: use the model's Hugging Face folder, which has a "
-            "tokenizer.json"
-        )
-    try:
-        tokens = metadata["tokenizer.ggml.tokens"]
-        merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-        backend = smollm_backend(tokens, merges, metadata["tokenizer.ggml.token_type"])
-        settings = {role: tokens[metadata[key]] for role, key in _GGUF_SPECIAL.items() if key in metadata}
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise UserError(
-            f"{path}: its tokenizer data are incomplete or damaged ({reason(error)}): download or copy the file again"
-        ) from error
-    for name in ("add_bos_token", "add_eos_token"):
-        if metadata.get(f"tokenizer.ggml.{name}"):
-            settings[name] = True
-    return backend, settings | {"chat_template": metadata.get("tokenizer.chat_template")}
-
-
-def smollm_backend(tokens: list[str], merges: list[tuple[str, str]], kinds: list[int]) -> Tokenizer:
-    """SmolLM's byte-level BPE: digits stand alone, then GPT-2's split; a byte that the vocabulary lacks vanishes.
-
-    Args: `tokens` by id, in GPT-2's byte spelling; `merges`, best first; `kinds`, GGUF's token_type of each token.
-    """
-    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    backend.post_processor = processors.ByteLevel(trim_offsets=True)
-    backend.decoder = decoders.ByteLevel()
-    typed = list(zip(tokens, kinds, strict=True))
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, kind in typed if kind == _CONTROL])
-    backend.add_tokens([AddedToken(t, normalized=False) for t, kind in typed if kind == _USER_DEFINED])
-    return backend

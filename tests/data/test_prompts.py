@@ -1,5 +1,7 @@
 """Prompts joined from pieces equal the tokenised whole, keep special-token strings plain, and are cut where allowed."""
 
+import copy
+
 import pytest
 
 from ragjax.data.prompts import INSTRUCTION, PromptBuilder, default_prefix, prompt_text
@@ -194,7 +196,12 @@ class Wrapped:
         ids = self.tokenizer(text, add_special_tokens=False, **settings)["input_ids"]
         return {"input_ids": [*(self.prefix if add_special_tokens else []), *ids]}
 
-    def apply_chat_template(self, turns, tokenize, add_generation_prompt):
+    chat_template = "its own"
+
+    def get_chat_template(self):
+        return self.chat_template
+
+    def apply_chat_template(self, turns, chat_template, tokenize, add_generation_prompt, enable_thinking):
         assert [turn["role"] for turn in turns] == ["user"] and not tokenize and add_generation_prompt
         return f"<|im_start|>user\n{turns[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -225,6 +232,63 @@ def test_chat_style_wraps_the_same_prompt(tiny, templates_by):
     assert chat.prompt(PASSAGES, QUESTIONS[0], 0).ids == [*before, *inner, *after]
     passages = sum(len(chat.passage(passage)) for passage in PASSAGES)
     assert chat.frame_length(QUESTIONS[0], 5) == len([*before, *inner, *after]) - passages
+
+
+def chat_head(folder_tokenizer, template, **settings):
+    """What stands before the instruction under a chat template."""
+    pytest.importorskip("jinja2", reason="transformers fills chat templates with jinja2, which is not installed")
+    tokenizer = copy.deepcopy(folder_tokenizer)
+    tokenizer.chat_template = template
+    head = PromptBuilder(tokenizer, EOS, WIDE, WIDE, style="chat", **settings).prompt(PASSAGES[:1], "?", 0)
+    return tokenizer.decode(head).partition(INSTRUCTION)[0]
+
+
+ASK = "{{ messages[0]['content'] }}"
+LLAMA32 = (
+    "{% if strftime_now is defined %}{% set day = strftime_now( '%d %b %Y' ) %}{% else %}{% set day = '?' %}{% endif %}"
+    "Today: {{ day }} {{ messages[0]['content'] | trim }}"
+)
+QWEN3 = ASK + "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+
+
+def test_a_templates_day_is_always_the_same(tiny):
+    assert chat_head(tiny, LLAMA32) == "Today: 26 Jul 2024 "
+    assert chat_head(tiny, '{{ strftime_now("%Y-%m") }}' + ASK) == "2024-07"
+
+
+def test_a_template_that_can_reason_is_asked_not_to(tiny):
+    pytest.importorskip("jinja2", reason="transformers fills chat templates with jinja2, which is not installed")
+    tokenizer = copy.deepcopy(tiny)
+    tokenizer.chat_template = QWEN3
+    prompt = PromptBuilder(tokenizer, EOS, WIDE, WIDE, style="chat").prompt(PASSAGES[:1], "?", 0)
+    assert tokenizer.decode(prompt).endswith("<think></think>")
+
+
+def test_the_default_one_of_several_templates_is_taken(tiny):
+    assert chat_head(tiny, {"tool_use": "tools " + ASK, "default": "talk " + ASK}) == "talk "
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "has no chat template"),
+        ("{{ raise_exception('Only with a system turn') }}", "chat template fails (Only with a system turn)"),
+        ("{{ messages[0]['content'", "chat template fails (unexpected end of template"),
+        ("{{ messages[1]['content'] }}", "chat template fails ("),
+        ({"tool_use": "A"}, "chat template fails ("),
+        ("system only", "shows a message 0 times"),
+        (ASK + ASK, "shows a message 2 times"),
+        ("{% set f = '%d' %}{{ strftime_now(f) }}" + ASK, "depend on the day"),
+        ("<|im_start|>" + ASK, "uses the token '<|im_start|>', id 1, but the model's vocabulary ends at 0"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_one_sentence(tiny, template, words):
+    with pytest.raises(UserError) as error:
+        chat_head(tiny, template, vocab_size=1)
+    message = str(error.value)
+    assert words in message
+    assert "--prompt=paper" in message
+    assert "\n" not in message
 
 
 def test_an_unknown_style_is_an_error(tiny):

@@ -13,24 +13,25 @@ import pytest
 from ragjax.config import QUANTIZE, REMAT
 from ragjax.costs import ModelSize, forward_flops, train_flops
 from ragjax.errors import UserError
-from ragjax.models.decoder import Decoder, DecoderConfig, Llama3Rope, empty_slots, for_decoding, unstack
+from ragjax.models.decoder import Decoder, empty_slots, for_decoding, unstack
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.layers import Projection
 from ragjax.models.lora import LoraConfig
 from ragjax.models.quantize import dequantize, quantize
+from ragjax.models.rope import DynamicRope, LinearRope, Llama3Rope, RopeScaling, YarnRope
 from ragjax.pretrained import abstract_decoder
 from tests.tiny_modules import DECODER, random_variables, tiny_decoder
 
 LORA = LoraConfig(rank=3, alpha=6.0)
+QWEN = {"qk_norm": True, "qkv_bias": True}  # everything that a layer can have
 
 
 def reference_hidden(config: DecoderConfig, params, tokens) -> np.ndarray:
     """States [S, D] of one unpadded text in float64: one token and one head at a time."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    frequencies = [config.rope_theta ** (-i / width) for i in range(0, width, 2)]
-    if config.rope_scaling:
-        frequencies = [llama3_frequency(config.rope_scaling, frequency) for frequency in frequencies]
-    frequencies = np.array(frequencies)
+    frequencies = reference_frequencies(config, len(tokens))
+    sharpened = 1.3 if isinstance(config.rope_scaling, YarnRope) else 1.0
     window = config.sliding_window or len(tokens)
 
     def project(part, name, x):
@@ -41,17 +42,21 @@ def reference_hidden(config: DecoderConfig, params, tokens) -> np.ndarray:
 
     def turn(vector, position):
         turned = (vector[: width // 2] + 1j * vector[width // 2 :]) * np.exp(1j * position * frequencies)
-        return np.concatenate([turned.real, turned.imag])
+        return np.concatenate([turned.real, turned.imag]) * sharpened
+
+    def heads_of(part, name, x, count):
+        vectors = project(part, f"{name}_proj", x).reshape(count, width)
+        return np.stack([norm(v, part[f"{name}_norm"]["scale"]) for v in vectors]) if config.qk_norm else vectors
 
     states = [params["embed_tokens"]["embedding"][token] for token in tokens]
     for layer in range(config.num_hidden_layers):
         weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["layers"])
         attention, mlp = weights["self_attn"], weights["mlp"]
         normed = [norm(x, weights["input_layernorm"]["scale"]) for x in states]
-        keys = [project(attention, "k_proj", x).reshape(groups, width) for x in normed]
+        keys = [heads_of(attention, "k", x, groups) for x in normed]
         values = [project(attention, "v_proj", x).reshape(groups, width) for x in normed]
         for s, x in enumerate(normed):
-            queries, mixed = project(attention, "q_proj", x).reshape(heads, width), []
+            queries, mixed = heads_of(attention, "q", x, heads), []
             for head in range(heads):
                 group = head // (heads // groups)
                 query = turn(queries[head], s)
@@ -67,6 +72,36 @@ def reference_hidden(config: DecoderConfig, params, tokens) -> np.ndarray:
             up = project(mlp, "up_proj", normed_x)
             states[s] = x + project(mlp, "down_proj", gate / (1 + np.exp(-gate)) * up)
     return np.stack([norm(x, params["norm"]["scale"]) for x in states])
+
+
+def reference_frequencies(config: DecoderConfig, length: int) -> np.ndarray:
+    """Pair by pair, for a text of `length` tokens."""
+    scaling, theta, width = config.rope_scaling, config.rope_theta, config.head_dim
+    if isinstance(scaling, DynamicRope):
+        stretch = max(length, scaling.max_position_embeddings) / scaling.max_position_embeddings
+        theta *= (scaling.factor * stretch - scaling.factor + 1) ** (width / (width - 2))
+    frequencies = [theta ** (-i / width) for i in range(0, width, 2)]
+    if isinstance(scaling, LinearRope):
+        frequencies = [frequency / scaling.factor for frequency in frequencies]
+    if isinstance(scaling, YarnRope):
+        frequencies = [yarn_frequency(scaling, theta, width, pair) for pair in range(width // 2)]
+    if isinstance(scaling, Llama3Rope):
+        frequencies = [llama3_frequency(scaling, frequency) for frequency in frequencies]
+    return np.array(frequencies)
+
+
+def yarn_frequency(scaling: YarnRope, theta: float, width: int, pair: int) -> float:
+    """The paper's gamma, by the number of the pair between the last kept and the first divided one."""
+    frequency = theta ** (-2 * pair / width)
+    first = math.floor(width / 2 * math.log(scaling.original_max_position_embeddings / 2 / math.pi / 2.0, theta))
+    last = math.ceil(width / 2 * math.log(scaling.original_max_position_embeddings / 2 / math.pi / 0.25, theta))
+    assert (first, last) == (1, 4)  # or the case would not have all three kinds of pairs
+    if pair <= first:
+        return frequency
+    if pair >= last:
+        return frequency / scaling.factor
+    share = (pair - first) / (last - first)
+    return frequency * (1 - share) + frequency / scaling.factor * share
 
 
 def llama3_frequency(scaling: Llama3Rope, frequency: float) -> float:
@@ -118,6 +153,15 @@ def close(got, expected, tolerance=1e-5):
         {"sliding_window": 9},
         # Of head_dim 12 and theta 100, waves of 6.3 to 292 tokens: one stays, three are mixed, two are slowed.
         {"rope_scaling": Llama3Rope(8.0, 0.3, 2.0, 14), "rope_theta": 100.0, "head_dim": 12},
+        {"rope_scaling": LinearRope(4.0)},
+        {
+            "rope_scaling": DynamicRope(4.0, 6),
+            "head_dim": 6,
+            "num_attention_heads": 2,
+        },  # one row is longer, two are not
+        {"rope_scaling": YarnRope(8.0, 30, 1.3, 2.0, 0.25), "rope_theta": 100.0, "head_dim": 12},
+        {"qkv_bias": True},
+        {"qk_norm": True, "head_dim": 6},
     ],
     ids=str,
 )
@@ -164,11 +208,23 @@ def test_full_logits_join_the_two():
 
 
 @pytest.mark.parametrize("is_laid_out", [False, True], ids=["stacked", "for_decoding"])
-@pytest.mark.parametrize("window", [None, 1, 3, 6])
-def test_branches_that_go_on_from_prompts_equal_uncached(window, is_laid_out):
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"sliding_window": 1},
+        {"sliding_window": 3},
+        {"sliding_window": 6},
+        {"qk_norm": True, "qkv_bias": True, "head_dim": 6},
+        {"rope_scaling": YarnRope(8.0, 30, 1.3, 2.0, 0.25), "rope_theta": 100.0, "head_dim": 12},
+        {"rope_scaling": DynamicRope(4.0, 9)},  # as long as prompt and branch
+    ],
+    ids=str,
+)
+def test_branches_that_go_on_from_prompts_equal_uncached(variant, is_laid_out):
     """Prompts of two lengths, each with two branches of three tokens, fed one token a time and then two at once; the
     second branch takes its first token over from the first one."""
-    module, variables = tiny_decoder(sliding_window=window)
+    module, variables = tiny_decoder(**variant)
     prompts, new = texts(6, 4), np.array([texts(3, 3, seed=1), texts(3, 3, seed=2)])  # new: [row, branch, step]
     new[:, 1, 0] = new[:, 0, 0]
     uncached = [
@@ -207,7 +263,7 @@ def test_scanned_unrolled_and_rematerialised_agree():
     weights = np.random.default_rng(1).normal(size=(2, 12, 16)) * (rows[1] > 0)[..., None]
     results = {}
     for scan, remat in ((s, r) for r in REMAT for s in (True, False)):
-        module, variables = tiny_decoder(scan_layers=scan, remat=remat, lora=LORA)
+        module, variables = tiny_decoder(scan_layers=scan, remat=remat, lora=LORA, **QWEN)
         loss = jax.jit(jax.value_and_grad(lambda v, m=module: jnp.sum(weights * m.apply(v, *rows))))
         results[scan, remat] = loss(variables)
     value, gradient = results.pop((True, "none"))
@@ -221,7 +277,7 @@ def test_scanned_unrolled_and_rematerialised_agree():
 @pytest.mark.parametrize(("kind", "remat"), list(zip(QUANTIZE, ("none", "partial"), strict=True)))
 def test_a_quantised_base_equals_the_dequantised_one(kind, remat):
     """States and the adapters' gradients; the base itself is moved by rounding, so that the test compares something."""
-    module, variables = tiny_decoder(lora=LORA, remat=remat)
+    module, variables = tiny_decoder(lora=LORA, remat=remat, **QWEN)
     quantised = Decoder(dataclasses.replace(module.config, quantize=kind))
 
     def is_kernel(path):
@@ -291,7 +347,7 @@ def test_a_fresh_adapter_is_the_base_model():
 def test_merged_weights_equal_the_adapter(targets):
     """W + (alpha / r) A B in each targeted projection."""
     config = dataclasses.replace(LORA, alpha=7.5, targets=targets)
-    module, variables = tiny_decoder(lora=config)
+    module, variables = tiny_decoder(lora=config, **QWEN)
     rows = padded_rows(texts(9, 5), 12)
     adapted = {path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(variables["lora"])}
     assert adapted == set(targets)
@@ -454,12 +510,95 @@ def test_both_spellings_of_config_are_read():
     assert (config.rope_theta, config.head_dim, config.tie_word_embeddings, config.remat) == (5e5, 4, True, "full")
 
 
-def test_defaults_of_config():
-    config = DecoderConfig.from_hf(
-        changed(OLD, num_key_value_heads="absent", rope_theta="absent", tie_word_embeddings="absent", head_dim=6)
-    )
-    assert (config.num_key_value_heads, config.rope_theta, config.head_dim) == (4, 10000.0, 6)
-    assert config.tie_word_embeddings is False
+LINEAR = {"type": "linear", "factor": 2.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def test_what_a_config_leaves_out_is_what_transformers_takes():
+    """Of a config.json with nothing but its type: the numbers of transformers' own configuration classes."""
+    named = ("vocab_size", "intermediate_size", "num_key_value_heads", "head_dim", "max_position_embeddings")
+    for model_type, numbers in {
+        "llama": (32000, 11008, 32, 128, 2048),
+        "mistral": (32000, 14336, 8, 128, 131072),
+        "qwen2": (151936, 22016, 32, 128, 32768),
+        "qwen3": (151936, 22016, 32, 128, 32768),
+    }.items():
+        for config in ({"model_type": model_type}, {"model_type": model_type, "rms_norm_eps": None, "head_dim": None}):
+            read = DecoderConfig.from_hf(config)
+            assert tuple(getattr(read, name) for name in named) == numbers
+            assert (read.hidden_size, read.num_hidden_layers, read.num_attention_heads) == (4096, 32, 32)
+            assert (read.rms_norm_eps, read.rope_theta, read.tie_word_embeddings) == (1e-6, 10000.0, False)
+            assert read.rope_scaling == RopeScaling()
+
+
+def test_heads_that_a_config_leaves_out_follow_from_the_others():
+    small = changed(OLD, num_key_value_heads="absent")
+    assert DecoderConfig.from_hf(small).num_key_value_heads == 4
+    assert DecoderConfig.from_hf(small | {"model_type": "qwen2", "num_key_value_heads": None}).num_key_value_heads == 4
+    assert DecoderConfig.from_hf(small | {"model_type": "qwen2", "num_key_value_heads": 2}).head_dim == 4
+    assert DecoderConfig.from_hf(small | {"model_type": "qwen3", "num_key_value_heads": 2}).head_dim == 128
+
+
+def test_biases_and_norms_are_those_of_the_model_type():
+    """What transformers does not read for a type is not read here: Mistral and Qwen2 take no attention_bias."""
+    found = {}
+    for model_type in ("llama", "mistral", "qwen2", "qwen3"):
+        read = DecoderConfig.from_hf(OLD | {"model_type": model_type, "attention_bias": True, "mlp_bias": True})
+        found[model_type] = (read.attention_bias, read.qkv_bias, read.qk_norm, read.mlp_bias)
+    assert found == {
+        "llama": (True, False, False, True),
+        "mistral": (False, False, False, False),
+        "qwen2": (False, True, False, False),
+        "qwen3": (True, False, True, False),
+    }
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({}, None),
+        ({"sliding_window": 8}, None),
+        ({"sliding_window": 8, "use_sliding_window": False}, None),
+        ({"sliding_window": 8, "use_sliding_window": True}, None),  # from the 29th layer on
+        ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2}, None),
+        ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, 8),
+        ({"sliding_window": None, "use_sliding_window": True, "max_window_layers": 0}, None),
+        ({"use_sliding_window": True, "max_window_layers": 0}, 4096),
+        ({"sliding_window": 8, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, 8),
+        ({"sliding_window": 8, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, None),
+    ],
+)
+def test_a_qwen_has_a_window_where_all_its_layers_do(model_type, changes, window):
+    assert DecoderConfig.from_hf(OLD | {"model_type": model_type} | changes).sliding_window == window
+
+
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_every_scaling_is_read_in_both_spellings(field, key):
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 64, "finetuned": True}
+    deepseek = yarn | {"mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 16, "beta_slow": 2, "truncate": False}
+    whole, half = 0.1 * math.log(4) + 1, 0.05 * math.log(4) + 1
+    for given, expected in (
+        ({key: "default"}, RopeScaling()),
+        ({key: "linear", "factor": 2}, LinearRope(2.0)),
+        ({key: "dynamic", "factor": 2.0}, DynamicRope(2.0, 256)),
+        ({key: "yarn", **yarn}, YarnRope(4.0, 64, whole)),
+        ({key: "yarn", **yarn, "attention_factor": 1.5, "beta_fast": None}, YarnRope(4.0, 64, 1.5)),
+        ({key: "yarn", **deepseek}, YarnRope(4.0, 64, whole / half, 16.0, 2.0, False)),
+        ({key: "yarn", "factor": 0.5}, YarnRope(0.5, 256, 1.0)),
+        ({key: "llama3", **yarn, "low_freq_factor": 1, "high_freq_factor": 4}, Llama3Rope(4.0, 1.0, 4.0, 64)),
+    ):
+        assert DecoderConfig.from_hf(changed(OLD, rope_scaling="absent") | {field: given}).rope_scaling == expected
+
+
+def test_thetas_and_lengths_beside_the_scaling():
+    """Inside wins for theta, outside for the original length, as in transformers."""
+    inside = {"rope_type": "default", "rope_theta": 300.0}
+    assert DecoderConfig.from_hf(OLD | {"rope_scaling": None, "rope_parameters": inside}).rope_theta == 300.0
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    read = DecoderConfig.from_hf(OLD | {"rope_scaling": yarn, "original_max_position_embeddings": 32})
+    assert read.rope_scaling.original_max_position_embeddings == 32
 
 
 def test_mistrals_window_is_read():
@@ -491,10 +630,32 @@ def test_llama3_frequencies_are_read(field):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ({"model_type": "mistral", "layer_types": ["sliding_attention", "full_attention"]}, "layer_types = 'full_"),
         ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types = 'sliding_"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type = 'linear'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type = 'yarn'"),
-        ({"hidden_size": "absent"}, "lacks 'hidden_size'"),
-        ({"rms_norm_eps": "absent"}, "lacks 'rms_norm_eps'"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "rope type 'longrope'"),
+        ({"rope_scaling": {"type": "su"}}, "rope type 'su'"),
+        ({"rope_scaling": {"type": 3}}, "rope type 3"),
+        ({"rope_scaling": {"factor": 2.0}}, "factor = 2.0 in rope_scaling, which is not followed"),
+        ({"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor = '2' in rope_scaling"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor = 0.0 in rope_scaling"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 0.5}}, "factor = 0.5 in rope_scaling"),
+        ({"rope_scaling": {"type": "linear", "factor": 2, "mrope_section": [1]}}, "mrope_section = [1]"),
+        ({"rope_scaling": "linear"}, "rope_scaling = 'linear'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention = {"),
+        ({"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 5.0}}, "rope_scaling that differs"),
+        (
+            {"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}},
+            "low_freq_factor = 1.0 in rope_scaling, which is not below",
+        ),
+        ({"rope_theta": 1.0}, "rope_theta = 1.0"),
+        ({"hidden_size": "4096"}, "hidden_size = '4096'"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers = 2.5"),
+        ({"num_key_value_heads": 3}, "no multiple of num_key_value_heads = 3"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps = '1e-5'"),
+        ({"is_causal": False}, "is_causal = False"),
+        ({"head_dim": 5}, "head width 5"),
+        ({"layer_types": "full_attention"}, "layer_types = 'full_attention' where a list is needed"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, "max_window_layers = 1"),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention", "full_attention"]}, "layer_types = 'sliding_"),
     ],
 )
 def test_what_would_change_the_result_is_an_error_that_names_it(changes, named):
@@ -543,7 +704,43 @@ LLAMA3_8B = {
 MISTRAL_7B = LLAMA3_8B | {"model_type": "mistral", "vocab_size": 32000, "rope_theta": 10000.0, "sliding_window": 4096}
 
 
-@pytest.mark.parametrize(("config", "published"), [(LLAMA3_8B, 8_030_261_248), (MISTRAL_7B, 7_241_732_096)])
+LLAMA32_1B = LLAMA3_8B | {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+QWEN25_05B = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+QWEN3_06B = {
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "published"),
+    [
+        (LLAMA3_8B, 8_030_261_248),
+        (MISTRAL_7B, 7_241_732_096),
+        (LLAMA32_1B, 1_235_814_400),
+        (QWEN25_05B, 494_032_768),
+        (QWEN3_06B, 596_049_920),
+    ],
+)
 def test_real_sizes_have_the_published_number_of_parameters(config, published):
     """Shapes alone; stored in 4 bits, the layers' kernels stay under 0.16 of their float32 bytes."""
     config = DecoderConfig.from_hf(config, quantize="nf4", lora=LoraConfig())

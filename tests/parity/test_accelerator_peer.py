@@ -13,7 +13,8 @@ import pytest
 from safetensors.torch import save_file
 
 from ragjax.models.bert import Bert, BertConfig
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.pretrained import abstract_decoder
 from ragjax.training.objectives import AnswerMixture, AnswerObjective
 from ragjax.training.step import summed_loss

@@ -39,6 +39,10 @@ LLAMAS = {
     "tied head": {},
     "untied head": {"tie_word_embeddings": False},
     "wide heads": {"head_dim": 12, "num_key_value_heads": 1},
+    "Qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+    "Qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 12},
+    "Mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 8},
+    "YaRN": {"rope_scaling": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}},
 }
 TARGETS = {"all": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "two": "q_proj,v_proj"}
 
@@ -132,8 +136,24 @@ def test_a_generator_trained_as_a_whole_and_a_plain_encoder(tmp_path):
     compare_generators(exported.generator, load_torch(exported.folder / "generator"), PROMPTS, ANSWERS, "whole")
 
 
-def test_a_tiny_gguf_model_equals_ragjax_tokenizer_included(tmp_path):
-    source = write_tiny_gguf(tmp_path / "tiny.gguf", kind="Q8_0")
+def llama3_frequencies(writer):
+    """Divisors of the rotary frequencies as Llama 3.1's files have them, at theta 500,000 and a head width of 8."""
+    writer.add_tensor("rope_freqs.weight", np.array([1.0, 1.0, 2.69452969, 8.0], np.float32))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"model_type": "qwen2", "pre": "qwen2"},  # for whose folders transformers cuts texts by itself
+        {"model_type": "qwen3", "pre": "qwen2", "head_dim": 16},
+        {"rope_theta": 5e5},
+    ],
+    ids=["llama", "qwen2", "qwen3", "llama3 frequencies"],
+)
+def test_a_tiny_gguf_model_equals_ragjax_tokenizer_included(tmp_path, kind):
+    edit = llama3_frequencies if "rope_theta" in kind else lambda writer: None
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", kind="Q8_0", edit=edit, **kind)
     exported = export(tmp_path, write_tiny_bert(tmp_path / "bert"), source)
     compare_generators(exported.generator, load_torch(exported.folder / "generator"), PROMPTS, ANSWERS, "from GGUF")
     compare_tokenizers(exported, 300)

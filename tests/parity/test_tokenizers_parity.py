@@ -1,9 +1,13 @@
 """Our tokenizers against transformers' own, on the real models' files."""
 
+import inspect
+
 import pytest
 from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from ragjax.weights import load_tokenizer, resolve_model
+from ragjax.weights.gguf_tokenizer import CUTS
 from tests.tiny import require_model, require_package
 from tests.unicode_lines import unicode_lines
 
@@ -86,3 +90,9 @@ def test_minilm_is_cut_where_the_caller_says(minilm):
     ids = ours(text, truncation=True, max_length=256)["input_ids"]
     assert len(ids) == 256
     assert ids == theirs(text, truncation=True, max_length=256)["input_ids"]
+
+
+def test_llama_3_cuts_texts_as_transformers_does():
+    """The pattern by which transformers converts Llama 3's own tokenizer files."""
+    pattern = inspect.signature(TikTokenConverter.__init__).parameters["pattern"].default
+    assert CUTS["llama-bpe"].pattern == pattern

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_inputs_must_be_those_of_the_run(begun):
 
 def test_the_record_says_whose_run_it_is(begun):
     record = begun.record()
-    assert record.config == RunConfig(run_dir="where/it/was")
+    assert record.config == RunConfig(run_dir=os.path.abspath("where/it/was"))
     assert (record.phases, record.inputs) == (("joint",), INPUTS)
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +337,23 @@ def test_a_finished_run_prints_its_table_and_does_nothing_else(joint, monkeypatc
     printed = capsys.readouterr().out
     for words in ("before", "after", "recall_at_5", "evaluation (apart)", "ragjax.ask", "ragjax.evaluate"):
         assert words in printed
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_the_next_commands_can_be_pasted(joint, tmp_path, monkeypatch, capsys, is_there):
+    monkeypatch.setattr(run_module, "find_spec", lambda name: object() if is_there else None)
+    folder = tmp_path / "my run"
+    shutil.copytree(joint.folder, folder)
+    train(dataclasses.replace(joint.config, run_dir=str(folder)))
+    commands = [shlex.split(line) for line in capsys.readouterr().out.partition("Next:")[2].splitlines() if line]
+    run_dir = f"--run_dir={folder}"
+    assert commands[:3] == [
+        ["python", "-m", "ragjax.ask", run_dir, "your question"],
+        ["python", "-m", "ragjax.evaluate", run_dir, "--split=test"],
+        ["python", "-m", "ragjax.export", run_dir, "--out=exported"],
+    ]
+    install = [] if is_there else ["pip", "install", "tensorboard", "&&"]
+    assert commands[3:] == [[*install, "python", "-m", "tensorboard.main", f"--logdir={folder / 'tensorboard'}"]]
 
 
 @pytest.mark.parametrize(("flag", "value"), [("generator_lr", 5e-3), ("eval_limit", 2), ("top_k", 4)])

@@ -292,10 +292,10 @@ def test_only_a_finished_run_of_the_same_kind_is_taken_over(world, tmp_path, emb
         if path.name != "summary.json":
             (unfinished / path.name).symlink_to(path)
     message = refused(**finished | {"generator_run": str(unfinished)})
-    assert f"--generator_run={unfinished} is no finished run that tuned the generator by itself" in message
+    assert f"--generator_run={unfinished} is not a finished run that trained the generator alone" in message
     # A finished run, but of the other model.
     message = refused(**finished | {"embedder_run": str(generator.folder)})
-    assert f"--embedder_run={generator.folder} is no finished run that tuned the embedder by itself" in message
+    assert f"--embedder_run={generator.folder} is not a finished run that trained the embedder alone" in message
     message = refused(**finished, lora_rank=5)
     assert f"--generator_run={generator.folder} was trained with --lora_rank=4 (now 5)" in message
     message = refused(**finished, query_prefix="query: ")

@@ -454,6 +454,30 @@ def test_the_rest_of_config_json_is_as_it_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "method"),
+    [
+        ({"qweight": (8, 32), "qzeros": (1, 4), "scales": (1, 32), "g_idx": (32,)}, "gptq"),
+        ({"qweight": (32, 4), "qzeros": (1, 4), "scales": (1, 32)}, "gptq or awq"),
+        ({"weight": (512, 1), "weight.absmax": (16,), "weight.quant_map": (16,)}, "bitsandbytes"),
+        ({"weight": (32, 32), "SCB": (32,)}, "bitsandbytes"),
+        ({"weight": (32, 32), "weight_scale": (32, 1)}, "fp8"),
+        ({"weight_packed": (32, 4), "weight_scale": (32, 1), "weight_shape": (2,)}, "compressed-tensors"),
+    ],
+)
+def test_weights_that_another_tool_has_quantised_are_named_by_their_parameters(tmp_path, names, method):
+    """Their config.json says nothing."""
+    folder = write_tiny_llama(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    stem = "model.layers.1.self_attn.q_proj"
+    del weights[f"{stem}.weight"]
+    weights |= {f"{stem}.{name}": np.zeros(shape, np.int32) for name, shape in names.items()}
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UserError) as caught:
+        load_params(resolve_model(folder), {})
+    assert f"{folder}: these weights are quantised ({method}), which is not read" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ('{"model_type": "gpt_neox"}', "model_type 'gpt_neox' is not supported"),

@@ -21,6 +21,9 @@ from tests.tiny import require_package, write_tiny_bert, write_tiny_gguf, write_
 SHORT_NAMES = ("minilm", "mpnet", "smollm2-135m", "llama3-8b", "mistral-7b")
 
 
+FIRST = ("config.json", "model.safetensors.index.json", "quantize_config.json")
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -366,7 +369,62 @@ def test_an_unsupported_model_type_is_refused_before_its_weights_are_asked_for(h
     message = refusal("someone/some-gpt")
     assert "someone/some-gpt" in message
     assert "'gpt_neox'" in message
-    assert hub.asked == [("someone/some-gpt", ("config.json",))]
+    assert hub.asked == [("someone/some-gpt", FIRST)]
+
+
+GPTQ = {
+    "model.layers.0.self_attn.q_proj.qweight": "a.safetensors",
+    "model.layers.0.self_attn.q_proj.g_idx": "a.safetensors",
+}
+AWQ = {"model.layers.0.self_attn.q_proj.qweight": "a.safetensors", "model.norm.weight": "a.safetensors"}
+FP8 = {
+    "model.layers.0.mlp.up_proj.weight": "a.safetensors",
+    "model.layers.0.mlp.up_proj.weight_scale_inv": "a.safetensors",
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "index", "beside", "method"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, None, None, "gptq"),
+        ({"quantization_config": {"quant_method": "awq", "version": "gemm"}}, None, None, "awq"),
+        ({"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}, None, None, "bitsandbytes"),
+        ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, None, None, "fp8"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, None, None, "compressed-tensors"),
+        ({"compression_config": {"format": "pack-quantized"}}, None, None, "compressed-tensors"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, None, None, "mlx"),
+        ({"quantization_config": {"bits": 4}}, None, None, "unnamed, quantization_config"),
+        ({}, GPTQ, None, "gptq"),
+        ({}, AWQ, None, "gptq or awq"),
+        ({}, FP8, None, "fp8"),
+        ({}, None, "quantize_config.json", "gptq"),
+    ],
+)
+def test_quantised_weights_are_refused_by_name_before_they_are_asked_for(
+    hub, tmp_path, settings, index, beside, method
+):
+    folder = write_tiny_llama(tmp_path / "llama", **settings)
+    if index:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    if beside:
+        (folder / beside).write_text("{}")
+    hub.put("someone/some-llama", folder)
+    for name in ("someone/some-llama", folder):
+        assert f"{name}: these weights are quantised ({method}), which is not read" in refusal(name)
+    assert hub.asked == [("someone/some-llama", FIRST)]
+
+
+def test_a_config_that_says_null_is_not_quantised(tmp_path, no_hub):
+    assert resolve_model(write_tiny_llama(tmp_path, quantization_config=None)).quantization is None
+
+
+def test_a_repository_of_gguf_files_is_told_what_to_do(hub, tmp_path):
+    write_tiny_gguf(tmp_path / "tiny-Q4_K_M.gguf")
+    hub.put("someone/tiny-GGUF", tmp_path)
+    assert (
+        "has no config.json on the hub: choose a repository that holds a whole model, or download one of its .gguf "
+        in (refusal("someone/tiny-GGUF"))
+    )
 
 
 def hub_error(kind: type[Exception]) -> Exception:
@@ -412,7 +470,7 @@ def offline_cache(tmp_path, monkeypatch):
 
 def test_offline_with_an_empty_cache(offline_cache):
     message = refusal("someone/some-bert")
-    assert "could not be had from the hub or its cache" in message
+    assert "was found neither on the hub nor in its cache" in message
     assert "go online" in message
 
 
@@ -425,6 +483,26 @@ def test_offline_with_the_model_in_the_cache(offline_cache):
     source = resolve_model("someone/some-bert")
     assert (source.path.resolve(), source.format) == (folder.resolve(), "safetensors")
     assert source.origin == "hub someone/some-bert@01234567"
+
+
+@pytest.mark.parametrize("present", [(), ("model.safetensors.index.json", "model-00001-of-00002.safetensors")])
+def test_offline_with_a_part_of_the_model_in_the_cache(offline_cache, present):
+    """A download that was cut off."""
+    model = offline_cache / "models--someone--some-llama"
+    folder = write_tiny_llama(model / "snapshots" / ("0123456789" * 4))
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0123456789" * 4)
+    (folder / "model.safetensors").unlink()
+    for name in present:
+        (folder / name).write_text(
+            json.dumps({"weight_map": {"a": present[1], "b": "model-00002-of-00002.safetensors"}})
+        )
+    with pytest.raises(UserError) as caught:
+        resolve_model("someone/some-llama")
+    message = str(caught.value)
+    assert message.startswith("the copy of someone/some-llama in the hub's cache is incomplete (")
+    assert ("model-00002-of-00002.safetensors is missing" in message) is bool(present)
+    assert "go online to download the rest" in message
 
 
 # ---- the real packages ----------------------------------------------------------------------------------------------

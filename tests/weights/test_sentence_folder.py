@@ -54,6 +54,14 @@ def test_the_longest_text(folder, encoder, tokenizer, expected):
     assert read(folder).max_seq_length == expected
 
 
+def test_an_older_name_of_the_tokenizers_length(folder):
+    edit(folder / "sentence_bert_config.json", max_seq_length=None)
+    edit(folder / "tokenizer_config.json", model_max_length=..., max_len=40)
+    assert read(folder).max_seq_length == 40
+    edit(folder / "tokenizer_config.json", model_max_length=32)
+    assert read(folder).max_seq_length == 32
+
+
 @pytest.mark.parametrize("value", [0, 2, -1, "64", True, float("nan")])
 def test_a_longest_text_that_is_none(folder, value):
     edit(folder / "sentence_bert_config.json", max_seq_length=value)

@@ -7,7 +7,8 @@ from flax import traverse_util
 
 from ragjax.errors import UserError
 from ragjax.models.bert import Bert, BertConfig
-from ragjax.models.decoder import Decoder, DecoderConfig
+from ragjax.models.decoder import Decoder
+from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.weights.tables import BERT, GGUF_LLAMA, LLAMA, MPNET, TABLES, table_for
 from tests.tiny import bert_tokenizer, gguf_name, llama_config, llama_tokenizer, llama_weights, mpnet_weights
@@ -72,7 +73,8 @@ def test_the_llama_table_fills_the_model_and_has_only_biases_and_the_head_to_spa
     wanted = paths(Decoder(DecoderConfig.from_hf(config)), method="full_logits")
     spare = {row.path for row in LLAMA.rows} - wanted
     assert wanted <= {row.path for row in LLAMA.rows}
-    assert {path for path in spare if not path.endswith("/bias")} == ({"lm_head/kernel"} if tied else set())
+    norms = {"layers/self_attn/q_norm/scale", "layers/self_attn/k_norm/scale"}  # of Qwen3
+    assert {path for path in spare if not path.endswith("/bias")} == norms | ({"lm_head/kernel"} if tied else set())
 
 
 @pytest.mark.parametrize(
@@ -128,8 +130,10 @@ def test_only_listed_weights_are_unused(table, name, unused):
 
 
 def test_gguf_names_are_llama_cpps():
-    config = llama_config(llama_tokenizer()) | {"tie_word_embeddings": False}
-    theirs = {name: gguf_name(name) for name in llama_weights(config, 0)}
+    theirs = {}
+    for kind in ({"attention_bias": True, "mlp_bias": True}, {"model_type": "qwen3"}):
+        config = llama_config(llama_tokenizer()) | {"tie_word_embeddings": False} | kind
+        theirs |= {name: gguf_name(name) for name in llama_weights(config, 0)}
     for name, key in theirs.items():
         (row,) = [row for row in GGUF_LLAMA if row.pattern.fullmatch(key)]
         assert row.hf.format(**row.pattern.fullmatch(key).groupdict()) == name

@@ -5,13 +5,11 @@ import os
 import subprocess
 import sys
 
-import gguf as package
 import pytest
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers, processors
 
 from ragjax.errors import UserError
 from ragjax.weights import load_tokenizer, read_config, resolve_model
-from ragjax.weights.tokenizer import smollm_backend
 from tests.tiny import CHAT_TEMPLATE, require_package, write_tiny_bert, write_tiny_gguf, write_tiny_llama
 from tests.unicode_lines import unicode_lines
 
@@ -84,12 +82,6 @@ def test_digits_stand_alone_and_take_no_space_with_them(tmp_path, form, text, to
     tokenizer = llama(tmp_path, form)
     assert tokenizer.tokenize(text) == tokens
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-def test_digits_are_not_merged_even_where_a_merge_would_join_them():
-    kinds = [package.TokenType.NORMAL] * 4
-    backend = smollm_backend(["1", "2", "12", "a"], [("1", "2")], kinds)
-    assert backend.encode("a12").ids == [3, 0, 1]
 
 
 def test_the_gguf_tokenizer_equals_the_folders_on_varied_text(tmp_path):
@@ -185,16 +177,6 @@ def test_smollm2_special_strings_are_text(smollm2):
     assert smollm2.decode([*ids, 2], skip_special_tokens=True) == "an <|im_end|> b"
 
 
-def test_user_defined_tokens_of_a_gguf_file_are_matched_in_text():
-    tokens = ["<s>", "<think>", "a", "b", "<", ">"]
-    control, defined, normal = package.TokenType.CONTROL, package.TokenType.USER_DEFINED, package.TokenType.NORMAL
-    backend = smollm_backend(tokens, [], [control, defined, normal, normal, normal, normal])
-    backend.encode_special_tokens = True
-    assert backend.encode("a<think>b").ids == [2, 1, 3]
-    assert backend.encode("<s>").ids == [4, 5]  # "s" is not in this vocabulary
-    assert backend.decode([0, 2, 1], skip_special_tokens=True) == "a<think>"
-
-
 # ---- roles, ends, templates -----------------------------------------------------------------------------------------
 
 
@@ -249,15 +231,6 @@ def test_chat_templates_of_every_form(tmp_path):
     assert load_tokenizer(resolve_model(folder)).chat_template == "C"
 
 
-def test_a_gguf_file_that_asks_for_a_first_token_gets_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        package.GGUFWriter, "add_add_bos_token", lambda self, _: self.add_bool("tokenizer.ggml.add_bos_token", True)
-    )
-    tokenizer = llama(tmp_path, "gguf")
-    assert tokenizer("hm")["input_ids"][0] == 1
-    assert 1 not in tokenizer("hm", add_special_tokens=False)["input_ids"]
-
-
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -284,45 +257,99 @@ def test_a_tokenizer_of_another_model(tmp_path):
     assert len(load_tokenizer(resolve_model(folder), read_config(resolve_model(folder)) | {"vocab_size": 400})) == 384
 
 
-def test_a_role_that_the_vocabulary_lacks(tmp_path):
+@pytest.mark.parametrize("role", ["bos_token", "eos_token", "unk_token"])
+def test_a_role_that_the_vocabulary_lacks(tmp_path, role):
+    folder = write_tiny_llama(tmp_path, eos_token_id=None)
+    (folder / "generation_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({role: "<lost>"}))
+    assert f"the {role} '<lost>' is not in the tokenizer's vocabulary" in refusal(folder)
+
+
+def add_token(folder, content, index, special=True):
+    """Adds a token to tokenizer.json."""
+    path = folder / "tokenizer.json"
+    content_of = json.loads(path.read_text())
+    token = {"id": index, "content": content, "special": special}
+    content_of["added_tokens"].append(token | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False))
+    path.write_text(json.dumps(content_of))
+
+
+def settings_of(folder, **settings):
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("where", ["tokenizer.json", "added_tokens_decoder", "added_tokens.json", "nowhere"])
+def test_a_padding_token_beyond_the_vocabulary_is_no_role_and_no_text(tmp_path, where):
+    """As fine-tunes of LLaMA have it, whose embedding was not enlarged."""
     folder = write_tiny_llama(tmp_path)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>"}))
-    assert "the pad_token '<pad>' is not in the tokenizer's vocabulary" in refusal(folder)
+    settings = {"pad_token": "<pad>"}
+    if where == "tokenizer.json":
+        add_token(folder, "<pad>", 384)
+    elif where == "added_tokens_decoder":
+        settings["added_tokens_decoder"] = {"384": {"content": "<pad>", "special": True}}
+    elif where == "added_tokens.json":
+        (folder / where).write_text(json.dumps({"<pad>": 384}))
+    settings_of(folder, **settings)
+    tokenizer = load_tokenizer(resolve_model(folder))
+    assert (tokenizer.pad_token, tokenizer.eos_token_id) == (None, 2)
+    ids = tokenizer("a <pad> b")["input_ids"]
+    assert max(ids) < 384
+    assert tokenizer.decode(ids) == "a <pad> b"
+
+
+def test_other_tokens_beyond_the_vocabulary_are_refused(tmp_path):
+    folder = write_tiny_llama(tmp_path)
+    add_token(folder, "<tool>", 384, special=False)  # which text would become
+    assert "has the token id 384, but the model's vocabulary ends at 383" in refusal(folder)
+    folder = write_tiny_llama(tmp_path)
+    add_token(folder, "<start>", 384)
+    settings_of(folder, bos_token="<start>")
+    assert "the bos_token '<start>' is not in the tokenizer's vocabulary, or beyond the model's" in refusal(folder)
+    settings_of(folder, bos_token="<start>", add_bos_token=True)
+    assert "has the token id 384, but the model's vocabulary ends at 383" in refusal(folder)
+
+
+def test_tokens_that_only_the_settings_have_are_added(tmp_path):
+    folder = write_tiny_llama(tmp_path, vocab_size=386)
+    tokens = {"384": {"content": "<think>", "special": False}, "385": {"content": "<|turn|>", "special": True}}
+    settings_of(folder, added_tokens_decoder=tokens | {"2": {"content": "<|im_end|>", "special": True}})
+    tokenizer = load_tokenizer(resolve_model(folder))
+    assert tokenizer("<think>")["input_ids"] == [384]
+    assert 385 not in tokenizer("<|turn|>")["input_ids"]
+    assert tokenizer("<|turn|>", split_special_tokens=False)["input_ids"] == [385]
+    for damaged in ({"x": {"content": "<a>"}}, {"384": {}}, {"384": "<a>"}, ["<a>"]):
+        settings_of(folder, added_tokens_decoder=damaged)
+        assert "added_tokens_decoder of tokenizer_config.json, or added_tokens.json, is damaged" in refusal(folder)
+    settings_of(folder, added_tokens_decoder={"399": {"content": "<far>", "special": True}})
+    assert "gives '<far>' the id 399, which tokenizer.json leaves no room for" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ids"),
+    [
+        ({}, [1, 5]),
+        ({"add_bos_token": None}, [1, 5]),
+        ({"add_bos_token": True}, [1, 5]),
+        ({"add_bos_token": False}, [5]),
+        ({"add_eos_token": True}, [5, 2]),
+        ({"add_bos_token": True, "add_eos_token": True}, [1, 5, 2]),
+    ],
+)
+def test_a_first_and_a_last_token_are_put_where_the_settings_say(tmp_path, settings, ids):
+    """tokenizer.json puts a first one; what tokenizer_config.json says replaces that, as in transformers."""
+    folder = write_tiny_llama(tmp_path)
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = backend.decode([5])
+    start = "<|im_start|>"
+    backend.post_processor = processors.TemplateProcessing(single=f"{start} $A", special_tokens=[(start, 1)])
+    backend.save(str(folder / "tokenizer.json"))
+    settings_of(folder, bos_token=start, eos_token="<|im_end|>", **settings)
+    assert load_tokenizer(resolve_model(folder))(text)["input_ids"] == ids
 
 
 def test_an_end_id_that_the_vocabulary_lacks(tmp_path):
     folder = write_tiny_llama(tmp_path)
     assert "the end token id 999 is not in the tokenizer's vocabulary" in refusal(folder, end_token_ids=[999])
-
-
-@pytest.mark.parametrize(
-    ("method", "key", "value"),
-    [
-        ("add_tokenizer_pre", "tokenizer.ggml.pre", "llama-bpe"),
-        ("add_tokenizer_model", "tokenizer.ggml.model", "llama"),
-    ],
-)
-def test_a_gguf_tokenizer_of_another_kind(tmp_path, monkeypatch, method, key, value):
-    monkeypatch.setattr(package.GGUFWriter, method, lambda self, _: self.add_string(key, value))
-    message = refusal(write_tiny_gguf(tmp_path / "tiny.gguf"))
-    assert f"{key} {value!r}" in message
-    assert "only 'gpt2' with 'smollm'" in message
-
-
-@pytest.mark.parametrize(
-    ("method", "replace"),
-    [
-        ("add_token_list", lambda tokens: tokens[:50]),
-        ("add_token_types", lambda types: types[:-1]),
-        ("add_token_merges", lambda merges: [*merges, "no-such token"]),
-        ("add_token_merges", lambda merges: [*merges, "unsplit"]),
-        ("add_eos_token_id", lambda _: 100_000),
-    ],
-)
-def test_incomplete_tokenizer_data_of_a_gguf_file(tmp_path, monkeypatch, method, replace):
-    write = getattr(package.GGUFWriter, method)
-    monkeypatch.setattr(package.GGUFWriter, method, lambda self, value: write(self, replace(value)))
-    assert "incomplete or damaged" in refusal(write_tiny_gguf(tmp_path / "tiny.gguf"))
 
 
 # ---- what importing and loading say and cost ------------------------------------------------------------------------

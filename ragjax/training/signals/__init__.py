@@ -5,14 +5,15 @@ Assembler    what the training loop asks of each signal's assembler             
 ANSWERS      the answers' likelihood, with the generator in the graph                         answers.py
 LIKELIHOODS  the same under a frozen generator, each pair scored once and kept                likelihoods.py
 POSITIVES    labelled passages against other passages (multiple negatives ranking)            positives.py
+dev_questions, check_prompts, prompt_passages    which questions are used, and whether they fit    signal.py, answers.py
 
 The embedder's half of a batch is the same for all of them: question_side.py.
 """
 
-from ragjax.training.signals.answers import ANSWERS, AnswerAssembler
+from ragjax.training.signals.answers import ANSWERS, AnswerAssembler, check_prompts, prompt_passages
 from ragjax.training.signals.likelihoods import LIKELIHOODS, LikelihoodAssembler
 from ragjax.training.signals.positives import POSITIVES, RankingAssembler
-from ragjax.training.signals.signal import Assembled, Assembler, Signal, StackableAssembler
+from ragjax.training.signals.signal import Assembled, Assembler, Signal, StackableAssembler, dev_questions
 
 __all__ = [
     "ANSWERS",
@@ -25,4 +26,7 @@ __all__ = [
     "RankingAssembler",
     "Signal",
     "StackableAssembler",
+    "check_prompts",
+    "dev_questions",
+    "prompt_passages",
 ]

@@ -17,6 +17,7 @@ from ragjax.data.batches import (
     sequence_lengths,
 )
 from ragjax.data.questions import Question
+from ragjax.pipeline import Pipeline
 from ragjax.runs import Run
 from ragjax.training.objectives import AnswerMixture, AnswerObjective, ConcatenatedObjective
 from ragjax.training.sampling import QuestionBatch, Sampler
@@ -30,8 +31,8 @@ from ragjax.training.signals.signal import (
     model_work,
 )
 
-# Passages whose lengths stand for the corpus when the compiled shapes are chosen. A corpus of at most so many is
-# measured whole, and rows are then no longer than its longest passage needs.
+# Passages whose lengths stand for the corpus when the compiled shapes are chosen. A corpus of up to this size is
+# measured as a whole, and rows are then no longer than its longest passage needs.
 _LENGTH_SAMPLE = 20_000
 _TRIED_PROMPTS = 2_000
 
@@ -49,7 +50,7 @@ class AnswerAssembler(NoCache):
         )
         self._side = QuestionSide(run, self.sampler)
         self.objective = answer_objective(run, trains)
-        self._per_prompt = config.top_k if isinstance(self.objective, ConcatenatedObjective) else 1
+        self._per_prompt = prompt_passages(config)
         lengths, longest, answers = prompt_lengths(run, [*self.sampler.train, *self.sampler.dev], self._per_prompt)
         prompts_per_batch = self._side.layout.size * config.top_k // self._per_prompt
         self._shapes = choose_shapes(lengths, answers, prompts_per_batch, longest, self._side.layout.parts)
@@ -95,6 +96,17 @@ class AnswerAssembler(NoCache):
         return Example(index, tokens, vectors, [prompt.ids for prompt in built], answer)
 
 
+def prompt_passages(config: RunConfig) -> int:
+    """Passages in each prompt that is trained on."""
+    return config.top_k if config.objective == "concat_nll" else 1
+
+
+def check_prompts(pipeline: Pipeline, questions: Sequence[Question], per_prompt: int) -> None:
+    """Raises UserError, naming it, where a question and its answer are too long for the generator's window."""
+    for question in questions:
+        pipeline.check_room(question, per_prompt, reserve=len(pipeline.prompts.answer(question.answers[0])))
+
+
 def answer_objective(run: Run, trains: Sequence[str]) -> AnswerObjective | ConcatenatedObjective:
     """What the configuration's --objective minimises."""
     config, dropout = run.config, run.config.lora_dropout > 0
@@ -117,8 +129,7 @@ def prompt_lengths(run: Run, questions: Sequence[Question], per_prompt: int) -> 
     """
     prompts, store = run.pipeline.prompts, run.pipeline.store
     answers = [len(prompts.answer(question.answers[0])) for question in questions]
-    for question, answer in zip(questions, answers, strict=True):
-        prompts.room(question.question, per_prompt, reserve=answer)
+    check_prompts(run.pipeline, questions, per_prompt)
     stride = -(-len(store) // _LENGTH_SAMPLE)
     passages = [len(prompts.passage(store[row])) for row in range(0, len(store), stride)]
     longest_passage = max(passages) if stride == 1 else run.config.max_passage_tokens

@@ -149,7 +149,7 @@ class LikelihoodAssembler:
 
 
 def _fill(values: np.ndarray, size: int) -> np.ndarray:
-    """Zeros behind the first axis up to `size`."""
+    """The values, padded with zeros along the first axis to `size`."""
     return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])
 
 
