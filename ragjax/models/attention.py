@@ -1,5 +1,6 @@
 """Attention as two batched matrix products, with one mask rule for packed rows, padding and key-value caches."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -24,7 +25,7 @@ def attention_mask(
     key_positions: Int[AnyArray, "R C"],
     causal: bool,
     window: int | None = None,
-) -> Bool[Array, "R S C"]:
+) -> Bool[AnyArray, "R S C"]:
     """Which keys a query may see: those of its own segment, and none that come later where `causal`.
 
     Args:
@@ -44,7 +45,7 @@ def dot_product_attention(
     queries: Float[Array, "R S N H"],
     keys: Float[Array, "R C M H"],
     values: Float[Array, "R C M H"],
-    mask: Bool[Array, "R S C"],
+    mask: Bool[AnyArray, "R S C"],
     bias: Float[Array, "R N S C"] | None = None,
 ) -> Float[Array, "R S N H"]:
     """softmax(q k^T / sqrt(H) + bias) v with grouped key-value heads; the softmax runs in float32.
@@ -82,7 +83,7 @@ def causal_attention(
     queries: Float[Array, "R S N H"],
     keys: Float[Array, "R S M H"],
     values: Float[Array, "R S M H"],
-    mask: Bool[Array, "R S S"],
+    mask: Bool[AnyArray, "R S S"],
     window: int | None = None,
 ) -> Float[Array, "R S N H"]:
     """`dot_product_attention` of tokens to themselves, where no token sees a later column.
@@ -112,7 +113,7 @@ def causal_attention(
 def cached_attention(
     queries: Float[Array, "R Q N H"],
     parts: Sequence[tuple[Float[Array, "R M H _"], Float[Array, "R M _ H"]]],
-    mask: Bool[Array, "R Q C"],
+    mask: Bool[AnyArray, "R Q C"],
 ) -> Float[Array, "R Q N H"]:
     """`dot_product_attention` to keys and values that lie in several arrays, which are never joined or transposed.
 
@@ -133,10 +134,10 @@ def cached_attention(
     scores = scores.reshape(rows, groups, -1, length, mask.shape[-1])
     scores += jnp.where(mask, 0.0, _MASKED)[:, None, None]
     probabilities = jax.nn.softmax(scores, axis=-1).reshape(rows, groups, -1, mask.shape[-1])
-    mixed, start = 0.0, 0
+    shares, start = [], 0
     for _, values in parts:
         share = probabilities[..., start : start + values.shape[2]].astype(values.dtype)
-        mixed += matmul(share, values)
+        shares.append(matmul(share, values))
         start += values.shape[2]
-    mixed = mixed.reshape(rows, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
+    mixed = functools.reduce(jnp.add, shares).reshape(rows, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(rows, length, heads, width)

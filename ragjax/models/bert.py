@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R S D"], mask: Bool[Array, "R S S"]) -> Float[Array, "R S D"]:
+    def __call__(self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"]) -> Float[Array, "R S D"]:
         return attend(self.config, ("query", "key", "value"), x, mask)
 
 
@@ -56,7 +56,7 @@ class Attention(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R S D"], mask: Bool[Array, "R S S"]) -> Float[Array, "R S D"]:
+    def __call__(self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"]) -> Float[Array, "R S D"]:
         mixed = SelfAttention(self.config, name="self")(x, mask)
         return AddAndNorm(self.config, name="output")(mixed, x)
 
@@ -65,7 +65,7 @@ class BertLayer(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R S D"], mask: Bool[Array, "R S S"]) -> tuple[Float[Array, "R S D"], None]:
+    def __call__(self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"]) -> tuple[Float[Array, "R S D"], None]:
         x = Attention(self.config, name="attention")(x, mask)
         widened = Intermediate(self.config, name="intermediate")(x)
         return AddAndNorm(self.config, name="output")(widened, x), None
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R S D"], mask: Bool[Array, "R S S"]) -> Float[Array, "R S D"]:
+    def __call__(self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"]) -> Float[Array, "R S D"]:
         layers = stack_layers(
             BertLayer, self.config.num_hidden_layers, scan=True, remat="none", in_axes=(nn.broadcast,)
         )

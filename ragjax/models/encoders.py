@@ -72,7 +72,7 @@ class EncoderConfig:
         return read
 
 
-def _check_number(name: str, value: Any, kind: type) -> None:
+def _check_number(name: str, value: Any, kind: object) -> None:
     """Raises UserError unless the value is a positive number, a whole one where `kind` is int."""
     numbers = (int,) if kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, numbers) or not 0 < value < math.inf:
@@ -84,7 +84,7 @@ def attend(
     config: EncoderConfig,
     names: tuple[str, str, str],
     x: Float[Array, "R S D"],
-    mask: Bool[Array, "R S S"],
+    mask: Bool[AnyArray, "R S S"],
     bias: Float[Array, "R N S S"] | None = None,
 ) -> Float[Array, "R S D"]:
     """Self-attention of states before its output projection.

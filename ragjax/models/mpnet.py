@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "R S D"], mask: Bool[Array, "R S S"], bias: Float[Array, "R N S S"]
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "R N S S"]
     ) -> Float[Array, "R S D"]:
         mixed = attend(self.config, ("q", "k", "v"), x, mask, bias)
         return dense(self.config, "o", self.config.hidden_size)(mixed)
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "R S D"], mask: Bool[Array, "R S S"], bias: Float[Array, "R N S S"]
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "R N S S"]
     ) -> Float[Array, "R S D"]:
         return layer_norm(self.config, x + SelfAttention(self.config, name="attn")(x, mask, bias))
 
@@ -100,7 +100,7 @@ class MPNetLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "R S D"], mask: Bool[Array, "R S S"], bias: Float[Array, "R N S S"]
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "R N S S"]
     ) -> tuple[Float[Array, "R S D"], None]:
         x = Attention(self.config, name="attention")(x, mask, bias)
         widened = Intermediate(self.config, name="intermediate")(x)
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "R S D"], mask: Bool[Array, "R S S"], positions: Int[AnyArray, "R S"]
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], positions: Int[AnyArray, "R S"]
     ) -> Float[Array, "R S D"]:
         config = self.config
         buckets = relative_position_buckets(positions[:, None, :] - positions[:, :, None])

@@ -20,10 +20,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float, UInt8
 
-from ragjax.arrays import Array
+from ragjax.arrays import AnyArray, Array
 from ragjax.models.products import matmul
 
-Quantized = Mapping[str, Array]
+Quantized = Mapping[str, AnyArray]
 
 BLOCK = 64
 
@@ -49,7 +49,7 @@ NF4_LEVELS = (
 )
 
 
-def quantize(kernel: Float[Array, "inputs outputs"], kind: str) -> dict[str, Array]:
+def quantize(kernel: Float[AnyArray, "inputs outputs"], kind: str) -> dict[str, Array]:
     """Rounds a kernel to the nearest levels; see the module's docstring for the result."""
     inputs, outputs = kernel.shape
     blocks = -(-inputs // BLOCK)
@@ -82,11 +82,11 @@ def dequantize(quantized: Quantized, inputs: int, dtype: DTypeLike = jnp.float32
     return (shares * absmax[:, None]).reshape(-1, outputs)[:inputs].astype(dtype)
 
 
-def _nf4_shares(codes: UInt8[Array, "*axes"]) -> Float[Array, "*axes"]:
+def _nf4_shares(codes: UInt8[AnyArray, "*axes"]) -> Float[Array, "*axes"]:
     return jnp.asarray(NF4_LEVELS, jnp.float32)[codes]
 
 
-def quantized_matmul(x: Float[Array, "n inputs"], kernel: Quantized) -> Float[Array, "n outputs"]:
+def quantized_matmul(x: Float[AnyArray, "n inputs"], kernel: Quantized) -> Float[Array, "n outputs"]:
     """x times a quantised kernel, in the dtype of x.
 
     The gradient goes to x alone, and the kernel is dequantised again for it: kept, it would be as large as the
@@ -96,12 +96,12 @@ def quantized_matmul(x: Float[Array, "n inputs"], kernel: Quantized) -> Float[Ar
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmul(inputs: int, x: Float[Array, "n inputs"], kernel: Quantized) -> Float[Array, "n outputs"]:
+def _matmul(inputs: int, x: Float[AnyArray, "n inputs"], kernel: Quantized) -> Float[Array, "n outputs"]:
     return matmul(x, dequantize(kernel, inputs, x.dtype))
 
 
 def _forward(
-    inputs: int, x: Float[Array, "n inputs"], kernel: Quantized
+    inputs: int, x: Float[AnyArray, "n inputs"], kernel: Quantized
 ) -> tuple[Float[Array, "n outputs"], Quantized]:
     return _matmul(inputs, x, kernel), kernel
 
