@@ -159,7 +159,7 @@ class _UnstackedLayers(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "R S D"], prompt: Sequence[Slots], slots: Sequence[Slots], *shared: Any
-    ) -> tuple[Float[Array, "R S D"], list[Slots]]:
+    ) -> tuple[Float[Array, "R S D"], list[Slots | None]]:
         kept = []
         for i in range(self.config.num_hidden_layers):
             x, new = DecoderLayer(self.config, name=str(i))(x, prompt[i], slots[i], *shared)

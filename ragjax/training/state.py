@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float32, Int32
 
-from ragjax.arrays import Array, ModelVariables
+from ragjax.arrays import Array, Tree
 
 
 class TrainState(NamedTuple):
@@ -18,7 +18,7 @@ class TrainState(NamedTuple):
     """
 
     step: Int32[Array, ""]  # optimizer steps done
-    trainable: ModelVariables  # {"embedder" | "generator": {collection: parameters}}
+    trainable: Mapping[str, Tree]  # {"embedder" | "generator": {collection: parameters}}
     optimizer: dict[str, optax.OptState]
     learning_rates: dict[str, Float32[Array, ""]]  # the peaks
 
@@ -33,7 +33,7 @@ def make_optimizer(max_grad_norm: float, weight_decay: float) -> optax.GradientT
 
 
 def init_state(
-    trainable: ModelVariables, learning_rates: Mapping[str, float], optimizer: optax.GradientTransformation
+    trainable: Mapping[str, Tree], learning_rates: Mapping[str, float], optimizer: optax.GradientTransformation
 ) -> TrainState:
     """Step 0 of training `trainable`."""
     return TrainState(
@@ -45,7 +45,10 @@ def init_state(
 
 
 def apply_gradients(
-    state: TrainState, gradients: ModelVariables, optimizer: optax.GradientTransformation, factor: Float32[Array, ""]
+    state: TrainState,
+    gradients: Mapping[str, Tree],
+    optimizer: optax.GradientTransformation,
+    factor: Float32[Array, ""],
 ) -> TrainState:
     """One update: each model has its own clipping, moments and rate, times the schedule's `factor`."""
     trainable, optimizer_state = {}, {}

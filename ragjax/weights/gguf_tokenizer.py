@@ -81,7 +81,7 @@ def read_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
             f"only 'llama' and 'gpt2' with {', '.join(map(repr, CUTS))} are: use the model's Hugging Face folder, "
             "which has a tokenizer.json"
         )
-    _refuse_unknown_settings(path, metadata, model)
+    _refuse_unknown_settings(path, metadata, "llama" if cut is None else "gpt2")
     try:
         tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
         if cut is None:

@@ -36,6 +36,8 @@ from ragjax.weights.tables import Stored, StoredBytes, Table
 
 _STRIP = 64  # columns that are copied at once
 _PIECE = 1 << 18  # numbers that are checked at once
+# Whole numbers as wide as so many bytes.
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -251,7 +253,7 @@ def _check_finite(entry: Stored, values: np.ndarray) -> None:
 
 def all_finite(values: np.ndarray) -> bool:
     """Whether no number is NaN or infinite, that is, has all bits of its exponent set: quicker than to compute it."""
-    bits: np.dtype[np.unsignedinteger] = np.dtype(f"u{values.dtype.itemsize}")
+    bits = _UNSIGNED[values.dtype.itemsize]
     exponent = np.asarray(np.inf, values.dtype).view(bits)
     numbers = values.reshape(-1).view(bits)
     # In pieces that stay in the processor's cache.
