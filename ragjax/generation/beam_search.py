@@ -204,7 +204,7 @@ def _choose(beams: Beams, log_probs: Float32[Array, "B Q V"], seeds: UInt32[AnyA
 
 
 def _draw(
-    log_probs: Float32[Array, "B Q V"], seeds: UInt32[AnyArray, " B"], step: Int32[Array, ""], rule: Rule
+    log_probs: Float32[Array, "B Q V"], seeds: UInt32[AnyArray, " B"], step: Int[AnyArray, ""] | int, rule: Rule
 ) -> Int[Array, "B Q"]:
     """A token for each answer: nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751).
 
