@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--data", default="sample")
     parser.add_argument("--rates", default="2e-5", help="embedder rates, separated by commas")
     parser.add_argument("--seeds", default="0", help="separated by commas")
+    parser.add_argument("--variants", default="", help="only those with this in their name")
     parser.add_argument("--out", type=Path, required=True, help="JSON file, written after each training")
     flags = parser.parse_args()
     start = prepare(RunConfig(strategy="embedder", data=flags.data, keep="last"), with_generator=False)
@@ -54,7 +55,7 @@ def main() -> None:
         for rate in map(float, flags.rates.split(",")):
             for name, changes in VARIANTS.items():
                 key = {"variant": name, "rate": rate, "seed": seed}
-                if any(key.items() <= line.items() for line in result["trained"]):
+                if flags.variants not in name or any(key.items() <= line.items() for line in result["trained"]):
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     flags_of_it = {

@@ -2,7 +2,7 @@
 
 Passage, Question,
 read_corpus, read_questions   the schema of JSON Lines files, checked         questions.py
-Dataset, load_dataset         a data set by name or folder, BEIR's (beir.py)   sources.py
+Dataset, load_dataset         a data set by name or folder                    sources.py, beir.py
 PromptBuilder                 prompts from pieces that are tokenised once     prompts.py
 Batch, Rows, make_batch       packed rows of tokens                           batches.py
 """
