@@ -1,6 +1,6 @@
 """Shapes in annotations: every call in the tests is held to them, and batches have those of their fields."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +47,9 @@ def holds(batch: NamedTuple) -> bool:
     """Whether every field, those of parts included, has its annotated shape, one letter standing for one size."""
 
     def fits(part: NamedTuple) -> bool:
+        kinds = {name: get_args(annotation) for name, annotation in type(part).__annotations__.items()}
         return all(
-            fits(value) if isinstance(value, Rows) else isinstance(value, type(part).__annotations__[name])
+            fits(value) if isinstance(value, Rows) else any(isinstance(value, kind) for kind in kinds[name])
             for name, value in part._asdict().items()
         )
 
