@@ -31,7 +31,7 @@ class LoraConfig:
 
 def lora_delta(
     module: nn.Module,
-    x: Float[Array, "R S width"],
+    x: Float[AnyArray, "R S width"],
     features: int,
     config: LoraConfig,
     dropout_ids: Int[AnyArray, "R S"] | None,
@@ -64,7 +64,7 @@ def lora_delta(
 
 
 def _token_dropout(
-    x: Float[Array, "R S width"], key: Key[Array, ""], dropout_ids: Int[AnyArray, "R S"], rate: float
+    x: Float[AnyArray, "R S width"], key: Key[Array, ""], dropout_ids: Int[AnyArray, "R S"], rate: float
 ) -> Float[Array, "R S width"]:
     """Dropout whose pattern depends on the token's own id, never on where in a batch or on which device it lies."""
 

@@ -19,14 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ragjax.errors import UserError, reason
 from ragjax.files import PlannedFile, caching, default_cache_dir, lock_file, sha256_file, write_folder
 from ragjax.voice import say
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 
 @dataclass(frozen=True)
@@ -232,7 +229,7 @@ class _Joined(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+    def readinto(self, buffer: Any, /) -> int:  # a writable buffer, which has no name before Python 3.12
         for file, start, end in zip(self._files, [0, *self._ends], self._ends, strict=False):
             if start <= self._position < end:
                 file.seek(self._position - start)
