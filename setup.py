@@ -20,6 +20,7 @@ TRIED = [
     ("huggingface_hub", "1.16.0", "2.5"),
     ("jinja2", "3.1.6", "3.2"),  # chat templates (--prompt=chat)
     ("jax", "0.9.0", "0.13"),
+    ("jaxtyping", "0.3.3", "0.4"),
     ("matplotlib", "3.10.0", "3.12"),
     ("ml_dtypes", "0.5.3", "0.7"),
     ("numpy", "2.2.0", "2.6"),
@@ -61,13 +62,16 @@ setup(
             "torch==2.13.0",
         ],
         # setuptools: the packaging test builds a wheel without reaching for the network.
+        # beartype: the tests check the shapes in jaxtyping's annotations with it.
         "dev": [
+            "beartype>=0.22.9,<0.24",
             "hypothesis>=6.170,<7",
             "pre-commit>=4.6,<5",
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17.6,<0.18",
             "setuptools>=80,<85",
+            "ty==0.0.107",
         ],
     },
     classifiers=[

@@ -9,9 +9,10 @@
     F  width of a feed-forward layer      L  layers
     H  width of a head                    V  tokens of a vocabulary
     N  query heads                        M  key-value heads
-    G  query heads of a key-value head, N / M
+    G  query heads of a key-value head, N / M        W  tokens of a question, padding included
 
 Small letters are counts of one call that no other shape is tied to: b of the B questions asked for, n texts or prompts.
+Annotations use the same letters, `Float[Array, "B K"]`: within a call one letter has one size, which the tests check.
 Networks see sequences [R, S]: of an encoder texts, of a decoder packed prompts.
 """
 
@@ -19,11 +20,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 Array = jax.Array
+# What a compiled function takes: an array of the device, a traced one, or one of the host.
+AnyArray = jax.Array | np.ndarray
+# A number that may be traced, with the shape [].
+Scalar = float | jax.Array
 # Parameters of a network, by their path: nested dicts with arrays as leaves.
 Tree = Mapping[str, Any]
 # What a Flax module is applied to: {collection ("params", "lora"): its tree}.
 Variables = Mapping[str, Tree]
+# Of several models: {"embedder" | "generator": its variables}.
+ModelVariables = Mapping[str, Variables]
 # Tokens of a text, of any length.
 Ids = Sequence[int]

@@ -48,13 +48,13 @@ class ModelSize:
     attention_width: int  # query heads * head width
 
 
-def forward_flops(size: ModelSize, lengths: Iterable[int], head_positions: int) -> float:
+def forward_flops(size: ModelSize, lengths: Iterable[float], head_positions: int) -> float:
     """One forward pass over sequences of these lengths, with the head at `head_positions` places."""
     linear, attention, head = _forward_parts(size, lengths, head_positions)
     return linear + attention + head
 
 
-def train_flops(size: ModelSize, lengths: Iterable[int], head_positions: int) -> float:
+def train_flops(size: ModelSize, lengths: Iterable[float], head_positions: int) -> float:
     """Forward and backward: 4N a token for frozen weights under adapters (6N for the adapters), 6N without them."""
     lengths = list(lengths)
     linear, attention, head = _forward_parts(size, lengths, head_positions)
@@ -75,7 +75,7 @@ def decode_flops(size: ModelSize, prompt_lengths: Iterable[int], tokens_read: It
     return total
 
 
-def _forward_parts(size: ModelSize, lengths: Iterable[int], head_positions: int) -> tuple[float, float, float]:
+def _forward_parts(size: ModelSize, lengths: Iterable[float], head_positions: int) -> tuple[float, float, float]:
     lengths = list(lengths)
     linear = 2.0 * (size.layer_weights + size.lora_weights) * sum(lengths)
     attention = 4.0 * size.layers * size.attention_width * sum(length * length for length in lengths)

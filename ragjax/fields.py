@@ -56,11 +56,12 @@ def field(
     minimum, above, maximum, below: of a number, or of a tuple's numbers.
     path, name: of a text that is a path, or the name of something that may also be a local folder or file.
     """
-    metadata = {"help": help, "choices": choices, "kind": kind or type(default), "items": items}
+    metadata: dict[str, Any] = {"help": help, "choices": choices, "kind": kind or type(default), "items": items}
     metadata |= {"range": _Range(minimum, above, maximum, below), "path": path, "name": name}
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@dataclasses.dataclass(frozen=True)
 class Checked:
     """A configuration whose values are checked, and brought to their fields' types, when it is made.
 
@@ -87,7 +88,7 @@ class Checked:
 
 
 _KINDS = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str | os.PathLike}
-_KIND_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+_KIND_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
@@ -168,7 +169,7 @@ def _is_recorded(field: dataclasses.Field, recorded: Mapping[str, Any], config: 
         except (OverflowError, TypeError, ValueError):
             return False
     now = getattr(config, field.name)
-    if before and now and (field.metadata["path"] or field.metadata["name"]):
+    if isinstance(before, str) and before and now and (field.metadata["path"] or field.metadata["name"]):
         return is_same(expanded(before), now)
     return before == now
 

@@ -1,20 +1,22 @@
 """The losses of retrieval-augmented generation: pure, unreduced, in natural log and float32.
 
-Letters: B questions, K passages per question, T answer tokens (the end token included), P candidate passages, E
-embedding width. Every loss returns one value per question, so that a caller can reduce with an explicit sum and
-count whatever the number of devices or accumulation steps. A question whose mask is all false (a filler that pads
-the last batch) has loss 0 and gives no gradient, whatever its other values are.
+Every loss returns one value per question, so that a caller can reduce with an explicit sum and count whatever the
+number of devices or accumulation steps. A question whose mask is all false (a filler that pads the last batch) has
+loss 0 and gives no gradient, whatever its other values are.
 
 Lewis et al. 2020, "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks", arXiv 2005.11401.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
-from ragjax.arrays import Array
+from ragjax.arrays import AnyArray, Array, Scalar
 
 
-def doc_log_probs(question_vectors: Array, passage_vectors: Array, scale: float | Array) -> Array:
+def doc_log_probs(
+    question_vectors: Float[AnyArray, "B E"], passage_vectors: Float[AnyArray, "B K E"], scale: Scalar
+) -> Float[Array, "B K"]:
     """Retrieval distribution over the K passages: log p(z|x) = log softmax_z(scale * <x, z>).
 
     Args:
@@ -34,7 +36,11 @@ def doc_log_probs(question_vectors: Array, passage_vectors: Array, scale: float 
     return jax.nn.log_softmax(scale * scores, axis=-1)
 
 
-def rag_token_nll(doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array) -> Array:
+def rag_token_nll(
+    doc_log_probs: Float[AnyArray, "B K"],
+    answer_log_probs: Float[AnyArray, "B K T"],
+    answer_mask: Bool[AnyArray, "B T"],
+) -> Float[Array, " B"]:
     """RAG-Token: -log prod_t sum_z p(z|x) p(y_t | x, z, y_<t): every token draws its own passage.
 
     Args:
@@ -50,7 +56,11 @@ def rag_token_nll(doc_log_probs: Array, answer_log_probs: Array, answer_mask: Ar
     return -jnp.sum(jnp.where(mask, token_log_probs, 0.0), axis=-1)
 
 
-def rag_sequence_nll(doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array) -> Array:
+def rag_sequence_nll(
+    doc_log_probs: Float[AnyArray, "B K"],
+    answer_log_probs: Float[AnyArray, "B K T"],
+    answer_mask: Bool[AnyArray, "B T"],
+) -> Float[Array, " B"]:
     """RAG-Sequence: -log sum_z p(z|x) prod_t p(y_t | x, z, y_<t): one passage explains the whole answer.
 
     Args:
@@ -67,8 +77,11 @@ def rag_sequence_nll(doc_log_probs: Array, answer_log_probs: Array, answer_mask:
 
 
 def emdr2_nll(
-    doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array, temperature: float | Array = 1.0
-) -> Array:
+    doc_log_probs: Float[AnyArray, "B K"],
+    answer_log_probs: Float[AnyArray, "B K T"],
+    answer_mask: Bool[AnyArray, "B T"],
+    temperature: Scalar = 1.0,
+) -> Float[Array, " B"]:
     """EMDR2's retriever loss: RAG-Sequence with the generator's likelihoods held constant.
 
     -log sum_z p(z|x) sg[p(y|x,z)^(1 / temperature)], where sg stops the gradient.
@@ -88,8 +101,11 @@ def emdr2_nll(
 
 
 def perplexity_distillation_nll(
-    doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array, temperature: float | Array = 1.0
-) -> Array:
+    doc_log_probs: Float[AnyArray, "B K"],
+    answer_log_probs: Float[AnyArray, "B K T"],
+    answer_mask: Bool[AnyArray, "B T"],
+    temperature: Scalar = 1.0,
+) -> Float[Array, " B"]:
     """Perplexity distillation: KL( sg[softmax_z(log p(y|x,z) / temperature)] || p(z|x) ).
 
     Args:
@@ -107,8 +123,11 @@ def perplexity_distillation_nll(
 
 
 def replug_lsr_nll(
-    doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array, temperature: float | Array = 1.0
-) -> Array:
+    doc_log_probs: Float[AnyArray, "B K"],
+    answer_log_probs: Float[AnyArray, "B K T"],
+    answer_mask: Bool[AnyArray, "B T"],
+    temperature: Scalar = 1.0,
+) -> Float[Array, " B"]:
     """REPLUG's LM-supervised retrieval: KL( p(z|x) || sg[softmax_z(p(y|x,z) / temperature)] ).
 
     The target is a softmax over probabilities, not over their logarithms, so it is never far from uniform at
@@ -129,8 +148,11 @@ def replug_lsr_nll(
 
 
 def leave_one_out_nll(
-    doc_log_probs: Array, leave_one_out_log_probs: Array, answer_mask: Array, temperature: float | Array = 1.0
-) -> Array:
+    doc_log_probs: Float[AnyArray, "B K"],
+    leave_one_out_log_probs: Float[AnyArray, "B K T"],
+    answer_mask: Bool[AnyArray, "B T"],
+    temperature: Scalar = 1.0,
+) -> Float[Array, " B"]:
     """Leave-one-out distillation: KL( sg[softmax_z(-log p(y|x, all but z) / temperature)] || p(z|x) ).
 
     A passage counts by how much likelier the answer is with it among the others, so one that helps only together with
@@ -152,12 +174,12 @@ def leave_one_out_nll(
 
 
 def multiple_negatives_ranking_nll(
-    question_vectors: Array,
-    passage_vectors: Array,
-    scale: float | Array = 20.0,
-    labels: Array | None = None,
-    candidate_mask: Array | None = None,
-) -> Array:
+    question_vectors: Float[AnyArray, "B E"],
+    passage_vectors: Float[AnyArray, "P E"],
+    scale: Scalar = 20.0,
+    labels: Int[AnyArray, " B"] | None = None,
+    candidate_mask: Bool[AnyArray, "B P"] | None = None,
+) -> Float[Array, " B"]:
     """Multiple negatives ranking: -log softmax_p(scale * <x, p>) at the positive, over all candidates.
 
     Args:
@@ -184,20 +206,28 @@ def multiple_negatives_ranking_nll(
     return jax.nn.logsumexp(logits, axis=-1) - logits[rows, labels]
 
 
-def _frozen_likelihoods(doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array):
+def _frozen_likelihoods(
+    doc_log_probs: Float[AnyArray, "B K"],
+    answer_log_probs: Float[AnyArray, "B K T"],
+    answer_mask: Bool[AnyArray, "B T"],
+) -> tuple[Float[Array, "B K"], Float[Array, "B K"], Bool[Array, "B T"]]:
     """log p(z|x) [B, K], the constant log p(y|x,z) [B, K], and the mask [B, T]."""
     docs, answers, mask = _masked_float32(doc_log_probs, jax.lax.stop_gradient(answer_log_probs), answer_mask)
     return docs, jnp.sum(answers, axis=-1), mask
 
 
-def _kl(log_p: Array, log_q: Array) -> Array:
+def _kl(log_p: Float[Array, "B K"], log_q: Float[Array, "B K"]) -> Float[Array, " B"]:
     """sum_z p (log p - log q) over the last axis; what has probability 0 under p adds nothing."""
     possible = log_p > -jnp.inf
     difference = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
     return jnp.sum(jnp.exp(log_p) * difference, axis=-1)
 
 
-def _masked_float32(doc_log_probs: Array, answer_log_probs: Array, answer_mask: Array):
+def _masked_float32(
+    doc_log_probs: Float[AnyArray, "B K"],
+    answer_log_probs: Float[AnyArray, "B K T"],
+    answer_mask: Bool[AnyArray, "B T"],
+) -> tuple[Float[Array, "B K"], Float[Array, "B K T"], Bool[Array, "B T"]]:
     """Float32 inputs with everything that the mask rules out replaced by 0.
 
     The replacement comes before any arithmetic: a `where` after it would still send NaN * 0 = NaN back through

@@ -87,10 +87,12 @@ def check_platform() -> None:
         jax.local_devices()
     except Exception as error:  # a bare AssertionError among them
         why = f" ({reason(error)})" if str(error) else ""
-        if not jax.config.jax_platforms:
+        # jax gives its configuration the options while it is imported, which a checker does not see.
+        platforms = jax.config.jax_platforms  # ty: ignore[missing-attribute]
+        if not platforms:
             raise UserError(f"JAX finds no device that it can use{why}: set JAX_PLATFORMS=cpu.") from error
         raise UserError(
-            f"JAX_PLATFORMS={jax.config.jax_platforms} asks for a platform that JAX cannot use here{why}: unset it, "
+            f"JAX_PLATFORMS={platforms} asks for a platform that JAX cannot use here{why}: unset it, "
             "write cpu, cuda or tpu in small letters, or install JAX for it (ragjax[cuda12], [cuda13] or [tpu])."
         ) from error
 

@@ -1,11 +1,12 @@
 """The whole pipeline: question -> vector -> passages -> prompt -> answer."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
-from ragjax.arrays import Variables
+from ragjax.arrays import ModelVariables, Variables
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, forward_flops
 from ragjax.data.prompts import Prompt, PromptBuilder
@@ -87,12 +88,16 @@ class Pipeline:
         """The k nearest passages of each question."""
         return self.retriever.retrieve(Queries(questions, self.embedder.encode_queries(questions)), k)
 
-    def passages(self, passage_rows: Sequence[int]) -> list[Passage]:
+    def passages(self, passage_rows: Sequence[int] | Int[np.ndarray, " K"]) -> list[Passage]:
         return [self.store[int(row)] for row in passage_rows]
 
     def decoding_prompts(
-        self, question: str, passage_rows: Sequence[int], scores: np.ndarray, config: RunConfig
-    ) -> tuple[list[Prompt], np.ndarray]:
+        self,
+        question: str,
+        passage_rows: Sequence[int] | Int[np.ndarray, " k"],
+        scores: Float[np.ndarray, " k"],
+        config: RunConfig,
+    ) -> tuple[list[Prompt], Float[np.ndarray, " K"]]:
         """What an answer is decoded from: prompts [K] and their log p(z|x) [K], K = 1 for concatenated passages.
 
         passage_rows, scores [k]: the passages read, best first.
@@ -110,7 +115,7 @@ class Pipeline:
         """The answer in generated tokens: the first line of their text."""
         return first_line(self.generator.decode(new_tokens))
 
-    def with_trained(self, trained: Mapping[str, Variables]) -> "Pipeline":
+    def with_trained(self, trained: ModelVariables) -> "Pipeline":
         """The same pipeline with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}."""
         embedder, reader = dataclasses.replace(self.embedder, **trained.get("embedder", {})), self.reader
         if reader is not None:
@@ -130,12 +135,12 @@ def first_line(text: str) -> str:
     return next(iter(text.strip().splitlines()), "").strip()
 
 
-def probabilities(scores: np.ndarray, scale: float) -> np.ndarray:
+def probabilities(scores: Float[np.ndarray, "*B k"], scale: float) -> Float[np.ndarray, "*B k"]:
     """p(z|x) = softmax(scale * score) over the last axis."""
     return np.exp(log_probabilities(scores, scale))
 
 
-def log_probabilities(scores: np.ndarray, scale: float) -> np.ndarray:
+def log_probabilities(scores: Float[np.ndarray, "*B k"], scale: float) -> Float[np.ndarray, "*B k"]:
     """log p(z|x), finite also where p(z|x) is too small for a float64."""
     logits = scale * np.asarray(scores, np.float64)
     return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
@@ -187,7 +192,7 @@ def build_pipeline(
         embedder.passage_key,
         default_cache_dir() / "vectors",
         embedder.config.hidden_size,
-        show_progress,
+        show_progress=show_progress,
         count_tokens=lambda texts: sum(map(len, embedder.passage_tokens(texts))),
     )
     cost = _encode_cost(embedder, encoded, len(store))
@@ -208,8 +213,8 @@ def _prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
     )
 
 
-def build_index(vectors: np.ndarray) -> Index:
-    """The index over passage vectors [P, E]. This is where its type is chosen."""
+def build_index(vectors: Float32[np.ndarray, "P E"]) -> Index:
+    """The index over passage vectors. This is where its type is chosen."""
     return ExactIndex(vectors)
 
 

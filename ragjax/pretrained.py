@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Float32, Int
 
+from ragjax.arrays import AnyArray, Array, Ids, Tree, Variables
 from ragjax.checkpoints import tree_sha256
 from ragjax.config import QUANTIZE, DecodeConfig
 from ragjax.costs import ModelSize
@@ -42,8 +44,6 @@ from ragjax.weights import (
     resolve_model,
 )
 from ragjax.weights.wordpiece import lower_case_first
-
-Tree = Mapping[str, Any]
 
 # Rows scored or decoded at once where a caller gives whole lists.
 _ROWS = 8
@@ -108,21 +108,27 @@ class Embedder:
         texts = [prefix + text for text in texts]
         return self.tokenizer(texts, truncation=True, max_length=self.max_seq_length)["input_ids"]
 
-    def encode_queries(self, questions: Sequence[str], batch_size: int = 64, show_progress: bool = False) -> np.ndarray:
-        """Unit vectors [N, E] float32 of N questions, in their order, whatever the batch size."""
+    def encode_queries(
+        self, questions: Sequence[str], batch_size: int = 64, show_progress: bool = False
+    ) -> Float32[np.ndarray, "n E"]:
+        """Unit vectors of n questions, in their order, whatever the batch size."""
         return self.encode_tokens(self.query_tokens(questions), batch_size, show_progress)
 
-    def encode_passages(self, passages: Sequence[str], batch_size: int = 64, show_progress: bool = False) -> np.ndarray:
-        """Unit vectors [N, E] float32 of N passages, in their order, whatever the batch size."""
+    def encode_passages(
+        self, passages: Sequence[str], batch_size: int = 64, show_progress: bool = False
+    ) -> Float32[np.ndarray, "n E"]:
+        """Unit vectors of n passages, in their order, whatever the batch size."""
         return self.encode_tokens(self.passage_tokens(passages), batch_size, show_progress)
 
-    def encode(self, texts: Sequence[str], batch_size: int = 64, show_progress: bool = False) -> np.ndarray:
-        """Unit vectors [N, E] float32 of N texts that are neither: after the model's default prompt, if it has one."""
+    def encode(
+        self, texts: Sequence[str], batch_size: int = 64, show_progress: bool = False
+    ) -> Float32[np.ndarray, "n E"]:
+        """Unit vectors of n texts that are neither: after the model's default prompt, if it has one."""
         return self.encode_tokens(self._tokens(texts, self.prefixes.default), batch_size, show_progress)
 
     def encode_tokens(
-        self, tokens: Sequence[Sequence[int]], batch_size: int = 64, show_progress: bool = False
-    ) -> np.ndarray:
+        self, tokens: Sequence[Ids], batch_size: int = 64, show_progress: bool = False
+    ) -> Float32[np.ndarray, "n E"]:
         """Vectors of texts that are tokenised already; equal lengths share a batch, so little is padding."""
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
         batches, start = [], 0
@@ -156,7 +162,9 @@ def _rows_at_once(length: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def embed(module: nn.Module, variables: Tree, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+def embed(
+    module: nn.Module, variables: Variables, tokens: Int[AnyArray, "B S"], lengths: Int[AnyArray, " B"]
+) -> Float32[Array, "B E"]:
     """Compiled `sentence_vectors`."""
     return sentence_vectors(module, variables, tokens, lengths)
 
@@ -206,16 +214,18 @@ class Generator:
             attention_width=config.num_attention_heads * config.head_dim,
         )
 
-    def logits(self, token_ids: np.ndarray, lengths: np.ndarray | None = None) -> jax.Array:
-        """Logits [B, S, V] float32 at every position of right-padded token_ids [B, S]: the plain reference path.
+    def logits(
+        self, token_ids: Int[np.ndarray, "B S"], lengths: Int[np.ndarray, " B"] | None = None
+    ) -> Float32[Array, "B S V"]:
+        """Logits at every position of right-padded token_ids: the plain reference path.
 
-        lengths [B]: real tokens of each row; all by default. Later positions are meaningless.
+        lengths: real tokens of each row; all by default. Later positions are meaningless.
         """
-        token_ids = jnp.asarray(token_ids, jnp.int32)
-        positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
-        lengths = jnp.full(token_ids.shape[0], token_ids.shape[1]) if lengths is None else jnp.asarray(lengths)
-        segments = (positions < lengths[:, None]).astype(jnp.int32)
-        return _full_logits(self.module, self.variables, token_ids, segments, positions)
+        tokens = jnp.asarray(token_ids, jnp.int32)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        ends = jnp.full(len(tokens), tokens.shape[1]) if lengths is None else jnp.asarray(lengths)
+        segments = (positions < ends[:, None]).astype(jnp.int32)
+        return _full_logits(self.module, self.variables, tokens, segments, positions)
 
     def answer_log_probs(self, prompts: Sequence[str], answers: Sequence[str]) -> list[np.ndarray]:
         """log p(answer token | prompt, earlier answer tokens), natural log: one array [T_i] per pair, end token last.
@@ -228,9 +238,7 @@ class Generator:
             [self.prompt_ids(prompt) for prompt in prompts], [self.answer_ids(answer) for answer in answers]
         )
 
-    def score_tokens(
-        self, prompt_ids: Sequence[Sequence[int]], answer_ids: Sequence[Sequence[int]]
-    ) -> list[np.ndarray]:
+    def score_tokens(self, prompt_ids: Sequence[Ids], answer_ids: Sequence[Ids]) -> list[np.ndarray]:
         """`answer_log_probs` of prompts and answers given as ids; pairs of like length run together."""
         results: list[np.ndarray] = [np.empty(0, np.float32)] * len(prompt_ids)
         order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]) + len(answer_ids[i]))
@@ -249,9 +257,7 @@ class Generator:
         new = self.generate_tokens([self.prompt_ids(prompt) for prompt in prompts], max_new_tokens)
         return [self.decode(ids) for ids in new]
 
-    def generate_tokens(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int = _ROWS
-    ) -> list[list[int]]:
+    def generate_tokens(self, prompts: Sequence[Ids], max_new_tokens: int, batch_size: int = _ROWS) -> list[list[int]]:
         """Greedy new tokens of prompts given as ids, the end token left out; prompts of like length run together."""
         greedy = DecodeConfig(max_new_tokens=max_new_tokens)
         answers = self.prepared().decode_answers(
@@ -278,21 +284,30 @@ class Generator:
     def _pieces(self) -> Pieces:
         return Pieces(self.tokenizer)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         """Text of generated ids, special tokens removed."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _full_logits(module, variables, tokens, segments, positions):
-    return module.apply(variables, tokens, segments, positions, method="full_logits")
+def _full_logits(
+    module: Decoder,
+    variables: Variables,
+    tokens: Int[Array, "B S"],
+    segments: Int[Array, "B S"],
+    positions: Int[Array, "B S"],
+) -> Float32[Array, "B S V"]:
+    return module.bind(variables).full_logits(tokens, segments, positions)
 
 
 _score = jax.jit(score_answers, static_argnames="module")
 
 
 # config.json's model_type -> the settings and the module of its encoder.
-ENCODERS = {"bert": (BertConfig, Bert), "mpnet": (MPNetConfig, MPNet)}
+ENCODERS: dict[str, tuple[type[EncoderConfig], Callable[..., nn.Module]]] = {
+    "bert": (BertConfig, Bert),
+    "mpnet": (MPNetConfig, MPNet),
+}
 
 
 def load_embedder(

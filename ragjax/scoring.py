@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int, Key
 
-from ragjax.arrays import Array, Variables
+from ragjax.arrays import AnyArray, Array, Variables
 from ragjax.data.batches import Rows
 from ragjax.models.decoder import Decoder
 
@@ -11,7 +12,9 @@ from ragjax.models.decoder import Decoder
 HEAD_ROWS = 256
 
 
-def score_answers(module: Decoder, variables: Variables, rows: Rows, dropout_key: Array | None = None) -> Array:
+def score_answers(
+    module: Decoder, variables: Variables, rows: Rows, dropout_key: Key[Array, ""] | None = None
+) -> Float32[Array, "B K T"]:
     """log p(y_t | x, z, y_<t) of every answer token under every passage.
 
     Only the hidden states that predict an answer token meet the vocabulary head, and the target is gathered from
@@ -20,33 +23,29 @@ def score_answers(module: Decoder, variables: Variables, rows: Rows, dropout_key
     Args:
       module: the decoder.
       variables: its collections.
-      rows: token rows with `answer_index` [B, K, T, 2] and `answer_tokens` [B, T].
+      rows: token rows, and where their answers stand.
       dropout_key: turns the adapter's dropout on.
 
     Returns:
-      [B, K, T] float32; entries that `rows.answer_mask` rules out are meaningless.
+      What `rows.answer_mask` rules out is meaningless.
     """
-    hidden = module.apply(
-        variables,
-        rows.tokens,
-        rows.segment_ids,
-        rows.positions,
-        dropout_ids=None if dropout_key is None else rows.dropout_ids,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
-    )
+    decoder = module.bind(variables, rngs=None if dropout_key is None else {"dropout": dropout_key})
+    dropout_ids = None if dropout_key is None else rows.dropout_ids
+    hidden = decoder(rows.tokens, rows.segment_ids, rows.positions, dropout_ids)
     states = hidden[rows.answer_index[..., 0], rows.answer_index[..., 1]]
     targets = jnp.broadcast_to(rows.answer_tokens[:, None, :], states.shape[:3])
-    return target_log_probs(module, variables, states.reshape(-1, states.shape[-1]), targets.reshape(-1)).reshape(
-        targets.shape
-    )
+    log_probs = target_log_probs(module, variables, states.reshape(-1, states.shape[-1]), targets.reshape(-1))
+    return log_probs.reshape(targets.shape)
 
 
-def target_log_probs(module: Decoder, variables: Variables, states: Array, targets: Array) -> Array:
-    """log softmax(head(state)) at the target, [n], in chunks whose logits the backward pass computes again."""
+def target_log_probs(
+    module: Decoder, variables: Variables, states: Float[Array, "n D"], targets: Int[AnyArray, " n"]
+) -> Float32[Array, " n"]:
+    """log softmax(head(state)) at the target, in chunks whose logits the backward pass computes again."""
 
-    def score(chunk):
+    def score(chunk: tuple[Float[Array, "rows D"], Int[AnyArray, " rows"]]) -> Float32[Array, " rows"]:
         chunk_states, chunk_targets = chunk
-        logits = module.apply(variables, chunk_states, method="logits")
+        logits = module.bind(variables).logits(chunk_states)
         gathered = jnp.take_along_axis(logits, chunk_targets[:, None], axis=-1)[:, 0]
         return gathered - jax.nn.logsumexp(logits, axis=-1)
 

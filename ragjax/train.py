@@ -9,4 +9,5 @@ else:
     from ragjax.api import train
 
     # What stands here is what the import system binds to the name in the package: the function, not this module.
-    sys.modules[__name__] = train
+    # The import system takes any object; its stub says modules alone.
+    sys.modules[__name__] = train  # ty: ignore[invalid-assignment]

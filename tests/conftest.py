@@ -6,6 +6,28 @@ from pathlib import Path
 import jax
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Where arrays are annotated with their shapes, the tests hold every call to them. A whole number is a float here, as it
+# is to a static checker. Tuples that stand for a batch (NamedTuple) are not checked when they are made: the same ones
+# hold shapes, gradients and stacked batches. Nothing of ragjax may be imported before this.
+install_import_hook(
+    [
+        f"ragjax.{name}"
+        for name in (
+            "data.batches",
+            "generation",
+            "losses",
+            "models",
+            "retrieval",
+            "scoring",
+            "training.objectives",
+            "training.state",
+            "training.step",
+        )
+    ],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 # The same examples in every run, no database folder in the tree, and a busy machine is no failure.
 settings.register_profile("ragjax", derandomize=True, database=None, deadline=None)

@@ -294,7 +294,9 @@ def test_extreme_values_stay_finite(loss):
         vectors[0]
     )
     assert np.isfinite(gradient).all()
-    assert np.isfinite(losses.multiple_negatives_ranking_nll(vectors[0], vectors[1][0], scale=100.0, labels=[1])).all()
+    assert np.isfinite(
+        losses.multiple_negatives_ranking_nll(vectors[0], vectors[1][0], scale=100.0, labels=np.array([1]))
+    ).all()
 
 
 # --- doc_log_probs and multiple negatives ranking

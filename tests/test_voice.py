@@ -104,7 +104,7 @@ def test_the_cache_of_another_host_is_filled(second, tmp_path):
         return np.eye(2, dtype=np.float32)[[len(text) % 2 for text in texts]]
 
     store = PassageList([Passage("1", "", "a"), Passage("2", "", "bb")])
-    kept = [encode_corpus(encode, store, "key", tmp_path, 2, show_progress=False) for _ in range(2)]
+    kept = [encode_corpus(encode, store, "key", tmp_path, 2, len, show_progress=False) for _ in range(2)]
     for one in kept:
         np.testing.assert_array_equal(one.vectors, encode(["a", "bb"]))
     assert [one.cached for one in kept] == [False, True]

@@ -4,11 +4,12 @@ Imports nothing that takes time to load, so that a command can refuse bad flags 
 """
 
 import contextlib
+import io
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 from ragjax.errors import UserError
@@ -85,7 +86,8 @@ def _question_of(line: str) -> str:
 
 def _questions() -> Iterator[str]:
     """Lines of standard input; at a terminal with a prompt, and with the history of earlier times."""
-    sys.stdin.reconfigure(errors="surrogateescape")  # for `checked` to refuse
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # for `checked` to refuse
     if not sys.stdin.isatty():
         for number, line in enumerate(sys.stdin):
             # Windows writes a mark before the first line; with LANG=C its bytes are no text yet.
@@ -121,7 +123,7 @@ def _prompted(prompt: str) -> str:
 
 
 @contextlib.contextmanager
-def _history() -> Iterator[None]:
+def _history() -> Generator[None, None, None]:
     """Arrow keys bring back the questions of this and earlier times, where Python has readline."""
     try:
         import readline

@@ -11,23 +11,23 @@ from absl import app, flags, logging
 
 from ragjax.commands.ends import end_of
 from ragjax.errors import UserError
-from ragjax.fields import flag_text
+from ragjax.fields import Checked, flag_text
 from ragjax.version import __version__
 from ragjax.voice import say
 
 FLAGS = flags.FLAGS
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Checked)
 # Flags defined here belong to the command that asks for them: its --help lists them.
 flags.disclaim_key_flags()
 
 
-def define_flags(config: type) -> None:
+def define_flags(config: type[Checked]) -> None:
     """Defines --NAME for each field of a configuration, with its help and choices."""
     for field in dataclasses.fields(config):
         define_field(field, field.default)
 
 
-def define_overrides(config: type, but: Sequence[str] = ()) -> None:
+def define_overrides(config: type[Checked], but: Sequence[str] = ()) -> None:
     """Defines --NAME for each field of a run's configuration that is not in `but`, to be left out or to override it."""
     for field in dataclasses.fields(config):
         if field.name not in but:
@@ -54,7 +54,7 @@ def parsed(config: type[Config]) -> Config:
     return config(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(config)})
 
 
-def given(config: type, but: Sequence[str] = ()) -> dict[str, Any]:
+def given(config: type[Checked], but: Sequence[str] = ()) -> dict[str, Any]:
     """What the command line gives of the flags that `define_overrides` has defined: {field: value}.
 
     Raises UserError where one is out of bounds.

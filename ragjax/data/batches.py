@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
+
+from ragjax.arrays import AnyArray, Ids
 
 # Random micro-batches, and steps made of them, on which the number of rows is tried out.
 _TRIED_BATCHES = 200
@@ -21,42 +24,42 @@ _ATTENTION_LENGTH = 1600
 class Rows(NamedTuple):
     """What the generator reads: B questions with K prompts each, laid out in R rows of S tokens."""
 
-    tokens: np.ndarray  # [R, S] int32
-    segment_ids: np.ndarray  # [R, S] int32, 1, 2, ... for the prompts of a row, 0 = padding
-    positions: np.ndarray  # [R, S] int32
-    answer_index: np.ndarray  # [B, K, T, 2] int32, (row, column) of the state that predicts each answer token
-    answer_tokens: np.ndarray  # [B, T] int32
-    answer_mask: np.ndarray  # [B, T] bool
-    dropout_ids: np.ndarray  # [R, S] int32, the same for a prompt's token wherever it lies
+    tokens: Int32[AnyArray, "R S"]
+    segment_ids: Int32[AnyArray, "R S"]  # 1, 2, ... for the prompts of a row, 0 = padding
+    positions: Int32[AnyArray, "R S"]
+    answer_index: Int32[AnyArray, "B K T 2"]  # (row, column) of the state that predicts each answer token
+    answer_tokens: Int32[AnyArray, "B T"]
+    answer_mask: Bool[AnyArray, "B T"]
+    dropout_ids: Int32[AnyArray, "R S"]  # the same for a prompt's token wherever it lies
 
 
 class Batch(NamedTuple):
     """One micro-batch of training: the embedder's question, the passages' vectors and the generator's rows."""
 
-    question_tokens: np.ndarray  # [B, Lq] int32
-    question_lengths: np.ndarray  # [B] int32, 0 = filler
-    passage_vectors: np.ndarray  # [B, K, E] float32
+    question_tokens: Int32[AnyArray, "B W"]
+    question_lengths: Int32[AnyArray, " B"]  # 0 = filler
+    passage_vectors: Float32[AnyArray, "B K E"]
     rows: Rows
 
 
 class ScoredBatch(NamedTuple):
     """One micro-batch for the embedder alone: the frozen generator's answer log-probs are in it."""
 
-    question_tokens: np.ndarray  # [B, Lq] int32
-    question_lengths: np.ndarray  # [B] int32, 0 = filler
-    passage_vectors: np.ndarray  # [B, K, E] float32
-    answer_log_probs: np.ndarray  # [B, K, T] float32
-    answer_mask: np.ndarray  # [B, T] bool
+    question_tokens: Int32[AnyArray, "B W"]
+    question_lengths: Int32[AnyArray, " B"]  # 0 = filler
+    passage_vectors: Float32[AnyArray, "B K E"]
+    answer_log_probs: Float32[AnyArray, "B K T"]
+    answer_mask: Bool[AnyArray, "B T"]
 
 
 class RankingBatch(NamedTuple):
     """One micro-batch of ranking: its questions, and the candidates of the whole step."""
 
-    question_tokens: np.ndarray  # [B, Lq] int32
-    question_lengths: np.ndarray  # [B] int32, 0 = filler
-    candidate_vectors: np.ndarray  # [P, E] float32
-    labels: np.ndarray  # [B] int32, the positive's place among the candidates
-    candidate_mask: np.ndarray  # [B, P] bool, false where a candidate is not a negative
+    question_tokens: Int32[AnyArray, "B W"]
+    question_lengths: Int32[AnyArray, " B"]  # 0 = filler
+    candidate_vectors: Float32[AnyArray, "P E"]
+    labels: Int32[AnyArray, " B"]  # the positive's place among the candidates
+    candidate_mask: Bool[AnyArray, "B P"]  # false where a candidate is not a negative
 
 
 class Placed(NamedTuple):
@@ -70,10 +73,10 @@ class Example(NamedTuple):
     """One question ready for batching."""
 
     index: int  # the question's place in its split
-    question_tokens: Sequence[int]  # the embedder's tokens, specials included
-    passage_vectors: np.ndarray  # [K, E]
-    prompts: Sequence[Sequence[int]]  # the generator's tokens under each passage (or one concatenated prompt)
-    answer: Sequence[int]  # the generator's tokens, end token included
+    question_tokens: Ids  # the embedder's tokens, specials included
+    passage_vectors: Float32[AnyArray, "B K E"]
+    prompts: Sequence[Ids]  # the generator's tokens under each passage (or one concatenated prompt)
+    answer: Ids  # the generator's tokens, end token included
     places: Sequence[Placed] = ()  # of each prompt, among the rows of its micro-batch: see `place_examples`
 
 
@@ -154,7 +157,7 @@ def usual_length(answer_lengths: Sequence[int]) -> int:
 
 
 def _work_of(
-    row_length: int, draws: Sequence[Sequence[int]], steps: np.ndarray, prompts_per_batch: int
+    row_length: int, draws: Sequence[Ids], steps: np.ndarray, prompts_per_batch: int
 ) -> tuple[float, int, list[int]]:
     """(mean work of the tried steps, the row length, how many rows the shapes below the last have).
 
@@ -167,7 +170,7 @@ def _work_of(
     return float(np.mean(fitting)) * row_length * (1 + row_length / _ATTENTION_LENGTH), row_length, rows
 
 
-def sequence_lengths(prompts: Sequence[Sequence[Sequence[int]]], answers: Sequence[Sequence[int]]) -> list[int]:
+def sequence_lengths(prompts: Sequence[Sequence[Ids]], answers: Sequence[Ids]) -> list[int]:
     """Tokens of each prompt with its answer, question by question; the last answer token is never read."""
     return [len(prompt) + len(answer) - 1 for group, answer in zip(prompts, answers, strict=True) for prompt in group]
 
@@ -186,8 +189,8 @@ def fit_shape(shapes: Sequence[Shape], examples: Sequence[Example]) -> Shape:
 
 
 def make_rows(
-    prompts: Sequence[Sequence[Sequence[int]]],
-    answers: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[Ids]],
+    answers: Sequence[Ids],
     indices: Sequence[int],
     shape: Shape,
     size: int,
@@ -238,8 +241,10 @@ def make_batch(examples: Sequence[Example], shape: Shape, size: int, question_le
     return Batch(question_tokens, question_lengths, passage_vectors, rows)
 
 
-def pad_tokens(sequences: Sequence[Sequence[int]], size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded tokens [size, length] int32 and lengths [size] int32 (0 for the rows that are missing)."""
+def pad_tokens(
+    sequences: Sequence[Ids], size: int, length: int
+) -> tuple[Int32[np.ndarray, "R S"], Int32[np.ndarray, " R"]]:
+    """Right-padded tokens [size, length] and lengths [size] (0 for the rows that are missing)."""
     tokens = np.zeros((size, length), np.int32)
     lengths = np.zeros(size, np.int32)
     for row, sequence in enumerate(sequences):

@@ -59,7 +59,7 @@ class CachedGenerations:
                 }
             )
         found = [self._records[key] for key in keys]
-        return [Decoded(tokens, log_prob, read) for log_prob, read, *tokens in found]
+        return [Decoded(list(map(int, tokens)), log_prob, int(read)) for log_prob, read, *tokens in found]
 
     def _key(self, settings: str, prompts: Sequence[Sequence[int]], log_weights: np.ndarray, seed: int) -> str:
         digest = hashlib.sha256(f"{self._generator.key} {settings} {seed} {list(map(len, prompts))}".encode())

@@ -11,7 +11,7 @@ METRICS = ("em", "f1", "contains", "recall_at_5", "hit_at_5")
 def before_after_table(
     before: Mapping[str, float | None],
     after: Mapping[str, float | None],
-    intervals: Mapping[str, Interval | None],
+    intervals: Mapping[str, Sequence[float] | None],
 ) -> str:
     """Scores before and after training, one line per metric of METRICS, as aligned text.
 
@@ -132,6 +132,6 @@ def _with_interval(interval: Interval | None) -> str:
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
     """First column to the left, the others to the right, a rule under the first row."""
     widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in lines]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    text = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in lines]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(text)

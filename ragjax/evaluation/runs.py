@@ -244,18 +244,20 @@ def _pairs(first: Sequence[Result], second: Sequence[Result]) -> list[dict[str, 
     pairs = []
     for one, other in zip(first, second, strict=True):
         for metric in one.scores:
-            values = [[record[metric] for record in side.predictions] for side in (one, other)]
-            if (difference := paired_interval(*values)) is None:
+            before, after = ([record[metric] for record in side.predictions] for side in (one, other))
+            first_score, second_score = one.scores[metric], other.scores[metric]
+            difference = paired_interval(before, after)
+            if difference is None or first_score is None or second_score is None:
                 continue
             pairs.append(
                 {
                     "decode": one.decode,
                     "top_k": one.top_k,
                     "metric": metric,
-                    "first": one.scores[metric][0],
-                    "second": other.scores[metric][0],
+                    "first": first_score[0],
+                    "second": second_score[0],
                     "difference": difference,
-                    "p_value": paired_p_value(*values),
+                    "p_value": paired_p_value(before, after),
                 }
             )
     return pairs

@@ -19,19 +19,19 @@ def mean_interval(values: Sequence[float], seed: int = 0, resamples: int = 10_00
     values: [n], one per question, drawn again with replacement `resamples` times. The same seed gives the
     same interval. None if there are no values.
     """
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1:
-        raise ValueError(f"values must be one-dimensional, not of shape {values.shape}")
-    if values.size == 0:
+    numbers = np.asarray(values, np.float64)
+    if numbers.ndim != 1:
+        raise ValueError(f"values must be one-dimensional, not of shape {numbers.shape}")
+    if numbers.size == 0:
         return None
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
-    step = max(1, _DRAWS_AT_ONCE // values.size)
+    step = max(1, _DRAWS_AT_ONCE // numbers.size)
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
-        means[start:stop] = values[rng.integers(values.size, size=(stop - start, values.size))].mean(axis=1)
+        means[start:stop] = numbers[rng.integers(numbers.size, size=(stop - start, numbers.size))].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
-    return float(values.mean()), float(low), float(high)
+    return float(numbers.mean()), float(low), float(high)
 
 
 def paired_interval(

@@ -157,7 +157,7 @@ def _settings_of_gguf(folder: str, source: ModelSource) -> list[PlannedFile]:
         plan_text(f"{folder}/tokenizer.json", tokenizer.backend_tokenizer.to_str(pretty=True)),
         plan_json(f"{folder}/tokenizer_config.json", settings),
     ]
-    if tokenizer.chat_template:
+    if isinstance(tokenizer.chat_template, str):  # a GGUF file has one, or none
         files.append(plan_text(f"{folder}/chat_template.jinja", tokenizer.chat_template))
     return files
 
@@ -182,8 +182,8 @@ def _sentence_files(folder: str, source: ModelSource, settings: EmbedderSettings
         says = {"prompts": dict(settings.prompts), "default_prompt_name": settings.default_prompt_name}
         says["similarity_fn_name"] = similarity if similarity in _COSINES else "cosine"
         files.append(plan_json(f"{folder}/{path.name}", content | says))
-    if settings.modules == tuple(_MODULES.values()):
-        pooling = settings.pooling_file
+    pooling = settings.pooling_file
+    if pooling is not None and settings.modules == tuple(_MODULES.values()):
         files.append(plan_copy(f"{folder}/{pooling.parent.name}/{pooling.name}", _inside(source, pooling)))
         return {file.path: file for file in files}
     modes = {key: mode == settings.pooling for key, mode in POOLING_SWITCHES.items()}

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from ragjax.errors import UserError
@@ -20,7 +20,7 @@ def default_cache_dir() -> Path:
 
 
 @contextlib.contextmanager
-def caching(what: str, path: Path) -> Iterator[None]:
+def caching(what: str, path: Path) -> Generator[None, None, None]:
     """Rewords what the file system refuses while `what` (a plural, "the passage vectors") is put into the cache."""
     try:
         yield

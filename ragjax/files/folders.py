@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def write_folder(folder: str | os.PathLike, files: Sequence[PlannedFile], everyw
 
 
 @contextlib.contextmanager
-def _locked(part: Path, folder: Path) -> Iterator[None]:
+def _locked(part: Path, folder: Path) -> Generator[None, None, None]:
     """Makes `part` and holds it for this process alone; the lock goes with the process."""
     part.mkdir(exist_ok=True)
     handle = os.open(part, os.O_RDONLY)

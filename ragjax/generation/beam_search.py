@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped, UInt32
 
-from ragjax.arrays import Array, Variables
+from ragjax.arrays import AnyArray, Array, Variables
 from ragjax.models.decoder import Decoder, Prompts, Slots, empty_slots, unstack
 from ragjax.scoring import target_log_probs
 
@@ -32,25 +33,29 @@ class Rule:
 class Beams(NamedTuple):
     """Where a search for answers stands: Q unfinished answers a question, and the Q best finished ones, best first."""
 
-    step: Array  # [] int32, tokens chosen so far in each unfinished answer
-    tokens: Array  # [B, Q, T] int32
-    scores: Array  # [B, Q] float32, log-probabilities; -inf: no answer
-    visible: Array  # [B, Q, C] bool, the slots that hold the answer's own tokens
+    step: Int32[Array, ""]  # tokens chosen so far in each unfinished answer
+    tokens: Int32[Array, "B Q T"]
+    scores: Float32[Array, "B Q"]  # log-probabilities; -inf: no answer
+    visible: Bool[Array, "B Q C"]  # the slots that hold the answer's own tokens
     slots: Slots | Sequence[Slots]  # C = Q * T, in order of arrival
-    ended_tokens: Array  # [B, Q, T] int32, without the end token
-    ended_lengths: Array  # [B, Q] int32
-    ended_scores: Array  # [B, Q] float32, log-probabilities, the end token's included
+    ended_tokens: Int32[Array, "B Q T"]  # without the end token
+    ended_lengths: Int32[Array, "B Q"]
+    ended_scores: Float32[Array, "B Q"]  # log-probabilities, the end token's included
 
 
 @functools.partial(jax.jit, static_argnames=("module", "is_unstacked"))
 def prefill(
-    module: Decoder, variables: Variables, tokens: Array, lengths: Array, is_unstacked: bool = False
-) -> tuple[Array, Prompts]:
-    """Reads right-padded prompts, tokens [R, S] and lengths [R]; (their last hidden states [R, D], their slots).
+    module: Decoder,
+    variables: Variables,
+    tokens: Int[AnyArray, "R S"],
+    lengths: Int[AnyArray, " R"],
+    is_unstacked: bool = False,
+) -> tuple[Float[Array, "R D"], Prompts]:
+    """Reads right-padded prompts: (their last hidden states, their slots).
 
     Unstacked slots are for the decoder that `for_decoding` gives.
     """
-    hidden, prompts = module.apply(variables, tokens, lengths, method="prefill")
+    hidden, prompts = module.bind(variables).prefill(tokens, lengths)
     if is_unstacked:
         prompts = prompts._replace(slots=unstack(prompts.slots))
     return hidden[jnp.arange(len(lengths)), jnp.maximum(lengths - 1, 0)], prompts
@@ -58,17 +63,23 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames=("module", "rule"))
 def begin(
-    module: Decoder, variables: Variables, last: Array, log_weights: Array, is_asked: Array, seeds: Array, rule: Rule
+    module: Decoder,
+    variables: Variables,
+    last: Float[AnyArray, "R D"],
+    log_weights: Float[AnyArray, "B K"],
+    is_asked: Bool[AnyArray, " B"],
+    seeds: UInt32[AnyArray, " B"],
+    rule: Rule,
 ) -> Beams:
     """The beams after their first choice.
 
     Args:
       module: the decoder.
       variables: its collections.
-      last: [B * K, D], last hidden states of the prompts.
-      log_weights: [B, K], log p(z|x) of the prompts.
-      is_asked: [B] bool, False for a filler, which has no answer.
-      seeds: [B] uint32, of the questions' draws.
+      last: last hidden states of the R = B * K prompts.
+      log_weights: log p(z|x) of the prompts.
+      is_asked: False for a filler, which has no answer.
+      seeds: of the questions' draws.
       rule: how answers are found.
     """
     questions, width, length = len(is_asked), rule.num_beams, rule.max_new_tokens
@@ -92,10 +103,10 @@ def advance(
     module: Decoder,
     variables: Variables,
     prompts: Prompts,
-    log_weights: Array,
-    seeds: Array,
+    log_weights: Float[AnyArray, "B K"],
+    seeds: UInt32[AnyArray, " B"],
     beams: Beams,
-    until: Array,
+    until: Int[AnyArray, ""] | int,
     rule: Rule,
 ) -> Beams:
     """Extends beams until every question has its best answers, or `until` steps are done.
@@ -107,7 +118,7 @@ def advance(
       module, variables, log_weights, seeds, rule: as given to `begin`.
       prompts: what `prefill` returned.
       beams: where they stand; their arrays' memory is used up.
-      until: [] int, max_new_tokens + 1 to go to the end.
+      until: max_new_tokens + 1 to go to the end.
     """
 
     def step_once(beams: Beams) -> Beams:
@@ -117,18 +128,19 @@ def advance(
     return jax.lax.while_loop(lambda beams: (beams.step < until) & is_unfinished(beams), step_once, beams)
 
 
-def is_unfinished(beams: Beams) -> Array:
+def is_unfinished(beams: Beams) -> Bool[Array, ""]:
     return jnp.any(beams.scores > -jnp.inf)
 
 
-def _feed(module: Decoder, variables: Variables, prompts: Prompts, beams: Beams, rule: Rule) -> tuple[Array, Beams]:
-    """Lets the model read the tokens that were chosen last: hidden states [B * K, Q, D]."""
+def _feed(
+    module: Decoder, variables: Variables, prompts: Prompts, beams: Beams, rule: Rule
+) -> tuple[Float[Array, "R Q D"], Beams]:
+    """Lets the model read the tokens that were chosen last: hidden states."""
     per_question = len(prompts.lengths) // len(beams.tokens)
     width, step = rule.num_beams, beams.step - 1
     branches, slots = jnp.arange(width), jnp.arange(width * rule.max_new_tokens)
     beams = beams._replace(visible=beams.visible | (slots == step * width + branches[:, None]))
-    hidden, new_slots = module.apply(
-        variables,
+    hidden, new_slots = module.bind(variables).extend(
         jnp.repeat(beams.tokens[:, :, step], per_question, axis=0),
         jnp.full(width, step),
         jnp.repeat(beams.visible, per_question, axis=0),
@@ -136,20 +148,21 @@ def _feed(module: Decoder, variables: Variables, prompts: Prompts, beams: Beams,
         beams.slots,
         slots // width,
         step * width,
-        method="extend",
     )
     return hidden, beams._replace(slots=new_slots)
 
 
-def _mixed_log_probs(module: Decoder, variables: Variables, hidden: Array, log_weights: Array) -> Array:
-    """log sum_z p(z|x) p(next token | z, ...): [B, Q, V] from hidden states [B * K, Q, D]."""
-    log_probs = jax.nn.log_softmax(module.apply(variables, hidden, method="logits"))
+def _mixed_log_probs(
+    module: Decoder, variables: Variables, hidden: Float[AnyArray, "R Q D"], log_weights: Float[AnyArray, "B K"]
+) -> Float32[Array, "B Q V"]:
+    """log sum_z p(z|x) p(next token | z, ...) from the hidden states of R = B * K prompts."""
+    log_probs = jax.nn.log_softmax(module.bind(variables).logits(hidden))
     log_probs = log_probs.reshape(*log_weights.shape, *log_probs.shape[1:])
     return jax.nn.logsumexp(log_probs + log_weights[:, :, None, None], axis=1)
 
 
-def _choose(beams: Beams, log_probs: Array, seeds: Array, rule: Rule) -> Beams:
-    """One more token for every unfinished answer, given log_probs [B, Q, V] of what follows them.
+def _choose(beams: Beams, log_probs: Float32[Array, "B Q V"], seeds: UInt32[AnyArray, " B"], rule: Rule) -> Beams:
+    """One more token for every unfinished answer, given log_probs of what follows them.
 
     Of all continuations the Q likeliest count. Those of them that end are finished answers; the others, filled up to
     Q, go on.
@@ -190,8 +203,10 @@ def _choose(beams: Beams, log_probs: Array, seeds: Array, rule: Rule) -> Beams:
     )
 
 
-def _draw(log_probs: Array, seeds: Array, step: Array, rule: Rule) -> Array:
-    """A token for each answer, [B, Q]: nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751).
+def _draw(
+    log_probs: Float32[Array, "B Q V"], seeds: UInt32[AnyArray, " B"], step: Int[AnyArray, ""] | int, rule: Rule
+) -> Int[Array, "B Q"]:
+    """A token for each answer: nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751).
 
     The draw depends on the question's seed and the step alone, never on the other questions.
     """
@@ -207,36 +222,38 @@ def _draw(log_probs: Array, seeds: Array, step: Array, rule: Rule) -> Array:
     return jax.vmap(jax.random.categorical)(keys, logits)
 
 
-def _pick(values: Array, order: Array) -> Array:
-    """values [B, any number, ...] at order [B, Q] of their second axis."""
+def _pick(values: Shaped[Array, "B n *rest"], order: Int[Array, "B Q"]) -> Shaped[Array, "B Q *rest"]:
+    """Values at `order` of their second axis."""
     return jnp.take_along_axis(values, order.reshape(*order.shape, *[1] * (values.ndim - 2)), axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="module")
 def score_continuations(
-    module: Decoder, variables: Variables, last: Array, prompts: Prompts, tokens: Array, lengths: Array
-) -> Array:
+    module: Decoder,
+    variables: Variables,
+    last: Float[AnyArray, "R D"],
+    prompts: Prompts,
+    tokens: Int[AnyArray, "B U T"],
+    lengths: Int[AnyArray, "B U"],
+) -> Float32[Array, "B K U"]:
     """log p(y|x, z) of U answers under each of their question's K prompts, which are not read again.
 
     Args:
       module: the decoder.
       variables: its collections.
-      last, prompts: what `prefill` returned for B * K prompts.
-      tokens: [B, U, T] int, the answers, end tokens included, right-padded.
-      lengths: [B, U] int.
-
-    Returns:
-      [B, K, U] float32.
+      last, prompts: what `prefill` returned for R = B * K prompts.
+      tokens: the answers, end tokens included, right-padded.
+      lengths: theirs.
     """
     length, prompt_count = tokens.shape[-1], len(last)
     per_question = prompt_count // len(tokens)
     steps = jnp.arange(length - 1)  # the last token is never read
     visible = jnp.broadcast_to(steps[:, None] >= steps, (prompt_count, length - 1, length - 1))
 
-    def score(answer: tuple[Array, Array]) -> Array:
+    def score(answer: tuple[Int[Array, "B T"], Int[Array, " B"]]) -> Float32[Array, "B K"]:
         targets, lengths = (jnp.repeat(part, per_question, axis=0) for part in answer)
         slots = empty_slots(module.config, prompt_count, length - 1)
-        hidden, _ = module.apply(variables, targets[:, :-1], steps, visible, prompts, slots, steps, 0, method="extend")
+        hidden, _ = module.bind(variables).extend(targets[:, :-1], steps, visible, prompts, slots, steps, 0)
         states = jnp.concatenate([last[:, None], hidden], axis=1)
         log_probs = target_log_probs(module, variables, states.reshape(-1, states.shape[-1]), targets.reshape(-1))
         is_real = jnp.arange(length) < lengths[:, None]

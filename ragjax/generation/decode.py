@@ -6,12 +6,13 @@ weighs the answers found by their probability under all of them (Lewis et al. 20
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt32
 
-from ragjax.arrays import Ids
+from ragjax.arrays import Array, Ids, Variables
 from ragjax.config import DecodeConfig
 from ragjax.data.batches import length_bucket, pad_tokens, round_up
 from ragjax.errors import DivergedError, UserError
@@ -23,15 +24,23 @@ from ragjax.models.decoder import Decoder, Prompts, for_decoding
 _SEED_STEP = 1_000_003
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What decoding needs to know of a generator."""
 
-    module: Decoder
-    eos_token_id: int  # ends a training answer
-    end_ids: tuple[int, ...]  # any of them ends a generated one
+    @property
+    def module(self) -> Decoder: ...
 
     @property
-    def variables(self) -> Any: ...
+    def variables(self) -> Variables: ...
+
+    @property
+    def eos_token_id(self) -> int:
+        """Ends a training answer."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Any of them ends a generated one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +56,10 @@ class _Batch(NamedTuple):
     """Some questions with their prompts read."""
 
     chosen: list[int]  # their places among all questions
-    log_weights: np.ndarray  # [B, K], fillers included
-    is_asked: np.ndarray  # [B]
-    seeds: np.ndarray  # [B]
-    last: Any  # [B * K, D]
+    log_weights: Float32[np.ndarray, "B K"]  # fillers included
+    is_asked: Bool[np.ndarray, " B"]
+    seeds: UInt32[np.ndarray, " B"]
+    last: Float[Array, "R D"]  # R = B * K
     prompts: Prompts
 
 
@@ -71,7 +80,7 @@ def question_seeds(config: DecodeConfig, places: Iterable[int]) -> list[int]:
 def decode_answers(
     model: LanguageModel,
     prompts: Sequence[Sequence[Ids]],
-    log_weights: np.ndarray,
+    log_weights: Float[np.ndarray, "n K"],
     config: DecodeConfig,
     batch_size: int,
     seeds: Sequence[int] | None = None,
@@ -81,7 +90,7 @@ def decode_answers(
     Args:
       model: the generator.
       prompts: [n][K] token ids: one concatenated prompt (concat), or one a passage.
-      log_weights: [n, K], log p(z|x); zeros for concat.
+      log_weights: log p(z|x); zeros for concat.
       config: how answers are decoded.
       batch_size: questions decoded at once.
       seeds: [n], of each question's draws; `question_seeds` of all places by default.
@@ -100,10 +109,10 @@ class Prepared(NamedTuple):
     """A language model with its decoder in the form that takes steps fastest: see `prepare`."""
 
     module: Decoder
-    variables: Any
+    variables: Variables
     eos_token_id: int
     end_ids: tuple[int, ...]
-    steps: tuple[Decoder, Any]  # the decoder and its variables, for what follows the prompts
+    steps: tuple[Decoder, Variables]  # the decoder and its variables, for what follows the prompts
 
     decode_answers = decode_answers
 
@@ -116,7 +125,7 @@ def prepare(model: LanguageModel) -> Prepared:
     """
     if isinstance(model, Prepared):
         return model
-    steps = model.module, model.variables
+    steps: tuple[Decoder, Variables] = model.module, model.variables
     if jax.default_backend() == "cpu":
         steps = for_decoding(*steps)
     return Prepared(model.module, model.variables, model.eos_token_id, model.end_ids, steps)
@@ -125,7 +134,7 @@ def prepare(model: LanguageModel) -> Prepared:
 def decode_mixture(
     model: LanguageModel,
     prompts: Sequence[Sequence[Ids]],
-    log_weights: np.ndarray,
+    log_weights: Float[np.ndarray, "n K"],
     rule: Rule,
     batch_size: int,
     seeds: Sequence[int] | None = None,
@@ -135,7 +144,7 @@ def decode_mixture(
     Args:
       model: the generator.
       prompts: [n][K] token ids; K = 1 for concatenated passages.
-      log_weights: [n, K], log p(z|x); zeros where K = 1.
+      log_weights: log p(z|x); zeros where K = 1.
       rule: how answers are found.
       batch_size: questions decoded at once.
       seeds: [n], of each question's draws; their places by default.
@@ -144,21 +153,20 @@ def decode_mixture(
       For each question the best answer. Its log_prob is that of RAG-Token (-rag_token_nll) unless it was drawn
       or ended with another end token than the training's, eos_token_id.
     """
-    model = prepare(model)
-    results: list[Decoded] = [None] * len(prompts)
-    for batch in _batches(model, prompts, log_weights, batch_size, seeds):
-        found = _found(model, batch, batch.log_weights, batch.is_asked, batch.seeds, rule)
+    prepared, results = prepare(model), dict[int, Decoded]()
+    for batch in _batches(prepared, prompts, log_weights, batch_size, seeds):
+        found = _found(prepared, batch, batch.log_weights, batch.is_asked, batch.seeds, rule)
         read = batch.log_weights.shape[1] * rule.num_beams
         for i, answers in zip(batch.chosen, found, strict=False):
             tokens, log_prob = answers[0]
             results[i] = Decoded(tokens, log_prob, read * len(tokens))
-    return results
+    return [results[i] for i in range(len(prompts))]
 
 
 def decode_sequence(
     model: LanguageModel,
     prompts: Sequence[Sequence[Ids]],
-    log_weights: np.ndarray,
+    log_weights: Float[np.ndarray, "n K"],
     rule: Rule,
     batch_size: int,
     is_thorough: bool,
@@ -170,17 +178,16 @@ def decode_sequence(
       is_thorough: every answer is scored under every passage; False: an answer's probability is taken as 0 under the
         passages under which it was not found.
     """
-    model = prepare(model)
-    results: list[Decoded] = [None] * len(prompts)
-    for batch in _batches(model, prompts, log_weights, batch_size, None):
+    prepared, results = prepare(model), dict[int, Decoded]()
+    for batch in _batches(prepared, prompts, log_weights, batch_size, None):
         size, passages = batch.log_weights.shape
         count = size * passages  # of prompts, each searched as if it were a question of its own
         alone = np.zeros((count, 1), np.float32)
-        found = _found(model, batch, alone, np.repeat(batch.is_asked, passages), np.zeros(count, np.uint32), rule)
+        found = _found(prepared, batch, alone, np.repeat(batch.is_asked, passages), np.zeros(count, np.uint32), rule)
         groups = [found[first : first + passages] for first in range(0, count, passages)]
         hypotheses = [list(dict.fromkeys(tuple(ids) for beams in group for ids, _ in beams)) for group in groups]
         if is_thorough:
-            scores = _rescored(model, batch, hypotheses, passages * rule.num_beams)
+            scores = _rescored(prepared, batch, hypotheses, passages * rule.num_beams)
         else:
             scores = np.full((size, passages, max(map(len, hypotheses))), -np.inf)
             for b, group in enumerate(groups):
@@ -193,24 +200,24 @@ def decode_sequence(
             best = int(np.argmax(totals[b, : len(lengths)]))
             read = sum(len(ids) for beams in groups[b] for ids, _ in beams) + is_thorough * passages * sum(lengths)
             results[i] = Decoded(list(hypotheses[b][best]), float(totals[b, best]), read)
-    return results
+    return [results[i] for i in range(len(prompts))]
 
 
 def stream_answer(
-    model: LanguageModel, prompts: Sequence[Ids], log_weights: np.ndarray, config: DecodeConfig
+    model: LanguageModel, prompts: Sequence[Ids], log_weights: Float[np.ndarray, " K"], config: DecodeConfig
 ) -> Iterator[list[int]]:
     """The tokens so far of the answer that `decode_answers` finds for one question, after each new one.
 
     For greedy and drawn answers of concat and rag_token: those of others are not known before the end.
     """
-    rule, model = _rule(model, config), prepare(model)
-    (batch,) = _batches(model, [prompts], np.asarray(log_weights)[None], 1, question_seeds(config, [0]))
+    rule, prepared = _rule(model, config), prepare(model)
+    (batch,) = _batches(prepared, [prompts], np.asarray(log_weights)[None], 1, question_seeds(config, [0]))
     fixed = (batch.log_weights, batch.seeds)
-    state = beam_search.begin(*model.steps, batch.last, fixed[0], batch.is_asked, fixed[1], rule)
+    state = beam_search.begin(*prepared.steps, batch.last, fixed[0], batch.is_asked, fixed[1], rule)
     while beam_search.is_unfinished(state):
         yield np.asarray(state.tokens)[0, 0, : int(state.step)].tolist()
         until = state.step + 1
-        state = beam_search.advance(*model.steps, batch.prompts, *fixed, state, until, rule)
+        state = beam_search.advance(*prepared.steps, batch.prompts, *fixed, state, until, rule)
     _refuse_diverged(np.asarray(state.ended_scores))
 
 
@@ -226,7 +233,7 @@ def _rule(model: LanguageModel, config: DecodeConfig) -> Rule:
 def _batches(
     model: Prepared,
     prompts: Sequence[Sequence[Ids]],
-    log_weights: np.ndarray,
+    log_weights: Float[np.ndarray, "n K"],
     batch_size: int,
     seeds: Sequence[int] | None,
 ) -> Iterator[_Batch]:
@@ -248,7 +255,12 @@ def _batches(
 
 
 def _found(
-    model: Prepared, batch: _Batch, log_weights: np.ndarray, is_asked: np.ndarray, seeds: np.ndarray, rule: Rule
+    model: Prepared,
+    batch: _Batch,
+    log_weights: Float32[np.ndarray, "B K"],
+    is_asked: Bool[np.ndarray, " B"],
+    seeds: UInt32[np.ndarray, " B"],
+    rule: Rule,
 ) -> list[list[tuple[list[int], float]]]:
     """(tokens, log-probability) of each question's answers, best first, none for fillers."""
     state = beam_search.begin(*model.steps, batch.last, log_weights, is_asked, seeds, rule)
@@ -266,14 +278,16 @@ def _found(
     ]
 
 
-def _refuse_diverged(scores: np.ndarray) -> None:
-    """Raises DivergedError where a question has no answer: scores [B, Q], best first."""
+def _refuse_diverged(scores: Float[np.ndarray, "B Q"]) -> None:
+    """Raises DivergedError where a question has no answer. scores: best first."""
     if not np.isfinite(scores[:, 0]).all():
         raise DivergedError("the generator's probabilities are not finite: it has diverged, lower --generator_lr")
 
 
-def _rescored(model: Prepared, batch: _Batch, hypotheses: Sequence[Sequence[tuple[int, ...]]], most: int):
-    """log p(y|x,z) [B, K, U] of every question's hypotheses, at most `most` each, under all of its passages."""
+def _rescored(
+    model: Prepared, batch: _Batch, hypotheses: Sequence[Sequence[tuple[int, ...]]], most: int
+) -> Float32[np.ndarray, "B K U"]:
+    """log p(y|x,z) of every question's hypotheses, at most `most` each, under all of its passages."""
     ended = [[[*ids, model.eos_token_id] for ids in answers] for answers in hypotheses]
     longest = max(len(ids) for answers in ended for ids in answers)
     padded = [pad_tokens(answers, most, round_up(longest, 8)) for answers in ended]

@@ -1,13 +1,14 @@
 """Attention as two batched matrix products, with one mask rule for packed rows, padding and key-value caches."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
+from ragjax.arrays import AnyArray, Array
 from ragjax.models.products import float32_matmul, matmul
-
-Array = jax.Array
 
 # Finite, so that a row of padding (nothing to attend to) gives a finite output and finite gradients.
 _MASKED = -1e30
@@ -18,23 +19,20 @@ _MOST_BLOCKS = 16
 
 
 def attention_mask(
-    query_segments: Array,
-    query_positions: Array,
-    key_segments: Array,
-    key_positions: Array,
+    query_segments: Int[AnyArray, "R S"],
+    query_positions: Int[AnyArray, "R S"],
+    key_segments: Int[AnyArray, "R C"],
+    key_positions: Int[AnyArray, "R C"],
     causal: bool,
     window: int | None = None,
-) -> Array:
+) -> Bool[AnyArray, "R S C"]:
     """Which keys a query may see: those of its own segment, and none that come later where `causal`.
 
     Args:
-      query_segments, query_positions: [R, S] int; segment 0 is padding.
-      key_segments, key_positions: [R, C] int.
+      query_segments, query_positions: of the queries; segment 0 is padding.
+      key_segments, key_positions: of the keys.
       causal: whether position order matters.
       window: a causal query sees itself and the `window` - 1 tokens before it; None: all before it.
-
-    Returns:
-      [R, S, C] bool.
     """
     mask = (query_segments[:, :, None] == key_segments[:, None, :]) & (key_segments[:, None, :] > 0)
     if causal:
@@ -43,20 +41,25 @@ def attention_mask(
     return mask
 
 
-def dot_product_attention(queries: Array, keys: Array, values: Array, mask: Array, bias: Array | None = None) -> Array:
+def dot_product_attention(
+    queries: Float[Array, "R S N H"],
+    keys: Float[Array, "R C M H"],
+    values: Float[Array, "R C M H"],
+    mask: Bool[AnyArray, "R S C"],
+    bias: Float[Array, "R N S C"] | None = None,
+) -> Float[Array, "R S N H"]:
     """softmax(q k^T / sqrt(H) + bias) v with grouped key-value heads; the softmax runs in float32.
 
     Two flat batched products over R * M: on CPU they beat `jax.nn.dot_product_attention` about twofold, and the
     N / M query heads of a group share their keys without repeating them.
 
     Args:
-      queries: [R, S, N, H].
-      keys, values: [R, C, M, H], N a multiple of M.
-      mask: [R, S, C] bool.
-      bias: [R, N, S, C], added to the scores.
+      queries, keys, values: N is a multiple of M.
+      mask: true where a query sees a key.
+      bias: added to the scores.
 
     Returns:
-      [R, S, N, H] in the dtype of `values`.
+      In the dtype of `values`.
     """
     rows, length, heads, width = queries.shape
     slots, groups = keys.shape[1:3]
@@ -76,7 +79,13 @@ def dot_product_attention(queries: Array, keys: Array, values: Array, mask: Arra
     return mixed.reshape(rows, length, heads, width)
 
 
-def causal_attention(queries: Array, keys: Array, values: Array, mask: Array, window: int | None = None) -> Array:
+def causal_attention(
+    queries: Float[Array, "R S N H"],
+    keys: Float[Array, "R S M H"],
+    values: Float[Array, "R S M H"],
+    mask: Bool[AnyArray, "R S S"],
+    window: int | None = None,
+) -> Float[Array, "R S N H"]:
     """`dot_product_attention` of tokens to themselves, where no token sees a later column.
 
     Blocks of queries meet only the keys from their first window to their own end, so half of the scores or more are
@@ -84,13 +93,12 @@ def causal_attention(queries: Array, keys: Array, values: Array, mask: Array, wi
     time forward and half of it backward.
 
     Args:
-      queries: [R, S, N, H].
-      keys, values: [R, S, M, H], N a multiple of M.
-      mask: [R, S, S] bool, False above the diagonal.
+      queries, keys, values: N is a multiple of M.
+      mask: False above the diagonal.
       window: the mask is False where a key stands `window` or more columns before its query.
 
     Returns:
-      [R, S, N, H] in the dtype of `values`.
+      In the dtype of `values`.
     """
     length = queries.shape[1]
     block = max(_BLOCK, -(-length // _MOST_BLOCKS))
@@ -102,16 +110,20 @@ def causal_attention(queries: Array, keys: Array, values: Array, mask: Array, wi
     return jnp.concatenate(mixed, axis=1)
 
 
-def cached_attention(queries: Array, parts: Sequence[tuple[Array, Array]], mask: Array) -> Array:
+def cached_attention(
+    queries: Float[Array, "R Q N H"],
+    parts: Sequence[tuple[Float[Array, "R M H _"], Float[Array, "R M _ H"]]],
+    mask: Bool[AnyArray, "R Q C"],
+) -> Float[Array, "R Q N H"]:
     """`dot_product_attention` to keys and values that lie in several arrays, which are never joined or transposed.
 
     Args:
-      queries: [R, Q, N, H].
-      parts: pairs of keys [R, M, H, C_i] and values [R, M, C_i, H], N a multiple of M.
-      mask: [R, Q, sum of C_i] bool.
+      queries: N is a multiple of M.
+      parts: pairs of keys and values, of C keys together.
+      mask: true where a query sees a key.
 
     Returns:
-      [R, Q, N, H] in the dtype of the values.
+      In the dtype of the values.
     """
     rows, length, heads, width = queries.shape
     groups = parts[0][0].shape[1]
@@ -122,10 +134,10 @@ def cached_attention(queries: Array, parts: Sequence[tuple[Array, Array]], mask:
     scores = scores.reshape(rows, groups, -1, length, mask.shape[-1])
     scores += jnp.where(mask, 0.0, _MASKED)[:, None, None]
     probabilities = jax.nn.softmax(scores, axis=-1).reshape(rows, groups, -1, mask.shape[-1])
-    mixed, start = 0.0, 0
+    shares, start = [], 0
     for _, values in parts:
         share = probabilities[..., start : start + values.shape[2]].astype(values.dtype)
-        mixed += matmul(share, values)
+        shares.append(matmul(share, values))
         start += values.shape[2]
-    mixed = mixed.reshape(rows, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
+    mixed = functools.reduce(jnp.add, shares).reshape(rows, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(rows, length, heads, width)

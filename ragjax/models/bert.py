@@ -6,15 +6,14 @@ Devlin et al. 2018, arXiv 1810.04805. Field and parameter names are Hugging Face
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Float, Int
 
+from ragjax.arrays import AnyArray, Array
 from ragjax.models.attention import attention_mask
 from ragjax.models.encoders import AddAndNorm, EncoderConfig, Intermediate, attend, layer_norm
 from ragjax.models.layers import stack_layers
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Embeddings(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, tokens, positions):
+    def __call__(self, tokens: Int[AnyArray, "R S"], positions: Int[AnyArray, "R S"]) -> Float[Array, "R S D"]:
         config = self.config
         words = nn.Embed(config.vocab_size, config.hidden_size, name="word_embeddings")(tokens)
         places = nn.Embed(config.max_position_embeddings, config.hidden_size, name="position_embeddings")(positions)
@@ -49,7 +48,7 @@ class SelfAttention(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"]) -> Float[Array, "R S D"]:
         return attend(self.config, ("query", "key", "value"), x, mask)
 
 
@@ -57,7 +56,7 @@ class Attention(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"]) -> Float[Array, "R S D"]:
         mixed = SelfAttention(self.config, name="self")(x, mask)
         return AddAndNorm(self.config, name="output")(mixed, x)
 
@@ -66,7 +65,7 @@ class BertLayer(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"]) -> tuple[Float[Array, "R S D"], None]:
         x = Attention(self.config, name="attention")(x, mask)
         widened = Intermediate(self.config, name="intermediate")(x)
         return AddAndNorm(self.config, name="output")(widened, x), None
@@ -76,7 +75,7 @@ class Encoder(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"]) -> Float[Array, "R S D"]:
         layers = stack_layers(
             BertLayer, self.config.num_hidden_layers, scan=True, remat="none", in_axes=(nn.broadcast,)
         )
@@ -89,8 +88,10 @@ class Bert(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, tokens: Array, segment_ids: Array, positions: Array) -> Array:
-        """Token states [R, S, D] of tokens, segment_ids (0: padding) and positions, all [R, S] int."""
+    def __call__(
+        self, tokens: Int[AnyArray, "R S"], segment_ids: Int[AnyArray, "R S"], positions: Int[AnyArray, "R S"]
+    ) -> Float[Array, "R S D"]:
+        """Token states; segment 0 is padding."""
         mask = attention_mask(segment_ids, positions, segment_ids, positions, causal=False)
         x = Embeddings(self.config, name="embeddings")(tokens, positions)
         return Encoder(self.config, name="encoder")(x, mask)

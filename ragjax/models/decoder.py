@@ -7,34 +7,34 @@ states; whoever needs logits asks `logits` for just the positions it wants.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Float, Float32, Int
 
+from ragjax.arrays import AnyArray, Array, Variables
 from ragjax.models.attention import attention_mask, cached_attention, causal_attention
 from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.layers import Projection, stack_layers
 from ragjax.models.products import float32_matmul
 from ragjax.models.rope import rotary_angles, rotate, text_lengths
 
-Array = jax.Array
-
 
 class Slots(NamedTuple):
     """Keys and values of earlier tokens: of every layer, or of one without the axis L."""
 
-    keys: Array  # [L, R, M, H, C], as the product with queries reads them
-    values: Array  # [L, R, M, C, H]
+    keys: Float[Array, "L R M H C"]  # as the product with queries reads them
+    values: Float[Array, "L R M C H"]
 
 
 class Prompts(NamedTuple):
     """What R prompts have left in a decoder that goes on from them."""
 
     slots: Slots | Sequence[Slots]  # the layers' slots one by one for what `for_decoding` gives
-    lengths: Array  # [R], tokens of each prompt; what lies behind them is padding
+    lengths: Int[Array, " R"]  # tokens of each prompt; what lies behind them is padding
 
 
 def empty_slots(config: DecoderConfig, rows: int, slots: int) -> Slots | Sequence[Slots]:
@@ -52,7 +52,7 @@ def unstack(tree: Any) -> list[Any]:
     return [structure.unflatten(layer) for layer in zip(*leaves, strict=True)]
 
 
-def for_decoding(module: "Decoder", variables: Mapping[str, Any]) -> tuple["Decoder", Mapping[str, Any]]:
+def for_decoding(module: "Decoder", variables: Variables) -> tuple["Decoder", Variables]:
     """The decoder with a copy of its layers that takes short steps fastest on CPU; it reads unstacked prompts.
 
     A step is bound by memory there, and XLA copies a layer out of the stack before each use: so each layer has arrays
@@ -77,7 +77,16 @@ class SelfAttention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, prompt, slots, angles, mask, filled, dropout_ids):
+    def __call__(
+        self,
+        x: Float[Array, "R S D"],
+        prompt: Slots | None,
+        slots: Slots | tuple[()] | None,
+        angles: Float[Array, "R S half"],
+        mask: Bool[AnyArray, "R S C"],
+        filled: Int[AnyArray, ""] | int,
+        dropout_ids: Int[AnyArray, "R S"] | None,
+    ) -> tuple[Float[Array, "R S D"], Slots | None]:
         config = self.config
         queries, keys, values = (
             _projection(config, name, heads * config.head_dim, config.attention_bias or config.qkv_bias)(
@@ -92,18 +101,18 @@ class SelfAttention(nn.Module):
         if config.qk_norm:
             queries, keys = _norm(config, "q_norm")(queries), _norm(config, "k_norm")(keys)
         queries, keys = (rotate(x, angles, config.rope_scaling) for x in (queries, keys))
-        if slots is not None:
-            new = Slots(keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3))
-            slots = new if prompt is None else _put(slots, new, filled)
-        if prompt is None:
-            mixed = causal_attention(queries, keys, values, mask, config.sliding_window)
+        new = Slots(keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3))
+        if prompt is not None and isinstance(slots, Slots):
+            kept = _put(slots, new, filled)
+            mixed = cached_attention(queries, [prompt, kept], mask)
         else:
-            mixed = cached_attention(queries, [prompt, slots], mask)
+            kept = None if slots is None else new
+            mixed = causal_attention(queries, keys, values, mask, config.sliding_window)
         mixed = mixed.reshape(*x.shape[:2], -1)
-        return _projection(config, "o_proj", config.hidden_size, config.attention_bias)(mixed, dropout_ids), slots
+        return _projection(config, "o_proj", config.hidden_size, config.attention_bias)(mixed, dropout_ids), kept
 
 
-def _put(slots: Slots, new: Slots, at: Array) -> Slots:
+def _put(slots: Slots, new: Slots, at: Int[AnyArray, ""] | int) -> Slots:
     put = jax.lax.dynamic_update_slice_in_dim
     return Slots(put(slots.keys, new.keys, at, axis=3), put(slots.values, new.values, at, axis=2))
 
@@ -112,7 +121,7 @@ class Mlp(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, dropout_ids):
+    def __call__(self, x: Float[Array, "R S D"], dropout_ids: Int[AnyArray, "R S"] | None) -> Float[Array, "R S D"]:
         config = self.config
         gate = _projection(config, "gate_proj", config.intermediate_size, config.mlp_bias)(x, dropout_ids)
         up = _projection(config, "up_proj", config.intermediate_size, config.mlp_bias)(x, dropout_ids)
@@ -123,14 +132,23 @@ class DecoderLayer(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, prompt, slots, angles, mask, filled, dropout_ids):
+    def __call__(
+        self,
+        x: Float[Array, "R S D"],
+        prompt: Slots | None,
+        slots: Slots | tuple[()] | None,
+        angles: Float[Array, "R S half"],
+        mask: Bool[AnyArray, "R S C"],
+        filled: Int[AnyArray, ""] | int,
+        dropout_ids: Int[AnyArray, "R S"] | None,
+    ) -> tuple[Float[Array, "R S D"], Slots | None]:
         config = self.config
         normed = _norm(config, "input_layernorm")(x)
         attention = SelfAttention(config, name="self_attn")
-        attended, slots = attention(normed, prompt, slots, angles, mask, filled, dropout_ids)
+        attended, kept = attention(normed, prompt, slots, angles, mask, filled, dropout_ids)
         x = x + attended
         normed = _norm(config, "post_attention_layernorm")(x)
-        return x + Mlp(config, name="mlp")(normed, dropout_ids), slots
+        return x + Mlp(config, name="mlp")(normed, dropout_ids), kept
 
 
 class _UnstackedLayers(nn.Module):
@@ -139,7 +157,9 @@ class _UnstackedLayers(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, prompt, slots, *shared):
+    def __call__(
+        self, x: Float[Array, "R S D"], prompt: Sequence[Slots], slots: Sequence[Slots], *shared: Any
+    ) -> tuple[Float[Array, "R S D"], list[Slots | None]]:
         kept = []
         for i in range(self.config.num_hidden_layers):
             x, new = DecoderLayer(self.config, name=str(i))(x, prompt[i], slots[i], *shared)
@@ -153,7 +173,7 @@ class Head(nn.Module):
     vocab_size: int
 
     @nn.compact
-    def __call__(self, hidden):
+    def __call__(self, hidden: Float[AnyArray, "*rows D"]) -> Float32[Array, "*rows V"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (hidden.shape[-1], self.vocab_size))
         return float32_matmul(hidden, kernel.astype(hidden.dtype))
 
@@ -180,43 +200,51 @@ class Decoder(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Head(config.vocab_size)
 
-    def __call__(self, tokens: Array, segment_ids: Array, positions: Array, dropout_ids: Array | None = None) -> Array:
-        """Hidden states [R, S, D] after the last norm.
+    def __call__(
+        self,
+        tokens: Int[AnyArray, "R S"],
+        segment_ids: Int[AnyArray, "R S"],
+        positions: Int[AnyArray, "R S"],
+        dropout_ids: Int[AnyArray, "R S"] | None = None,
+    ) -> Float[Array, "R S D"]:
+        """Hidden states after the last norm.
 
         Args:
-          tokens, segment_ids, positions: [R, S] int. Segment 0 is padding; a token sees the earlier positions of
+          tokens, segment_ids, positions: segment 0 is padding; a token sees the earlier positions of
             its own segment, which stand in earlier columns.
-          dropout_ids: [R, S] int, gives each token its own adapter dropout (needs a "dropout" rng); None: no dropout.
+          dropout_ids: gives each token its own adapter dropout (needs a "dropout" rng); None: no dropout.
         """
         return self._attend_within(tokens, segment_ids, positions, None, dropout_ids)[0]
 
-    def prefill(self, tokens: Array, lengths: Array) -> tuple[Array, Prompts]:
-        """Hidden states [R, S, D] of right-padded prompts (tokens [R, S], lengths [R]), and what goes on from them."""
+    def prefill(
+        self, tokens: Int[AnyArray, "R S"], lengths: Int[AnyArray, " R"]
+    ) -> tuple[Float[Array, "R S D"], Prompts]:
+        """Hidden states of right-padded prompts, and what goes on from them."""
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
         hidden, slots = self._attend_within(tokens, segment_ids, positions, (), None)
-        return hidden, Prompts(slots, lengths)
+        return hidden, Prompts(slots, jnp.asarray(lengths))
 
     def extend(
         self,
-        tokens: Array,
-        steps: Array,
-        visible: Array,
+        tokens: Int[AnyArray, "R Q"],
+        steps: Int[AnyArray, " Q"],
+        visible: Bool[AnyArray, "R Q C"],
         prompts: Prompts,
-        slots: Slots,
-        slot_steps: Array,
-        filled: Array,
-    ) -> tuple[Array, Slots]:
-        """Hidden states [R, Q, D] of tokens that go on from their row's prompt, in as many branches as there are.
+        slots: Slots | Sequence[Slots],
+        slot_steps: Int[AnyArray, " C"],
+        filled: Int[AnyArray, ""] | int,
+    ) -> tuple[Float[Array, "R Q D"], Slots | Sequence[Slots]]:
+        """Hidden states of tokens that go on from their row's prompt, in as many branches as there are.
 
         Args:
-          tokens: [R, Q] int.
-          steps: [Q] int, how many new tokens lie between each and the prompt.
-          visible: [R, Q, C] bool, the slots that a token sees: its own, and those of its branch's earlier tokens.
+          tokens: the new ones.
+          steps: how many new tokens lie between each and the prompt.
+          visible: the slots that a token sees: its own, and those of its branch's earlier tokens.
           prompts: what `prefill` returned.
           slots: keys and values of new tokens; those of `tokens` are put in from slot `filled` on.
-          slot_steps: [C] int, `steps` of the tokens in the slots.
-          filled: [] int, slots in use.
+          slot_steps: `steps` of the tokens in the slots.
+          filled: slots in use.
         """
         prompt_slots = jnp.arange(jax.tree.leaves(prompts.slots)[0].shape[-1])  # of keys
         seen = jnp.broadcast_to((prompt_slots < prompts.lengths[:, None])[:, None], (*tokens.shape, len(prompt_slots)))
@@ -224,7 +252,7 @@ class Decoder(nn.Module):
         window = self.config.sliding_window
         if window is not None:
             seen &= positions[:, :, None] - prompt_slots < window
-            visible &= steps[:, None] - slot_steps < window
+            visible = visible & (steps[:, None] - slot_steps < window)
         return self._through_layers(
             tokens,
             positions,
@@ -240,7 +268,7 @@ class Decoder(nn.Module):
         window = self.config.sliding_window
         mask = attention_mask(segment_ids, positions, segment_ids, positions, causal=True, window=window)
         lengths = text_lengths(segment_ids, positions)
-        return self._through_layers(tokens, positions, lengths, None, slots, mask, None, dropout_ids)
+        return self._through_layers(tokens, positions, lengths, None, slots, mask, 0, dropout_ids)
 
     def _through_layers(self, tokens, positions, lengths, prompt, slots, mask, filled, dropout_ids):
         config = self.config
@@ -250,14 +278,16 @@ class Decoder(nn.Module):
         hidden, slots = self.layers(embedded, prompt, slots, angles, mask, filled, dropout_ids)
         return self.norm(hidden), slots
 
-    def logits(self, hidden: Array) -> Array:
-        """Next-token logits [..., V] in float32 for hidden states [..., D]."""
+    def logits(self, hidden: Float[AnyArray, "*rows D"]) -> Float32[Array, "*rows V"]:
+        """Next-token logits for hidden states."""
         if self.config.tie_word_embeddings:
             return float32_matmul(hidden, self.embed_tokens.embedding.astype(hidden.dtype).T)
         return self.lm_head(hidden)
 
-    def full_logits(self, tokens: Array, segment_ids: Array, positions: Array) -> Array:
-        """Logits [R, S, V] at every position: the plain path, for references and initialisation."""
+    def full_logits(
+        self, tokens: Int[AnyArray, "R S"], segment_ids: Int[AnyArray, "R S"], positions: Int[AnyArray, "R S"]
+    ) -> Float32[Array, "R S V"]:
+        """Logits at every position: the plain path, for references and initialisation."""
         return self.logits(self(tokens, segment_ids, positions))
 
 

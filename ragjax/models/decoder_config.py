@@ -95,13 +95,12 @@ class DecoderConfig:
         Raises:
           UserError: naming a key that would change the result and is not followed, or whose value is of no use.
         """
-        model_type = config.get("model_type")
-        _only("model_type", model_type, *DEFAULTS)
+        model_type = _only("model_type", config.get("model_type"), *DEFAULTS)
         _only("hidden_act", config.get("hidden_act") or "silu", "silu", "swish")
         _only("is_causal", config.get("is_causal", True), True, None)
         given = {name: value for name, value in config.items() if value is not None or name in _NULL_MEANS_NONE}
         config = DEFAULTS[model_type] | given
-        sizes = {name: _integer(config, name) for name in _INTEGERS}
+        sizes: dict[str, Any] = {name: _integer(config, name) for name in _INTEGERS}
         heads = sizes["num_attention_heads"]
         groups = _integer(config, "num_key_value_heads", heads)
         if heads % groups:
@@ -152,11 +151,13 @@ def _window(config: Mapping[str, Any], model_type: str, layers: int) -> int | No
     return window
 
 
-def _only(name: str, value: Any, *supported: Any) -> None:
+def _only(name: str, value: Any, *supported: Any) -> Any:
+    """The value. Raises UserError where it is none of those supported."""
     if value not in supported:
         *others, last = map(repr, (one for one in supported if one is not None))
         known = f"{', '.join(others)} and {last}" if others else last
         raise UserError(f"config.json has {name} = {value!r}, but this decoder supports only {known}.")
+    return value
 
 
 def _integer(config: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int:

@@ -6,20 +6,23 @@ Reimers and Gurevych 2019, arXiv 1908.10084, for the poolings.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Float, Float32, Int
 
+from ragjax.arrays import AnyArray, Array, Variables
 from ragjax.errors import UserError
 from ragjax.models.attention import dot_product_attention
 from ragjax.models.layers import Projection
 
-Array = jax.Array
-
 # How the states of a text's tokens become one vector: their mean, the first token's, or the largest of each number.
 POOLINGS = ("mean", "cls", "max")
+
+# Not `Self`, which beartype can check in decorated classes alone.
+Config = TypeVar("Config", bound="EncoderConfig")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class EncoderConfig:
         return self.max_position_embeddings - self.first_position
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+    def from_hf(cls: type[Config], config: Mapping[str, Any], **overrides: Any) -> Config:
         """Reads config.json; what it leaves out is as transformers has it.
 
         Raises:
@@ -69,7 +72,7 @@ class EncoderConfig:
         return read
 
 
-def _check_number(name: str, value: Any, kind: type) -> None:
+def _check_number(name: str, value: Any, kind: object) -> None:
     """Raises UserError unless the value is a positive number, a whole one where `kind` is int."""
     numbers = (int,) if kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, numbers) or not 0 < value < math.inf:
@@ -78,9 +81,13 @@ def _check_number(name: str, value: Any, kind: type) -> None:
 
 
 def attend(
-    config: EncoderConfig, names: tuple[str, str, str], x: Array, mask: Array, bias: Array | None = None
-) -> Array:
-    """Self-attention of states [R, S, D] before its output projection, [R, S, D].
+    config: EncoderConfig,
+    names: tuple[str, str, str],
+    x: Float[Array, "R S D"],
+    mask: Bool[AnyArray, "R S S"],
+    bias: Float[Array, "R N S S"] | None = None,
+) -> Float[Array, "R S D"]:
+    """Self-attention of states before its output projection.
 
     Called inside a module, which gets the query, key and value projections under `names`. For `mask` and `bias` see
     `dot_product_attention`.
@@ -94,7 +101,7 @@ class Intermediate(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "R S D"]) -> Float[Array, "R S F"]:
         return nn.gelu(dense(self.config, "dense", self.config.intermediate_size)(x), approximate=False)
 
 
@@ -104,7 +111,7 @@ class AddAndNorm(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x, residual):
+    def __call__(self, x: Float[Array, "R S width"], residual: Float[Array, "R S D"]) -> Float[Array, "R S D"]:
         x = dense(self.config, "dense", self.config.hidden_size)(x)
         return layer_norm(self.config, residual + x)
 
@@ -113,33 +120,32 @@ def dense(config: EncoderConfig, name: str, features: int) -> Projection:
     return Projection(features, use_bias=True, dtype=jnp.dtype(config.dtype), name=name)
 
 
-def layer_norm(config: EncoderConfig, x: Array) -> Array:
+def layer_norm(config: EncoderConfig, x: Float[Array, "R S D"]) -> Float[Array, "R S D"]:
     """The calling module's `LayerNorm`, in float32 inside."""
     return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, name="LayerNorm")(x).astype(config.dtype)
 
 
-def sentence_vectors(module: nn.Module, variables: Mapping[str, Any], tokens: Array, lengths: Array) -> Array:
+def sentence_vectors(
+    module: nn.Module, variables: Variables, tokens: Int[AnyArray, "B S"], lengths: Int[AnyArray, " B"]
+) -> Float32[Array, "B E"]:
     """Unit sentence vectors: the pooled states of the real tokens (specials included), scaled to length one.
 
     Args:
       module: the encoder, whose configuration names the pooling.
       variables: its collections, {"params": ...}.
-      tokens: [B, S] int, right-padded.
-      lengths: [B] int, number of real tokens; a filler row has 0 and gives the zero vector.
-
-    Returns:
-      [B, E] float32.
+      tokens: right-padded.
+      lengths: number of real tokens; a filler row has 0 and gives the zero vector.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     real = positions < lengths[:, None]
-    hidden = module.apply(variables, tokens, real.astype(jnp.int32), positions).astype(jnp.float32)
+    hidden = module.bind(variables)(tokens, real.astype(jnp.int32), positions).astype(jnp.float32)
     pooled = _pool(module.config.pooling, hidden, real[:, :, None])
     # rsqrt of the guarded square keeps the gradient of a zero vector finite.
     return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(pooled * pooled, axis=-1, keepdims=True), 1e-24))
 
 
-def _pool(pooling: str, hidden: Array, real: Array) -> Array:
-    """[B, E] of the states [B, S, E] at real [B, S, 1] places; zeros where there is none.
+def _pool(pooling: str, hidden: Float32[Array, "B S E"], real: Bool[Array, "B S 1"]) -> Float32[Array, "B E"]:
+    """Of the states at real places; zeros where there is none.
 
     Masked, not multiplied: a filler's states must not reach the result even if they were not finite.
     """

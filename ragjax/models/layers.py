@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int, Key
 
+from ragjax.arrays import AnyArray, Array
 from ragjax.models.lora import COLLECTION, LoraConfig, lora_delta
 from ragjax.models.products import matmul
-from ragjax.models.quantize import quantize, quantized_matmul
+from ragjax.models.quantize import Quantized, quantize, quantized_matmul
 
 # Names the output of a linear layer for rematerialisation.
 _LINEAR = "linear"
@@ -24,23 +27,27 @@ class Projection(nn.Module):
 
     features: int
     use_bias: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     lora: LoraConfig | None = None
     quantize: str | None = None
     is_transposed: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, dropout_ids: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Float[AnyArray, "*rows width"], dropout_ids: Int[AnyArray, "R S"] | None = None
+    ) -> Float[Array, "*rows features"]:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self._init_kernel, shape[::-1] if self.is_transposed else shape)
         # Flat rows: with an adapter the backward pass ran 1.7 times faster on CPU than with [R, S, in] inputs.
         flat = x.reshape(-1, x.shape[-1])
         if self.quantize:
-            y = quantized_matmul(flat.astype(self.dtype), kernel)
+            quantized = self.param("kernel", _init_quantized, shape, self.quantize)
+            y = quantized_matmul(flat.astype(self.dtype), quantized)
         elif self.is_transposed:
+            kernel = self.param("kernel", _init_kernel, shape[::-1])
             # The barrier: XLA would move the transposition into the product, which puts the rows on the left again.
             y = jax.lax.optimization_barrier(matmul(kernel.astype(self.dtype), flat.T)).T
         else:
+            kernel = self.param("kernel", _init_kernel, shape)
             y = matmul(flat, kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -51,9 +58,12 @@ class Projection(nn.Module):
         # What partial rematerialisation keeps: the sum alone, not the base's and the adapter's products.
         return checkpoint_name(y, _LINEAR).reshape(*x.shape[:-1], self.features)
 
-    def _init_kernel(self, key: jax.Array, shape: tuple[int, int]) -> Any:
-        kernel = nn.initializers.lecun_normal()(key, shape)
-        return quantize(kernel, self.quantize) if self.quantize else kernel
+
+_init_kernel = nn.initializers.lecun_normal()
+
+
+def _init_quantized(key: Key[Array, ""], shape: tuple[int, int], kind: str) -> Quantized:
+    return quantize(_init_kernel(key, shape), kind)
 
 
 def stack_layers(block: type[nn.Module], layers: int, scan: bool, remat: str, in_axes: Any) -> Any:

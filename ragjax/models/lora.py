@@ -10,7 +10,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float, Int, Key
 
+from ragjax.arrays import AnyArray, Array
 from ragjax.config import LORA_TARGETS
 from ragjax.models.products import matmul
 
@@ -28,16 +30,20 @@ class LoraConfig:
 
 
 def lora_delta(
-    module: nn.Module, x: jax.Array, features: int, config: LoraConfig, dropout_ids: jax.Array | None
-) -> jax.Array:
+    module: nn.Module,
+    x: Float[AnyArray, "R S width"],
+    features: int,
+    config: LoraConfig,
+    dropout_ids: Int[AnyArray, "R S"] | None,
+) -> Float[Array, "tokens features"]:
     """The adapter's addition to one projection; declares `lora_a` [in, r] and `lora_b` [r, out] on `module`.
 
     Args:
       module: the projection, inside its compact method.
-      x: [R, S, in], the projection's input.
+      x: the projection's input.
       features: the projection's output width.
       config: rank, alpha, dropout.
-      dropout_ids: [R, S] int, what tells one token's dropout from another's; None: no dropout.
+      dropout_ids: what tells one token's dropout from another's; None: no dropout.
 
     Returns:
       [R * S, out] in the dtype of `x`.
@@ -57,7 +63,9 @@ def lora_delta(
     return matmul(hidden * jnp.asarray(config.alpha / config.rank, x.dtype), lora_b.astype(x.dtype))
 
 
-def _token_dropout(x: jax.Array, key: jax.Array, dropout_ids: jax.Array, rate: float) -> jax.Array:
+def _token_dropout(
+    x: Float[AnyArray, "R S width"], key: Key[Array, ""], dropout_ids: Int[AnyArray, "R S"], rate: float
+) -> Float[Array, "R S width"]:
     """Dropout whose pattern depends on the token's own id, never on where in a batch or on which device it lies."""
 
     def keep_features(token_id):

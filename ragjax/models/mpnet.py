@@ -11,16 +11,15 @@ Notable choices
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Bool, Float, Int
 
+from ragjax.arrays import AnyArray, Array
 from ragjax.models.attention import attention_mask
 from ragjax.models.encoders import AddAndNorm, EncoderConfig, Intermediate, attend, dense, layer_norm
 from ragjax.models.layers import stack_layers
-
-Array = jax.Array
 
 _BUCKETS = 32  # half for keys before the query, half for those behind it
 _FARTHEST = 128  # the distance at which buckets would end; the last one takes all that are farther, too
@@ -40,8 +39,8 @@ class MPNetConfig(EncoderConfig):
     vocab_size: int = 30527
 
 
-def relative_position_buckets(distance: Array) -> Array:
-    """Bucket 0 to 31 of each distance (the key's position less the query's), any shape, int.
+def relative_position_buckets(distance: Int[AnyArray, "*axes"]) -> Int[Array, "*axes"]:
+    """Bucket 0 to 31 of each distance (the key's position less the query's).
 
     One bucket each for distances 0 to 7 backward; 8 more, of widths that grow by sqrt(2), up to 128 and beyond; then
     as many forward, where the bucket of distance 0 stays empty.
@@ -68,7 +67,7 @@ class Embeddings(nn.Module):
     config: MPNetConfig
 
     @nn.compact
-    def __call__(self, tokens, positions):
+    def __call__(self, tokens: Int[AnyArray, "R S"], positions: Int[AnyArray, "R S"]) -> Float[Array, "R S D"]:
         config = self.config
         words = nn.Embed(config.vocab_size, config.hidden_size, name="word_embeddings")(tokens)
         places = nn.Embed(config.max_position_embeddings, config.hidden_size, name="position_embeddings")
@@ -79,7 +78,9 @@ class SelfAttention(nn.Module):
     config: MPNetConfig
 
     @nn.compact
-    def __call__(self, x, mask, bias):
+    def __call__(
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "R N S S"]
+    ) -> Float[Array, "R S D"]:
         mixed = attend(self.config, ("q", "k", "v"), x, mask, bias)
         return dense(self.config, "o", self.config.hidden_size)(mixed)
 
@@ -88,7 +89,9 @@ class Attention(nn.Module):
     config: MPNetConfig
 
     @nn.compact
-    def __call__(self, x, mask, bias):
+    def __call__(
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "R N S S"]
+    ) -> Float[Array, "R S D"]:
         return layer_norm(self.config, x + SelfAttention(self.config, name="attn")(x, mask, bias))
 
 
@@ -96,7 +99,9 @@ class MPNetLayer(nn.Module):
     config: MPNetConfig
 
     @nn.compact
-    def __call__(self, x, mask, bias):
+    def __call__(
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "R N S S"]
+    ) -> tuple[Float[Array, "R S D"], None]:
         x = Attention(self.config, name="attention")(x, mask, bias)
         widened = Intermediate(self.config, name="intermediate")(x)
         return AddAndNorm(self.config, name="output")(widened, x), None
@@ -106,7 +111,9 @@ class Encoder(nn.Module):
     config: MPNetConfig
 
     @nn.compact
-    def __call__(self, x, mask, positions):
+    def __call__(
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], positions: Int[AnyArray, "R S"]
+    ) -> Float[Array, "R S D"]:
         config = self.config
         buckets = relative_position_buckets(positions[:, None, :] - positions[:, :, None])
         biases = nn.Embed(_BUCKETS, config.num_attention_heads, name="relative_attention_bias")
@@ -123,8 +130,10 @@ class MPNet(nn.Module):
     config: MPNetConfig
 
     @nn.compact
-    def __call__(self, tokens: Array, segment_ids: Array, positions: Array) -> Array:
-        """Token states [R, S, D] of tokens, segment_ids (0: padding) and positions, all [R, S] int."""
+    def __call__(
+        self, tokens: Int[AnyArray, "R S"], segment_ids: Int[AnyArray, "R S"], positions: Int[AnyArray, "R S"]
+    ) -> Float[Array, "R S D"]:
+        """Token states; segment 0 is padding."""
         mask = attention_mask(segment_ids, positions, segment_ids, positions, causal=False)
         x = Embeddings(self.config, name="embeddings")(tokens, positions)
         return Encoder(self.config, name="encoder")(x, mask, positions)

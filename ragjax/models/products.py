@@ -7,17 +7,18 @@ bfloat16 (`--dtype=bfloat16`), whose products are exact and summed up in float32
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
-Array = jax.Array
+from ragjax.arrays import AnyArray, Array
 
 
-def matmul(x: Array, y: Array) -> Array:
-    """x [..., n, k] times y [..., k, m] in their common dtype; float32 at full precision."""
+def matmul(x: Float[AnyArray, "*rows n k"], y: Float[AnyArray, "*batch k m"]) -> Float[Array, "*rows n m"]:
+    """x times y in their common dtype; float32 at full precision."""
     return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None)
 
 
-def float32_matmul(x: Array, y: Array) -> Array:
-    """x [..., n, k] times y [..., k, m], where sums are not rounded to the operands' dtype: float32.
+def float32_matmul(x: Float[AnyArray, "*rows n k"], y: Float[AnyArray, "*batch k m"]) -> Float32[Array, "*rows n m"]:
+    """x times y, where sums are not rounded to the operands' dtype: float32.
 
     For what a softmax reads: a logit near 11 has an error of up to 0.03 in bfloat16. The products of the backward
     pass take their gradient in the operands' dtype; jax's own rule would multiply float32 by bfloat16, which runs as
@@ -27,15 +28,15 @@ def float32_matmul(x: Array, y: Array) -> Array:
 
 
 @jax.custom_vjp
-def _float32_matmul(x: Array, y: Array) -> Array:
+def _float32_matmul(x: Float[AnyArray, "*rows n k"], y: Float[AnyArray, "*batch k m"]) -> Float32[Array, "*rows n m"]:
     return jnp.matmul(x, y, preferred_element_type=jnp.float32)
 
 
-def _forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+def _forward(x: AnyArray, y: AnyArray) -> tuple[Array, tuple[AnyArray, AnyArray]]:
     return _float32_matmul(x, y), (x, y)
 
 
-def _backward(operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _backward(operands: tuple[AnyArray, AnyArray], gradient: Array) -> tuple[Array, Array]:
     _, pull_back = jax.vjp(jnp.matmul, *operands)
     return pull_back(gradient.astype(operands[0].dtype))
 

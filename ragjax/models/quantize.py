@@ -13,16 +13,17 @@ numbers, which that paper adds, is left out: it would save another 0.05 bytes a 
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Float, UInt8
 
+from ragjax.arrays import AnyArray, Array
 from ragjax.models.products import matmul
 
-Array = jax.Array
-Quantized = Mapping[str, Array]
+Quantized = Mapping[str, AnyArray]
 
 BLOCK = 64
 
@@ -48,8 +49,8 @@ NF4_LEVELS = (
 )
 
 
-def quantize(kernel: Array, kind: str) -> dict[str, Array]:
-    """Rounds a kernel [in, out] to the nearest levels; see the module's docstring for the result."""
+def quantize(kernel: Float[AnyArray, "inputs outputs"], kind: str) -> dict[str, Array]:
+    """Rounds a kernel to the nearest levels; see the module's docstring for the result."""
     inputs, outputs = kernel.shape
     blocks = -(-inputs // BLOCK)
     padded = jnp.pad(kernel.astype(jnp.float32), ((0, blocks * BLOCK - inputs), (0, 0)))
@@ -62,13 +63,13 @@ def quantize(kernel: Array, kind: str) -> dict[str, Array]:
     levels = np.array(NF4_LEVELS, np.float32)
     middles = (levels[1:] + levels[:-1]) / 2
     # Counting the middles below is the index of the nearest level, and runs without a table.
-    nearest = sum((shares > middle).astype(jnp.uint8) for middle in middles)
+    nearest = sum(((shares > middle).astype(jnp.uint8) for middle in middles), jnp.zeros(shares.shape, jnp.uint8))
     low, high = nearest[:, : BLOCK // 2], nearest[:, BLOCK // 2 :]
     return {"codes": (low | (high << 4)).reshape(-1, outputs), "absmax": absmax}
 
 
-def dequantize(quantized: Quantized, inputs: int, dtype: Any = jnp.float32) -> Array:
-    """The kernel [in, out] that the codes stand for."""
+def dequantize(quantized: Quantized, inputs: int, dtype: DTypeLike = jnp.float32) -> Float[Array, "inputs outputs"]:
+    """The kernel that the codes stand for."""
     codes, absmax = quantized["codes"], quantized["absmax"]
     blocks, outputs = absmax.shape
     if codes.dtype == jnp.int8:
@@ -81,12 +82,12 @@ def dequantize(quantized: Quantized, inputs: int, dtype: Any = jnp.float32) -> A
     return (shares * absmax[:, None]).reshape(-1, outputs)[:inputs].astype(dtype)
 
 
-def _nf4_shares(codes: Array) -> Array:
+def _nf4_shares(codes: UInt8[AnyArray, "*axes"]) -> Float[Array, "*axes"]:
     return jnp.asarray(NF4_LEVELS, jnp.float32)[codes]
 
 
-def quantized_matmul(x: Array, kernel: Quantized) -> Array:
-    """x [n, in] times a quantised kernel [in, out], in the dtype of x.
+def quantized_matmul(x: Float[AnyArray, "n inputs"], kernel: Quantized) -> Float[Array, "n outputs"]:
+    """x times a quantised kernel, in the dtype of x.
 
     The gradient goes to x alone, and the kernel is dequantised again for it: kept, it would be as large as the
     matrix that quantising was to save.
@@ -95,15 +96,19 @@ def quantized_matmul(x: Array, kernel: Quantized) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmul(inputs: int, x: Array, kernel: Quantized) -> Array:
+def _matmul(inputs: int, x: Float[AnyArray, "n inputs"], kernel: Quantized) -> Float[Array, "n outputs"]:
     return matmul(x, dequantize(kernel, inputs, x.dtype))
 
 
-def _forward(inputs: int, x: Array, kernel: Quantized) -> tuple[Array, Quantized]:
+def _forward(
+    inputs: int, x: Float[AnyArray, "n inputs"], kernel: Quantized
+) -> tuple[Float[Array, "n outputs"], Quantized]:
     return _matmul(inputs, x, kernel), kernel
 
 
-def _backward(inputs: int, kernel: Quantized, gradient: Array) -> tuple[Array, None]:
+def _backward(
+    inputs: int, kernel: Quantized, gradient: Float[Array, "n outputs"]
+) -> tuple[Float[Array, "n inputs"], None]:
     return matmul(gradient, dequantize(kernel, inputs, gradient.dtype).T), None
 
 

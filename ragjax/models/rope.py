@@ -14,13 +14,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
+from ragjax.arrays import AnyArray, Array
 from ragjax.errors import UserError
-
-Array = jax.Array
 
 # Keys beside the scaling's own: which it is, what is read elsewhere, and a remark about how the model was trained.
 _BESIDE = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
@@ -32,9 +31,9 @@ class RopeScaling:
 
     attention_factor = 1.0  # what queries and keys are multiplied with besides being turned
 
-    def frequencies(self, theta: float, width: int, lengths: Array) -> np.ndarray | Array:
+    def frequencies(self, theta: float, width: int, lengths: Int[AnyArray, "*texts"]) -> Float[AnyArray, "..."]:
         """Frequencies [H/2] in radians a token, or [..., H/2] where they follow the `lengths` [...] of texts."""
-        return theta ** -_exponents(width)
+        return _plain(theta, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +42,8 @@ class LinearRope(RopeScaling):
 
     factor: float
 
-    def frequencies(self, theta: float, width: int, lengths: Array) -> np.ndarray:
-        return super().frequencies(theta, width, lengths) / self.factor
+    def frequencies(self, theta: float, width: int, lengths: Int[AnyArray, "*texts"]) -> Float[np.ndarray, " half"]:
+        return _plain(theta, width) / self.factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ class DynamicRope(RopeScaling):
     factor: float
     max_position_embeddings: int
 
-    def frequencies(self, theta: float, width: int, lengths: Array) -> Array:
+    def frequencies(self, theta: float, width: int, lengths: Int[AnyArray, "*texts"]) -> Float[Array, "*texts half"]:
         stretch = jnp.maximum(lengths, self.max_position_embeddings) / self.max_position_embeddings
         growth = (self.factor * stretch - (self.factor - 1)) ** (width / (width - 2))
         # In logarithms: theta itself may be large, and float32 has seven digits.
@@ -78,7 +77,7 @@ class YarnRope(RopeScaling):
     beta_slow: float = 1.0
     truncate: bool = True  # whether the borders are rounded outwards to whole pairs
 
-    def frequencies(self, theta: float, width: int, lengths: Array) -> np.ndarray:
+    def frequencies(self, theta: float, width: int, lengths: Int[AnyArray, "*texts"]) -> Float[np.ndarray, " half"]:
         def pair_that_turns(times: float) -> float:
             turns = self.original_max_position_embeddings / (2 * math.pi * times)
             return width * math.log(turns) / (2 * math.log(theta))
@@ -89,7 +88,7 @@ class YarnRope(RopeScaling):
         low, high = max(low, 0), min(high, width - 1)
         high += 0.001 if low == high else 0.0
         slowed = np.clip((np.arange(width // 2) - low) / (high - low), 0.0, 1.0)
-        return super().frequencies(theta, width, lengths) * (1.0 - slowed + slowed / self.factor)
+        return _plain(theta, width) * (1.0 - slowed + slowed / self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,32 +101,40 @@ class Llama3Rope(RopeScaling):
     high_freq_factor: float
     original_max_position_embeddings: int
 
-    def frequencies(self, theta: float, width: int, lengths: Array) -> np.ndarray:
-        frequencies = super().frequencies(theta, width, lengths)
+    def frequencies(self, theta: float, width: int, lengths: Int[AnyArray, "*texts"]) -> Float[np.ndarray, " half"]:
+        frequencies = _plain(theta, width)
         turns = self.original_max_position_embeddings * frequencies / (2 * np.pi)  # in the original context
         share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         share = np.clip(share, 0.0, 1.0)
         return (share + (1.0 - share) / self.factor) * frequencies
 
 
-def _exponents(width: int) -> np.ndarray:
+def _plain(theta: float, width: int) -> Float[np.ndarray, " half"]:
+    return theta ** -_exponents(width)
+
+
+def _exponents(width: int) -> Float[np.ndarray, " half"]:
     return np.arange(0, width, 2) / width
 
 
-def rotary_angles(positions: Array, lengths: Array, theta: float, width: int, scaling: RopeScaling) -> Array:
-    """Rotation angles [R, S, H/2] in float32 of tokens at `positions` [R, S] in texts of `lengths` [R, S] tokens."""
+def rotary_angles(
+    positions: Int[AnyArray, "R S"], lengths: Int[AnyArray, "R S"], theta: float, width: int, scaling: RopeScaling
+) -> Float32[Array, "R S half"]:
+    """Rotation angles [R, S, H/2] of tokens at `positions` in texts of `lengths` tokens."""
     frequencies = scaling.frequencies(theta, width, lengths)
-    return positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
+    return jnp.asarray(positions)[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
 
 
-def text_lengths(segment_ids: Array, positions: Array) -> Array:
-    """Tokens [R, S] of the text that each token belongs to; positions count from 0 in every segment."""
+def text_lengths(segment_ids: Int[AnyArray, "R S"], positions: Int[AnyArray, "R S"]) -> Int[Array, "R S"]:
+    """Tokens of the text that each token belongs to; positions count from 0 in every segment."""
     own = segment_ids[:, :, None] == segment_ids[:, None, :]
     return jnp.max(jnp.where(own, positions[:, None, :], 0), axis=-1) + 1
 
 
-def rotate(x: Array, angles: Array, scaling: RopeScaling) -> Array:
-    """Turns the pairs (i, i + H/2) of every head of `x` [R, S, N, H] by `angles` [R, S, H/2]."""
+def rotate(
+    x: Float[Array, "R S N H"], angles: Float32[Array, "R S half"], scaling: RopeScaling
+) -> Float[Array, "R S N H"]:
+    """Turns the pairs (i, i + H/2) of every head of `x` by `angles` [R, S, H/2]."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

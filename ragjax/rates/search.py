@@ -36,6 +36,7 @@ from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.run import check_lengths, on_device, settle_strategy
 from ragjax.training.sampling import total_steps
+from ragjax.training.signals import StackableAssembler
 from ragjax.training.strategies import Phase, phases_of
 from ragjax.voice import say
 
@@ -168,13 +169,12 @@ class _Search:
     def run(self, phases: Sequence[Phase], rates: Mapping[str, Sequence[float]]) -> None:
         """Every phase's rates, then the winner."""
         given = {"embedder": self._config.embedder_lr, "generator": self._config.generator_lr}
+        grid = {model: rates[model] if rate is None else (rate,) for model, rate in given.items()}
         winner, start = {}, self._run
         for phase in phases:
             tried = [
                 dict(zip(phase.trains, values, strict=True))
-                for values in itertools.product(
-                    *([given[m]] if given[m] is not None else rates[m] for m in phase.trains)
-                )
+                for values in itertools.product(*(grid[model] for model in phase.trains))
             ]
             if phase.trains == ("embedder",):
                 trials = self._stacked(phase, [trial["embedder"] for trial in tried], start)
@@ -249,12 +249,17 @@ class _Search:
     def _stacked(self, phase: Phase, rates: Sequence[float], start: Run) -> list[Trial]:
         if found := self._trials_of(phase):
             return found
-        result = train_stacked(start, rates, phase.signal.make_assembler(start, phase.trains), self._rungs)
+        assembler = phase.signal.make_assembler(start, phase.trains)
+        if not isinstance(assembler, StackableAssembler):
+            raise TypeError(
+                f"the signal {phase.signal.name!r} has no assembler whose questions several embedders share"
+            )
+        result = train_stacked(start, rates, assembler, self._rungs)
         answers = self._selection in ANSWER_SCORES
         generations = CachedGenerations(start.generator, self._files.generations_file) if answers else None
-        trials = []
+        trials: list[Trial] = []
         for copy in result.copies:
-            trial = _new_trial(phase, {"embedder": copy.rate}) | {"steps": copy.steps, "diverged": copy.diverged}
+            trial: Trial = _new_trial(phase, {"embedder": copy.rate}) | {"steps": copy.steps, "diverged": copy.diverged}
             trial |= _loss_figures(copy, result.start_losses)
             if copy.params is not None and not trial["diverged"]:
                 trained = start.with_trained({"embedder": {"params": jax.tree.map(jnp.asarray, copy.params)}})

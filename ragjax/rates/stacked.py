@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ragjax.arrays import ModelVariables, Tree
 from ragjax.costs import Cost, Ledger
 from ragjax.parallel import compile_map, compile_step, join_copies, place, stack_copies
 from ragjax.runs import Run
@@ -23,8 +24,6 @@ from ragjax.training.sampling import QuestionBatch, total_steps
 from ragjax.training.signals import StackableAssembler
 from ragjax.training.state import TrainState, init_state
 from ragjax.voice import progress
-
-Tree = Mapping[str, Any]
 
 
 @dataclasses.dataclass
@@ -165,7 +164,7 @@ class _Stack:
 def _question_losses(objective: Callable) -> Callable:
     """(stacked trainable, [copies, micro-batches, ...]) -> (losses, valid), [copies, micro-batches, B] each."""
 
-    def losses(trainable: Tree, batch: Any):
+    def losses(trainable: ModelVariables, batch: Any):
         def of_one(trainable, batch):
             def of_micro(micro_batch):
                 found = objective(trainable, {}, micro_batch, None)

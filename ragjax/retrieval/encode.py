@@ -21,9 +21,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypedDict
 
 import numpy as np
+from jaxtyping import Float, Float32
 
 from ragjax.errors import UserError
 from ragjax.files import caching, lock_file, read_json, sha256_file, write_json
@@ -36,25 +37,47 @@ _LAYOUT = 1  # part of the key: raise it when files of another kind are written
 
 @dataclass(frozen=True)
 class EncodedCorpus:
-    """vectors: read-only memory map [P, E] float32. seconds, tokens: what encoding them has cost, in this
-    process or in an earlier one (tokens is None where they were not counted). cached: True if nothing was
-    encoded now.
+    """vectors: a read-only memory map. seconds, tokens: what encoding them has cost, in this process or in an earlier
+    one. cached: True if nothing was encoded now.
     """
 
-    vectors: np.memmap
+    vectors: Float32[np.memmap, "P E"]
     seconds: float
-    tokens: int | None
+    tokens: int
     cached: bool
 
 
+# n texts -> their vectors, of any float type.
+Encode = Callable[[list[str]], Float[np.ndarray, "n E"]]
+
+
+class _Identity(TypedDict):
+    """What the key of stored vectors is made of."""
+
+    layout: int
+    texts: str
+    embedder: str
+    count: int
+    width: int
+
+
+class _Progress(TypedDict):
+    """progress.json."""
+
+    plan: dict[str, object]
+    chunks: int
+    seconds: float
+    tokens: int
+
+
 def encode_corpus(
-    encode: Callable[[list[str]], np.ndarray],
+    encode: Encode,
     store: PassageStore,
     key: str,
     cache_dir: Path,
     width: int,
+    count_tokens: Callable[[list[str]], int],
     show_progress: bool = True,
-    count_tokens: Callable[[list[str]], int] | None = None,
 ) -> EncodedCorpus:
     """Vectors [P, E] of the P passages, from the cache or encoded now, beginning where a killed process stopped.
 
@@ -68,7 +91,7 @@ def encode_corpus(
     """
     if not len(store):
         raise ValueError("there are no passages to encode")
-    identity = {
+    identity: _Identity = {
         "layout": _LAYOUT,
         "texts": store.content_hash,
         "embedder": key,
@@ -98,12 +121,12 @@ def encode_corpus(
 class _Partial:
     """Vectors that are being written, in a folder of their own; the caller holds the lock."""
 
-    def __init__(self, folder: Path, identity: dict):
+    def __init__(self, folder: Path, identity: _Identity):
         """Takes up what the folder holds if it is this work, and starts afresh if not."""
         self.folder, self.identity = folder, identity
         plan = {**identity, "chunk": CHUNK}
         try:
-            progress = read_json(folder / "progress.json")
+            progress: _Progress = read_json(folder / "progress.json")
             if progress["plan"] != plan:
                 raise ValueError("other work")
             self.vectors = _open_vectors(folder / "vectors.npy", "r+", identity)
@@ -112,7 +135,7 @@ class _Partial:
             self.vectors = self._allocate()
         self.progress = progress
 
-    def _allocate(self) -> np.memmap:
+    def _allocate(self) -> Float32[np.memmap, "P E"]:
         shutil.rmtree(self.folder, ignore_errors=True)
         path = self.folder / "vectors.npy"
         shape = (self.identity["count"], self.identity["width"])
@@ -131,15 +154,15 @@ class _Partial:
         return self.progress["seconds"]
 
     @property
-    def tokens(self) -> int | None:
+    def tokens(self) -> int:
         return self.progress["tokens"]
 
     def encode_rest(
         self,
-        encode: Callable[[list[str]], np.ndarray],
+        encode: Encode,
         store: PassageStore,
         show_progress: bool,
-        count_tokens: Callable[[list[str]], int] | None,
+        count_tokens: Callable[[list[str]], int],
     ) -> None:
         """Encodes the chunks that are not done and records each of them."""
         order = np.argsort([-len(passage.embedder_text) for passage in store], kind="stable")
@@ -157,10 +180,10 @@ class _Partial:
                 began = time.perf_counter()
                 self.vectors[rows] = self._checked(encode(chunk), len(chunk))
                 seconds = time.perf_counter() - began
-                self._record(seconds, count_tokens(chunk) if count_tokens else None)
+                self._record(seconds, count_tokens(chunk))
                 bar.update(len(chunk))
 
-    def _checked(self, vectors: np.ndarray, count: int) -> np.ndarray:
+    def _checked(self, vectors: np.ndarray, count: int) -> Float32[np.ndarray, "n E"]:
         vectors = np.asarray(vectors, np.float32)
         shape = (count, self.identity["width"])
         if vectors.shape != shape:
@@ -170,16 +193,15 @@ class _Partial:
             raise UserError(f"{fault}: check its weights or use --dtype=float32")
         return vectors
 
-    def _record(self, seconds: float, tokens: int | None) -> None:
+    def _record(self, seconds: float, tokens: int) -> None:
         """Puts the chunk's vectors on disk, and only then says that they are there."""
         with _storing(self.folder):
             self.vectors.flush()
-        before = self.progress["tokens"]
         self.progress = {
             **self.progress,
             "chunks": self.progress["chunks"] + 1,
             "seconds": self.progress["seconds"] + seconds,
-            "tokens": None if tokens is None or before is None else before + tokens,
+            "tokens": self.progress["tokens"] + tokens,
         }
         write_json(self.folder / "progress.json", self.progress, everywhere=True)
 
@@ -194,7 +216,7 @@ class _Partial:
             (folder / "progress.json").unlink(missing_ok=True)
 
 
-def _open_finished(folder: Path, identity: dict) -> EncodedCorpus | None:
+def _open_finished(folder: Path, identity: _Identity) -> EncodedCorpus | None:
     """The stored vectors; None if there are none or they are not what was written."""
     try:
         meta = read_json(folder / "meta.json")
@@ -208,7 +230,7 @@ def _open_finished(folder: Path, identity: dict) -> EncodedCorpus | None:
         return None
 
 
-def _open_vectors(path: Path, mode: str, identity: dict) -> np.memmap:
+def _open_vectors(path: Path, mode: str, identity: _Identity) -> Float32[np.memmap, "P E"]:
     """The memory map of a vectors file. Raises ValueError if it is not a float32 array [P, E]."""
     vectors = np.lib.format.open_memmap(path, "r")  # "r+" would fill a file that is too short with zeros
     if vectors.dtype != np.float32 or vectors.shape != (identity["count"], identity["width"]):

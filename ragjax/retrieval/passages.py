@@ -3,27 +3,29 @@
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
 from ragjax.data.questions import Passage
 
 
+@runtime_checkable
 class PassageStore(Protocol):
     """The P passages of one corpus in a fixed order, by row number 0..P-1 and by id."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int) -> Passage: ...
+    def __getitem__(self, row: SupportsIndex) -> Passage: ...
 
     def __iter__(self) -> Iterator[Passage]:
         """All of them, in order of their rows."""
 
-    def rows_of(self, ids: Iterable[str]) -> np.ndarray:
-        """Row numbers [n] int64 of passages named by their ids. Raises KeyError for an unknown id."""
+    def rows_of(self, ids: Iterable[str]) -> Int64[np.ndarray, " n"]:
+        """Row numbers of passages named by their ids. Raises KeyError for an unknown id."""
 
-    def ids_of(self, passage_rows: Iterable[int]) -> list[str]:
+    def ids_of(self, passage_rows: Iterable[SupportsIndex]) -> list[str]:
         """Ids of passages named by their row numbers, for instance the [K] that a question reads."""
 
     @property
@@ -47,17 +49,17 @@ class PassageList:
     def __len__(self) -> int:
         return len(self._passages)
 
-    def __getitem__(self, row: int) -> Passage:
-        return self._passages[row]
+    def __getitem__(self, row: SupportsIndex) -> Passage:
+        return self._passages[int(row)]
 
     def __iter__(self) -> Iterator[Passage]:
         return iter(self._passages)
 
-    def rows_of(self, ids: Iterable[str]) -> np.ndarray:
+    def rows_of(self, ids: Iterable[str]) -> Int64[np.ndarray, " n"]:
         return np.array([self._row_of[identity] for identity in ids], np.int64)
 
-    def ids_of(self, passage_rows: Iterable[int]) -> list[str]:
-        return [self._passages[row].id for row in passage_rows]
+    def ids_of(self, passage_rows: Iterable[SupportsIndex]) -> list[str]:
+        return [self[row].id for row in passage_rows]
 
     @functools.cached_property
     def content_hash(self) -> str:

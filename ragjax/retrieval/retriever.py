@@ -7,9 +7,10 @@ mixture, so whatever it ranks by goes no further than its choice of passages: sc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float32, Int64
 
 from ragjax.costs import Cost
 from ragjax.errors import DivergedError, UserError
@@ -21,17 +22,18 @@ class Queries:
     """B questions, in both forms that an index may read."""
 
     texts: Sequence[str]  # [B]
-    vectors: np.ndarray  # [B, E] float32
+    vectors: np.ndarray  # [B, E] float; the retriever refuses another shape
 
 
 @dataclass(frozen=True)
 class Proposal:
     """What an index has found for B questions."""
 
-    passage_rows: np.ndarray  # [B, n] int64, n >= k, no row twice for a question; their order means nothing
+    passage_rows: Int64[np.ndarray, "B n"]  # n >= k, no row twice for a question; their order means nothing
     cost: Cost  # of the search: its seconds and FLOPs
 
 
+@runtime_checkable
 class Index(Protocol):
     """Something that finds passages."""
 
@@ -46,8 +48,8 @@ class Index(Protocol):
 class Retrieval:
     """Passages of B questions, best first."""
 
-    passage_rows: np.ndarray  # [B, k] int64, row numbers in the corpus
-    scores: np.ndarray  # [B, k] float32, inner products
+    passage_rows: Int64[np.ndarray, "B k"]  # row numbers in the corpus
+    scores: Float32[np.ndarray, "B k"]  # inner products
     cost: Cost = Cost()  # seconds and FLOPs of the search
 
 
@@ -80,8 +82,8 @@ class Retriever:
             raise ValueError("the index proposed a passage twice, which would count double in p(z|x)")
         return Retrieval(passage_rows, scores, found.cost + Cost(time.perf_counter() - began))
 
-    def _checked(self, queries: Queries, k: int) -> np.ndarray:
-        """The questions' vectors [B, E], float32 and contiguous."""
+    def _checked(self, queries: Queries, k: int) -> Float32[np.ndarray, "B E"]:
+        """The questions' vectors, contiguous."""
         count, width = len(self.vectors), self.vectors.width
         vectors = np.ascontiguousarray(queries.vectors, np.float32)
         if vectors.shape != (len(queries.texts), width):

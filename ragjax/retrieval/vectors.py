@@ -1,11 +1,13 @@
 """Stored passage vectors by row number, and the scores that follow from them."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float32, Int
 
 
+@runtime_checkable
 class VectorStore(Protocol):
     """The vectors [P, E] of a corpus's passages, float32, in the order of its rows."""
 
@@ -16,8 +18,8 @@ class VectorStore(Protocol):
     def width(self) -> int:
         """E."""
 
-    def vectors_of(self, passage_rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Vectors of the passages: [..] int -> [.., E] float32, a copy.
+    def vectors_of(self, passage_rows: Sequence[int] | Int[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows E"]:
+        """Vectors of the passages, a copy.
 
         Raises IndexError for a row outside 0..P-1.
         """
@@ -38,11 +40,11 @@ class ArrayVectors:
     def width(self) -> int:
         return self._vectors.shape[1]
 
-    def vectors_of(self, passage_rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        passage_rows = np.asarray(passage_rows, np.int64)
-        if passage_rows.size and passage_rows.min() < 0:  # would count from the end
+    def vectors_of(self, passage_rows: Sequence[int] | Int[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows E"]:
+        rows = np.asarray(passage_rows, np.int64)
+        if rows.size and rows.min() < 0:  # would count from the end
             raise IndexError("passage rows start at 0")
-        return self._vectors[passage_rows]
+        return self._vectors[rows]
 
 
 def check_vectors(vectors: np.ndarray) -> None:
@@ -52,17 +54,20 @@ def check_vectors(vectors: np.ndarray) -> None:
 
 
 def best_first(
-    query: np.ndarray, passage_rows: np.ndarray, vectors: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k of n passages with the highest inner products: (passage rows [k], scores [k] float32), best first.
+    query: Float32[np.ndarray, " E"],
+    passage_rows: Int[np.ndarray, " n"],
+    vectors: Float32[np.ndarray, "n E"],
+    k: int,
+) -> tuple[Int[np.ndarray, " k"], Float32[np.ndarray, " k"]]:
+    """The k of n passages with the highest inner products: (passage rows, scores), best first.
 
     The result does not depend on the order in which the passages are given; of equal scores the lower row comes
     first.
 
     Args:
-      query: [E] float32.
-      passage_rows: [n].
-      vectors: [n, E] float32, their vectors.
+      query: the question's vector.
+      passage_rows: the passages.
+      vectors: theirs.
       k: at most n.
     """
     # In float64, an elementwise product and a sum along the row: equal vectors get equal sums, which a BLAS product of

@@ -16,7 +16,7 @@ run folder for each trial) beside the likelihoods, the predictions and the lock.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ class RunFolder:
         return self.summary_file.is_file()
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Generator[None, None, None]:
         """Makes the folder and holds it for this process: two at once would mix their records.
 
         The lock goes with the process, however that ends. Of several processes that JAX has joined the first holds it

@@ -1,18 +1,16 @@
 """Answer log-probabilities of (prompt, answer) pairs, forward only, in a few compiled programs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from ragjax.arrays import Ids, Variables
 from ragjax.data.batches import Placed, Shape, make_rows, pack, round_up, sequence_lengths, usual_length
 from ragjax.parallel import compile_map, group_count, stack_groups
 from ragjax.pretrained import Generator
 from ragjax.scoring import score_answers
-
-Ids = Sequence[int]
-Tree = Mapping[str, Any]
 
 # Rows that a group scores in one call. With the wider shape for long answers that makes four programs.
 _ROWS_PER_CALL = (16, 4, 1)
@@ -45,7 +43,7 @@ class AnswerScorer:
         self._score = compile_map(lambda variables, rows: score_answers(module, variables, rows)[:, 0])
         self._groups = group_count()
 
-    def score(self, variables: Tree, prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[np.ndarray]:
+    def score(self, variables: Variables, prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[np.ndarray]:
         """log p(answer token | prompt, earlier answer tokens) of n pairs: n float32 arrays [T_i], end token last.
 
         variables: the generator's, from `ragjax.parallel.place`.
@@ -84,7 +82,7 @@ class AnswerScorer:
     def _run(
         self,
         call: _Call,
-        variables: Tree,
+        variables: Variables,
         prompts: Sequence[Ids],
         answers: Sequence[Ids],
         values: list[np.ndarray],

@@ -2,12 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
+from ragjax.arrays import ModelVariables
 from ragjax.costs import Cost, Ledger
 from ragjax.parallel import compile_sums
 from ragjax.runs import Run
@@ -18,7 +17,6 @@ from ragjax.training.step import make_eval_step, means
 from ragjax.training.strategies import Phase
 from ragjax.voice import warn
 
-Tree = Mapping[str, Any]
 _COUNTS = ("questions", "answer_tokens")
 
 
@@ -40,7 +38,7 @@ class DevMeter:
         self.health = RetrievalHealth(run.pipeline, watched, run.config.top_k)
         self._has_warned = False
 
-    def measure(self, step: int, trainable: Tree, frozen: Tree, ledger: Ledger) -> Measured:
+    def measure(self, step: int, trainable: ModelVariables, frozen: ModelVariables, ledger: Ledger) -> Measured:
         """The state after `step` steps: mean loss over the dev questions, and the retrieval's figures."""
         variables = merge(frozen, trainable)
         total = None

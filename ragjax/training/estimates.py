@@ -102,4 +102,5 @@ def _times(value: float | None, factor: float) -> float | None:
 
 
 def _total(values: Sequence[float | None]) -> float | None:
-    return None if any(value is None for value in values) else sum(values)
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

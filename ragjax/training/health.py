@@ -5,12 +5,13 @@ the generator learns to do without them, and the loss alone does not tell.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from ragjax import metrics
+from ragjax.arrays import Tree, Variables
 from ragjax.data.questions import Question
 from ragjax.pipeline import Pipeline
 
@@ -36,18 +37,17 @@ class RetrievalHealth:
 
     def __init__(self, pipeline: Pipeline, questions: Sequence[Question], top_k: int):
         self._pipeline, self._questions, self._top_k = pipeline, questions[:WATCHED], top_k
-        self._start_rows: np.ndarray | None = None
-        self._start: Found | None = None
 
-    @property
+    @functools.cached_property
     def start(self) -> Found:
         """What the embedder found before it moved."""
-        if self._start is None:
-            self._start_rows = self._find(self._pipeline.embedder.params)
-            self._start = self._measure(self._start_rows)
-        return self._start
+        return self._measure(self._start_rows)
 
-    def measure(self, embedder_variables: Mapping[str, Any]) -> Found:
+    @functools.cached_property
+    def _start_rows(self) -> np.ndarray:
+        return self._find(self._pipeline.embedder.params)
+
+    def measure(self, embedder_variables: Variables) -> Found:
         """Of the embedder's given variables. Its figures:
 
         distinct_passages_per_100    different passages found for 100 questions, top k each (fewer questions: scaled)
@@ -56,7 +56,6 @@ class RetrievalHealth:
         """
         if not self._questions:
             return Found({}, np.empty(0))
-        _ = self.start  # its rows are compared with
         return self._measure(self._find(embedder_variables["params"]))
 
     def has_collapsed(self, figures: Mapping[str, float]) -> bool:
@@ -70,7 +69,7 @@ class RetrievalHealth:
             and (name not in figures or figures[name] <= _RECALL_FALL * start[name])
         )
 
-    def _find(self, params: Mapping[str, Any]) -> np.ndarray:
+    def _find(self, params: Tree) -> np.ndarray:
         """[n, max(k, 10)] passage rows."""
         trained = self._pipeline.with_trained({"embedder": {"params": params}})
         width = min(max(self._top_k, RANK_K), len(trained.store))
@@ -88,8 +87,10 @@ class RetrievalHealth:
             for question, found in zip(self._questions, rows, strict=True)
             if question.positive_ids
         ]
-        recalls = np.array([metrics.recall_at_k(ids, positives, RECALL_K) for ids, positives in labelled])
+        recalls = np.array([metrics.recall_at_k(ids, positives, RECALL_K) for ids, positives in labelled], np.float64)
         if labelled:
-            ranks = [metrics.reciprocal_rank(ids, positives, RANK_K) for ids, positives in labelled]
-            figures |= {"recall_at_5": float(recalls.mean()), "mrr_at_10": float(np.mean(ranks))}
+            ranks = np.array(
+                [metrics.reciprocal_rank(ids, positives, RANK_K) for ids, positives in labelled], np.float64
+            )
+            figures |= {"recall_at_5": float(recalls.mean()), "mrr_at_10": float(ranks.mean())}
         return Found(figures, recalls)

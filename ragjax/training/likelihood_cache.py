@@ -11,19 +11,16 @@ not at all, and the file belongs to one run.
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ragjax.arrays import Ids, Variables
 from ragjax.costs import Cost, forward_flops
 from ragjax.data.batches import sequence_lengths
 from ragjax.files import KeyedRecords
 from ragjax.training.answer_scorer import AnswerScorer
-
-Ids = Sequence[int]
-Tree = Mapping[str, Any]
 
 
 class LikelihoodCache:
@@ -48,7 +45,9 @@ class LikelihoodCache:
         """Forgets what was kept after `position`, so that a run that resumes there scores it again."""
         self._records.rewind(position)
 
-    def score(self, variables: Tree, prompts: Sequence[Ids], answers: Sequence[Ids]) -> tuple[list[np.ndarray], Cost]:
+    def score(
+        self, variables: Variables, prompts: Sequence[Ids], answers: Sequence[Ids]
+    ) -> tuple[list[np.ndarray], Cost]:
         """`AnswerScorer.score`, and what the new pairs among these have cost.
 
         variables: those of the scorer's generator, placed.

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from optax import GradientTransformation
 
+from ragjax.arrays import ModelVariables, Variables
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger
@@ -33,8 +34,6 @@ from ragjax.training.step import make_train_step
 from ragjax.training.strategies import Phase
 from ragjax.voice import progress
 
-Tree = Mapping[str, Any]
-
 # Shown on the progress bar, under shorter names.
 _BAR = {"dev_recall_at_5": "recall", "dev_top_k_agreement": "agree", "dev_distinct_passages_per_100": "distinct"}
 # Measurements of a phase on the dev questions, where --dev_every does not say how often.
@@ -45,7 +44,7 @@ _MEASUREMENTS = 8
 class PhaseResult:
     """What a phase has made."""
 
-    trained: dict[str, Tree]  # {"embedder" | "generator": {collection: parameters}} on the host
+    trained: dict[str, Variables]  # {"embedder" | "generator": {collection: parameters}} on the host
     cost: Ledger  # dev measurements stand under "evaluation"
     questions: int  # trained on, repetitions counted
     passages_cut: Set[str] = frozenset()  # ids of the passages that some prompt has held shortened
@@ -231,11 +230,11 @@ class Trainer:
         self._checkpoints.save(self.step, trees, extras)
 
 
-def split_trainable(run: Run, phase: Phase) -> tuple[dict[str, Tree], dict[str, Tree]]:
+def split_trainable(run: Run, phase: Phase) -> tuple[ModelVariables, ModelVariables]:
     """(trainable, frozen), each {"embedder" | "generator": {collection: parameters}}."""
     trained = {"embedder": "params", "generator": trained_collection(run.config)}
-    trainable: dict[str, Tree] = {}
-    frozen: dict[str, Tree] = {}
+    trainable: dict[str, Variables] = {}
+    frozen: dict[str, Variables] = {}
     for name, variables in run.variables.items():
         moves = {trained[name]} if name in phase.trains else set()
         trainable[name] = {collection: tree for collection, tree in variables.items() if collection in moves}

@@ -5,21 +5,19 @@ trained is the caller's choice: `trainable` and `frozen` together hold every mod
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Float, Int, Key
 
 from ragjax import losses
+from ragjax.arrays import AnyArray, Array, ModelVariables, Tree
 from ragjax.data.batches import Batch, RankingBatch, ScoredBatch
 from ragjax.models.decoder import Decoder
 from ragjax.models.encoders import sentence_vectors
 from ragjax.scoring import score_answers
-
-Array = jax.Array
-Tree = Mapping[str, Any]
 
 _NLL = {"rag_token": losses.rag_token_nll, "rag_sequence": losses.rag_sequence_nll}
 _RETRIEVER_NLL = {
@@ -32,11 +30,11 @@ _RETRIEVER_NLL = {
 class Losses(NamedTuple):
     """Of the B questions of a batch; fillers are not valid and have loss 0."""
 
-    loss: Array  # [B], what is differentiated
-    valid: Array  # [B] bool
-    figures: dict[str, Array]  # [B] each, to be averaged over the valid questions
-    nll: Array | None = None  # [B], the answers' negative log-likelihood, where answers are scored
-    answer_tokens: Array | None = None  # [B]
+    loss: Float[Array, " B"]  # what is differentiated
+    valid: Bool[Array, " B"]
+    figures: dict[str, Float[Array, " B"]]  # to be averaged over the valid questions
+    nll: Float[Array, " B"] | None = None  # the answers' negative log-likelihood, where answers are scored
+    answer_tokens: Int[Array, " B"] | None = None  # with it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +46,13 @@ class AnswerMixture:
     retriever: str = "marginal"  # or emdr2, pdist, replug_lsr: the generator then keeps `name` as its own loss
     temperature: float = 1.0
 
-    def __call__(self, vectors: Array, passage_vectors: Array, answer_log_probs: Array, mask: Array) -> Losses:
-        """Question vectors [B, E], passage vectors [B, K, E], answer log-probs [B, K, T], mask [B, T]."""
+    def __call__(
+        self,
+        vectors: Float[AnyArray, "B E"],
+        passage_vectors: Float[AnyArray, "B K E"],
+        answer_log_probs: Float[AnyArray, "B K T"],
+        mask: Bool[AnyArray, "B T"],
+    ) -> Losses:
         docs = losses.doc_log_probs(vectors, passage_vectors, self.score_scale)
         joint = docs + jnp.sum(jnp.where(mask[:, None], answer_log_probs, 0.0), axis=-1)
         figures = {"retrieval_entropy": _entropy(docs), "posterior_entropy": _entropy(jax.nn.log_softmax(joint))}
@@ -71,7 +74,9 @@ class AnswerObjective:
     mixture: AnswerMixture
     dropout: bool = False
 
-    def __call__(self, trainable: Tree, frozen: Tree, batch: Batch, key: Array | None) -> Losses:
+    def __call__(
+        self, trainable: ModelVariables, frozen: ModelVariables, batch: Batch, key: Key[Array, ""] | None
+    ) -> Losses:
         variables = merge(frozen, trainable)
         answer_log_probs = score_answers(self.generator, variables["generator"], batch.rows, dropout_key=key)
         vectors = _question_vectors(self.embedder, variables, batch)
@@ -85,7 +90,9 @@ class ConcatenatedObjective:
     generator: Decoder
     dropout: bool = False
 
-    def __call__(self, trainable: Tree, frozen: Tree, batch: Batch, key: Array | None) -> Losses:
+    def __call__(
+        self, trainable: ModelVariables, frozen: ModelVariables, batch: Batch, key: Key[Array, ""] | None
+    ) -> Losses:
         variables = merge(frozen, trainable)["generator"]
         answer_log_probs = score_answers(self.generator, variables, batch.rows, dropout_key=key)
         mask = batch.rows.answer_mask
@@ -105,7 +112,9 @@ class LikelihoodObjective:
     mixture: AnswerMixture
     dropout = False
 
-    def __call__(self, trainable: Tree, frozen: Tree, batch: ScoredBatch, key: Array | None) -> Losses:
+    def __call__(
+        self, trainable: ModelVariables, frozen: ModelVariables, batch: ScoredBatch, key: Key[Array, ""] | None
+    ) -> Losses:
         vectors = _question_vectors(self.embedder, merge(frozen, trainable), batch)
         return self.mixture(vectors, batch.passage_vectors, batch.answer_log_probs, batch.answer_mask)
 
@@ -119,7 +128,9 @@ class LeaveOneOutObjective:
     temperature: float = 1.0
     dropout = False
 
-    def __call__(self, trainable: Tree, frozen: Tree, batch: ScoredBatch, key: Array | None) -> Losses:
+    def __call__(
+        self, trainable: ModelVariables, frozen: ModelVariables, batch: ScoredBatch, key: Key[Array, ""] | None
+    ) -> Losses:
         vectors = _question_vectors(self.embedder, merge(frozen, trainable), batch)
         docs = losses.doc_log_probs(vectors, batch.passage_vectors, self.score_scale)
         loss = losses.leave_one_out_nll(docs, batch.answer_log_probs, batch.answer_mask, self.temperature)
@@ -134,28 +145,32 @@ class RankingObjective:
     scale: float
     dropout = False
 
-    def __call__(self, trainable: Tree, frozen: Tree, batch: RankingBatch, key: Array | None) -> Losses:
+    def __call__(
+        self, trainable: ModelVariables, frozen: ModelVariables, batch: RankingBatch, key: Key[Array, ""] | None
+    ) -> Losses:
         vectors = _question_vectors(self.embedder, merge(frozen, trainable), batch)
         nll = losses.multiple_negatives_ranking_nll(
             vectors, batch.candidate_vectors, self.scale, batch.labels, batch.candidate_mask
         )
-        valid = batch.question_lengths > 0
+        valid = jnp.asarray(batch.question_lengths) > 0
         return Losses(jnp.where(valid, nll, 0.0), valid, {})
 
 
 Objective = AnswerObjective | ConcatenatedObjective | LeaveOneOutObjective | LikelihoodObjective | RankingObjective
 
 
-def merge(frozen: Mapping[str, Tree], trainable: Mapping[str, Tree]) -> dict[str, dict[str, Tree]]:
+def merge(frozen: ModelVariables, trainable: ModelVariables) -> dict[str, dict[str, Tree]]:
     """Each model's variables, whichever of its collections are trained."""
     models = {*frozen, *trainable}
     return {model: {**frozen.get(model, {}), **trainable.get(model, {})} for model in models}
 
 
-def _question_vectors(embedder: nn.Module, variables: Tree, batch: Batch | ScoredBatch | RankingBatch) -> Array:
+def _question_vectors(
+    embedder: nn.Module, variables: ModelVariables, batch: Batch | ScoredBatch | RankingBatch
+) -> Float[Array, "B E"]:
     return sentence_vectors(embedder, variables["embedder"], batch.question_tokens, batch.question_lengths)
 
 
-def _entropy(log_probs: Array) -> Array:
-    """Entropy in nats over the last axis."""
+def _entropy(log_probs: Float[Array, "B K"]) -> Float[Array, " B"]:
+    """In nats."""
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)

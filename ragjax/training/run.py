@@ -126,7 +126,7 @@ def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = N
         skipped_questions=_skipped_questions(phases, run.dataset),
         peak_memory_bytes=peak_memory_bytes(),
         retrieval=_describe_retrieval(run, [before, *results.values(), after]),
-        kept={name: result.kept and result.kept.as_dict() for name, result in results.items()},
+        kept={name: None if result.kept is None else result.kept.as_dict() for name, result in results.items()},
     )
     run.files.write_summary(summary)
     return summary

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ragjax.arrays import Ids
 from ragjax.config import RunConfig
 from ragjax.data.questions import Question
 
@@ -15,7 +16,7 @@ class QuestionBatch(NamedTuple):
     """The questions of a step, or of a measurement on the dev split."""
 
     questions: Sequence[Question]
-    tokens: Sequence[Sequence[int]]  # the embedder's, specials included
+    tokens: Sequence[Ids]  # the embedder's, specials included
     indices: Sequence[int]  # their places in their split
     step: int  # optimizer steps done
     training: bool  # or measured only: decides how the step's own work is counted
@@ -54,8 +55,8 @@ class Sampler:
 
     def training_batch(self, step: int) -> QuestionBatch:
         """The questions of step `step` (from 0)."""
-        indices = question_order(len(self.train), self.batch_size, step, self.seed)
-        return self._batch(self.train, indices, step, training=True)
+        order = question_order(len(self.train), self.batch_size, step, self.seed)
+        return self._batch(self.train, order.tolist(), step, training=True)
 
     def dev_batches(self, step: int) -> list[QuestionBatch]:
         """All dev questions, batch by batch, after `step` steps."""

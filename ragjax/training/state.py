@@ -1,13 +1,14 @@
 """The training state, its optimizer and its schedule."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float32, Int32
 
-Tree = Mapping[str, Any]
+from ragjax.arrays import Array, Tree
 
 
 class TrainState(NamedTuple):
@@ -16,10 +17,10 @@ class TrainState(NamedTuple):
     Learning rates are array leaves, so that states which differ in them alone can be stacked and `vmap`ped.
     """
 
-    step: jax.Array  # [] int32, optimizer steps done
-    trainable: dict[str, Tree]  # {"embedder" | "generator": {collection: parameters}}
+    step: Int32[Array, ""]  # optimizer steps done
+    trainable: Mapping[str, Tree]  # {"embedder" | "generator": {collection: parameters}}
     optimizer: dict[str, optax.OptState]
-    learning_rates: dict[str, jax.Array]  # [] float32 each, the peak
+    learning_rates: dict[str, Float32[Array, ""]]  # the peaks
 
 
 def make_optimizer(max_grad_norm: float, weight_decay: float) -> optax.GradientTransformation:
@@ -32,7 +33,7 @@ def make_optimizer(max_grad_norm: float, weight_decay: float) -> optax.GradientT
 
 
 def init_state(
-    trainable: dict[str, Tree], learning_rates: Mapping[str, float], optimizer: optax.GradientTransformation
+    trainable: Mapping[str, Tree], learning_rates: Mapping[str, float], optimizer: optax.GradientTransformation
 ) -> TrainState:
     """Step 0 of training `trainable`."""
     return TrainState(
@@ -44,7 +45,10 @@ def init_state(
 
 
 def apply_gradients(
-    state: TrainState, gradients: dict[str, Tree], optimizer: optax.GradientTransformation, factor: jax.Array
+    state: TrainState,
+    gradients: Mapping[str, Tree],
+    optimizer: optax.GradientTransformation,
+    factor: Float32[Array, ""],
 ) -> TrainState:
     """One update: each model has its own clipping, moments and rate, times the schedule's `factor`."""
     trainable, optimizer_state = {}, {}
@@ -56,7 +60,7 @@ def apply_gradients(
     return state._replace(step=state.step + 1, trainable=trainable, optimizer=optimizer_state)
 
 
-def linear_schedule(step: jax.Array, total_steps: int, warmup_fraction: float) -> jax.Array:
+def linear_schedule(step: Int32[Array, ""], total_steps: int, warmup_fraction: float) -> Float32[Array, ""]:
     """Share of the peak rate at a step: rises over the warm-up, then falls linearly to reach 0 after the last."""
     warmup = max(round(warmup_fraction * total_steps), 1)
     rise = (step + 1) / warmup

@@ -6,24 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float32, Key
 
+from ragjax.arrays import Array, ModelVariables
 from ragjax.parallel import Reducer
 from ragjax.training.objectives import Objective
 from ragjax.training.state import TrainState, apply_gradients, linear_schedule
 
-Array = jax.Array
-Tree = Mapping[str, Any]
-
 
 def summed_loss(
-    objective: Objective, trainable: Tree, frozen: Tree, batch: Any, key: Array | None
-) -> tuple[Array, dict[str, Array]]:
+    objective: Objective, trainable: ModelVariables, frozen: ModelVariables, batch: Any, key: Key[Array, ""] | None
+) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
     """Sum of the question losses (what is differentiated), with the sums and counts to reduce it by."""
     found = objective(trainable, frozen, batch, key)
     sums = {name: jnp.sum(jnp.where(found.valid, values, 0.0)) for name, values in found.figures.items()}
     sums["loss"] = jnp.sum(found.loss)
     sums["questions"] = jnp.sum(found.valid, dtype=jnp.float32)
-    if found.nll is not None:
+    if found.nll is not None and found.answer_tokens is not None:
         sums["nll"] = jnp.sum(found.nll)
         sums["answer_tokens"] = jnp.sum(found.answer_tokens, dtype=jnp.float32)
     return sums["loss"], jax.lax.stop_gradient(sums)
@@ -36,7 +35,7 @@ def make_train_step(
     warmup_fraction: float,
     loss_reduction: str,
     seed: int,
-) -> Callable[[Reducer], Callable[[TrainState, Tree, Any], tuple[TrainState, dict[str, Array]]]]:
+) -> Callable[[Reducer], Callable[[TrainState, ModelVariables, Any], tuple[TrainState, dict[str, Array]]]]:
     """Builds the step for a `Reducer` (see `ragjax.parallel.compile_step`).
 
     The batch's leaves carry a leading axis of micro-batches. Sums over them and over the groups come first; one
@@ -45,7 +44,7 @@ def make_train_step(
     """
 
     def for_reducer(reducer: Reducer):
-        def step(state: TrainState, frozen: Tree, batch: Any):
+        def step(state: TrainState, frozen: ModelVariables, batch: Any):
             key = jax.random.fold_in(jax.random.key(seed), state.step) if objective.dropout else None
 
             gradient_of = jax.grad(summed_loss, argnums=1, has_aux=True)
@@ -77,7 +76,7 @@ def make_eval_step(objective: Objective) -> Callable[[Reducer], Callable[..., di
     """Builds a step that only adds up: (trainable, frozen, batch) -> sums over micro-batches and groups."""
 
     def for_reducer(reducer: Reducer):
-        def step(trainable: Tree, frozen: Tree, batch: Any):
+        def step(trainable: ModelVariables, frozen: ModelVariables, batch: Any):
             _, sums = jax.lax.scan(
                 lambda _, micro_batch: (
                     None,

@@ -21,7 +21,7 @@ class Phase:
     def learning_rates(self, config: RunConfig) -> dict[str, float]:
         """Peak rate of each trained model."""
         given = {"embedder": config.embedder_lr, "generator": config.generator_lr}
-        return {model: self.rates[model] if given[model] is None else given[model] for model in self.trains}
+        return {model: self.rates[model] if (rate := given[model]) is None else rate for model in self.trains}
 
     def batch_size(self, config: RunConfig) -> int:
         """Questions per step."""
@@ -34,7 +34,7 @@ _GENERATOR = Phase("generator", ("generator",), ANSWERS, {"generator": 2e-4})
 _RETRIEVER = Phase("retriever", ("embedder",), LIKELIHOODS, {"embedder": 1e-6})
 _JOINT = Phase("joint", ("embedder", "generator"), ANSWERS, {"embedder": 1e-6, "generator": 2e-4})
 
-STRATEGIES: dict[Strategy, tuple[Phase, ...]] = {
+STRATEGIES: dict[str, tuple[Phase, ...]] = {
     Strategy.NONE: (),
     Strategy.EMBEDDER: (_RANKING,),
     Strategy.GENERATOR: (_GENERATOR,),

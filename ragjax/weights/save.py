@@ -124,7 +124,8 @@ class _Changes:
             values = self._params[row.path][place]
             return lambda: values.T if row.transposed else values
         if self._tied and row.path == self._tied[0] and self._tied[1] in self._params:
-            return lambda: self._params[self._tied[1]]  # a tied head that the source holds all the same
+            embedding = self._params[self._tied[1]]
+            return lambda: embedding  # a tied head that the source holds all the same
         if (row.path, layer) in self.unplaced:
             self.unplaced.discard((row.path, layer))
             module = row.path.removesuffix("kernel")
@@ -165,7 +166,7 @@ def _made(name: str, dtype: str, shape: tuple[int, ...], make: Callable[[], np.n
 
 
 def _bytes_of(values: np.ndarray) -> memoryview:
-    return memoryview(values.reshape(-1).view(np.uint8))
+    return values.reshape(-1).view(np.uint8).data
 
 
 def _source_tensors(source: ModelSource, config: Mapping[str, Any]) -> Iterator[Tensor]:

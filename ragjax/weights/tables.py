@@ -82,7 +82,13 @@ class Stored:
     key: str  # the name inside the file
     shape: tuple[int, ...]  # in Hugging Face's orientation
     dtype: str  # as the file calls it: F32, BF16, Q4_1, ...
-    span: tuple[int, int] | None = None  # where its bytes begin and end in the file; None where a reader knows (GGUF)
+
+
+@dataclass(frozen=True)
+class StoredBytes(Stored):
+    """One that is stored as plain numbers."""
+
+    span: tuple[int, int]  # where its bytes begin and end in the file
 
 
 @dataclass(frozen=True)
@@ -227,9 +233,9 @@ GGUF_LLAMA: tuple[GgufRow, ...] = (
 )
 
 
-def table_for(model_type: str, where: object) -> Table:
+def table_for(model_type: object, where: object) -> Table:
     """The table of a model type. Raises UserError, naming `where`, for a type that is not supported."""
-    if model_type not in TABLES:
+    if not isinstance(model_type, str) or model_type not in TABLES:
         known = ", ".join(TABLES)
         raise UserError(
             f"{where}: model_type {model_type!r} is not supported by this version, which reads {known}: "

@@ -16,7 +16,7 @@ Notable choices
 """
 
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Generator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +104,7 @@ def _check_vocabulary(backend: Tokenizer, settings: dict[str, Any], size: int, w
 
 
 @contextmanager
-def _no_advice() -> Iterator[None]:
+def _no_advice() -> Generator[None, None, None]:
     """Silences transformers' remark, made at its import, that models need PyTorch: here they do not."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(name)

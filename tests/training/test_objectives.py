@@ -161,10 +161,11 @@ def test_entropies_by_hand():
 
 
 def test_collections_of_a_model_are_put_together():
-    frozen = {"embedder": {"params": 1}, "generator": {"params": 2}}
-    assert merge(frozen, {"generator": {"lora": 3}}) == {
-        "embedder": {"params": 1},
-        "generator": {"params": 2, "lora": 3},
+    one, two, three = {"w": 1}, {"w": 2}, {"w": 3}
+    frozen = {"embedder": {"params": one}, "generator": {"params": two}}
+    assert merge(frozen, {"generator": {"lora": three}}) == {
+        "embedder": {"params": one},
+        "generator": {"params": two, "lora": three},
     }
-    assert merge({}, {"embedder": {"params": 4}}) == {"embedder": {"params": 4}}
-    assert frozen == {"embedder": {"params": 1}, "generator": {"params": 2}}
+    assert merge({}, {"embedder": {"params": one}}) == {"embedder": {"params": one}}
+    assert frozen == {"embedder": {"params": one}, "generator": {"params": two}}

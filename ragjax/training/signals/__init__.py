@@ -13,14 +13,7 @@ The embedder's half of a batch is the same for all of them: question_side.py.
 from ragjax.training.signals.answers import ANSWERS, AnswerAssembler, check_prompts, prompt_passages
 from ragjax.training.signals.likelihoods import LIKELIHOODS, LikelihoodAssembler
 from ragjax.training.signals.positives import POSITIVES, RankingAssembler
-from ragjax.training.signals.signal import (
-    Assembled,
-    Assembler,
-    ModelVariables,
-    Signal,
-    StackableAssembler,
-    dev_questions,
-)
+from ragjax.training.signals.signal import Assembled, Assembler, Signal, StackableAssembler, dev_questions
 
 __all__ = [
     "ANSWERS",
@@ -33,7 +26,6 @@ __all__ = [
     "RankingAssembler",
     "Signal",
     "StackableAssembler",
-    "ModelVariables",
     "check_prompts",
     "dev_questions",
     "prompt_passages",

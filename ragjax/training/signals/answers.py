@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ragjax.arrays import ModelVariables
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger
 from ragjax.data.batches import (
@@ -23,7 +24,6 @@ from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.question_side import QuestionSide
 from ragjax.training.signals.signal import (
     Assembled,
-    ModelVariables,
     NoCache,
     Signal,
     dev_questions,

@@ -1,9 +1,12 @@
 """Learning from the answers under a frozen generator: the embedder alone moves, over likelihoods that are kept."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 
+from ragjax.arrays import Ids, ModelVariables
 from ragjax.costs import Cost, Ledger
 from ragjax.data.batches import ScoredBatch, pad_tokens
 from ragjax.data.questions import Question
@@ -14,7 +17,16 @@ from ragjax.training.objectives import LeaveOneOutObjective, LikelihoodObjective
 from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.answers import answer_mixture, prompt_lengths
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, ModelVariables, Signal, dev_questions, every_question
+from ragjax.training.signals.signal import Assembled, Signal, dev_questions, every_question
+
+
+class _Item(NamedTuple):
+    """One question with what is known of it."""
+
+    tokens: Ids  # the embedder's
+    vectors: Float32[np.ndarray, "K E"]  # of its passages
+    scores: Float32[np.ndarray, "K T"]  # of its answer, padded
+    answer_length: int
 
 
 class LikelihoodAssembler:
@@ -62,7 +74,7 @@ class LikelihoodAssembler:
     ) -> tuple[list[ScoredBatch], Cost]:
         """A batch for each copy of the embedder, and the work that one of them is in a step."""
         alternatives = self._side.retrieve(batch, variables, ledger, copies)
-        scores, _ = self.score(batch, alternatives, variables, ledger)
+        scores, _ = self.score(batch, list(alternatives), variables, ledger)
         batches = [self.scored_batch(batch, rows, scores) for rows in alternatives]
         return batches, self._side.work(batch, batch.training)
 
@@ -111,7 +123,7 @@ class LikelihoodAssembler:
         """[groups, micro-batches, ...] of the questions under the given passages [b, K], whose `score` is given."""
         vectors = self._pipeline.retriever.vectors.vectors_of(rows)
         items = [
-            (
+            _Item(
                 batch.tokens[i],
                 vectors[i],
                 np.stack([self._padded(scores[i, context]) for context in self.contexts(chosen)]),
@@ -127,12 +139,13 @@ class LikelihoodAssembler:
     def _padded(self, scores: np.ndarray) -> np.ndarray:
         return np.pad(scores, (0, self._answer_length - len(scores)))
 
-    def _make(self, items: Sequence[tuple]) -> ScoredBatch:
+    def _make(self, items: Sequence[_Item]) -> ScoredBatch:
         size = self._side.layout.size
-        tokens, vectors, scores, lengths = zip(*items, strict=True)
-        padded, question_lengths = pad_tokens(tokens, size, self._side.question_length)
-        mask = np.arange(self._answer_length) < np.asarray(lengths)[:, None]
-        return ScoredBatch(padded, question_lengths, *(_fill(np.stack(part), size) for part in (vectors, scores, mask)))
+        padded, question_lengths = pad_tokens([item.tokens for item in items], size, self._side.question_length)
+        lengths = np.array([item.answer_length for item in items])
+        vectors, scores = np.stack([item.vectors for item in items]), np.stack([item.scores for item in items])
+        mask = np.arange(self._answer_length) < lengths[:, None]
+        return ScoredBatch(padded, question_lengths, *(_fill(part, size) for part in (vectors, scores, mask)))
 
 
 def _fill(values: np.ndarray, size: int) -> np.ndarray:

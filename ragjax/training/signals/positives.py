@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ragjax.arrays import ModelVariables
 from ragjax.costs import Cost, Ledger
 from ragjax.data.batches import RankingBatch, pad_tokens
 from ragjax.data.questions import Passage, Question
@@ -22,7 +23,7 @@ from ragjax.training.health import WATCHED
 from ragjax.training.objectives import RankingObjective
 from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, ModelVariables, NoCache, Signal
+from ragjax.training.signals.signal import Assembled, NoCache, Signal
 
 # How much deeper than it would have to be hard negatives are looked for.
 _MINED = 100

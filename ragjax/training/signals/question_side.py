@@ -5,6 +5,7 @@ import time
 import jax
 import numpy as np
 
+from ragjax.arrays import ModelVariables
 from ragjax.costs import Cost, Ledger, forward_flops
 from ragjax.data.batches import pad_tokens, round_up
 from ragjax.models.encoders import sentence_vectors
@@ -13,7 +14,7 @@ from ragjax.pretrained import embed
 from ragjax.retrieval import Queries
 from ragjax.runs import Run
 from ragjax.training.sampling import QuestionBatch, Sampler
-from ragjax.training.signals.signal import ModelVariables, model_work
+from ragjax.training.signals.signal import model_work
 
 _embed_stacked = jax.jit(jax.vmap(sentence_vectors, in_axes=(None, 0, None, None)), static_argnums=0)
 

@@ -2,19 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ragjax.arrays import Variables
+from ragjax.arrays import ModelVariables
 from ragjax.costs import Cost, Ledger, ModelSize, forward_flops, train_flops
 from ragjax.data.questions import Question
 from ragjax.runs import Run
 from ragjax.training.objectives import Objective
 from ragjax.training.sampling import QuestionBatch, Sampler
-
-# Both models' variables as they are now: {"embedder" | "generator": {collection: parameters}}.
-ModelVariables = Mapping[str, Variables]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +27,15 @@ class Assembled:
 class Assembler(Protocol):
     """Questions -> batch. It holds no state that a step changes, but for caches."""
 
-    sampler: Sampler
-    objective: Objective
-    passages_cut: set[str]  # ids of the passages that some prompt has held shortened; goes into the checkpoint
+    @property
+    def sampler(self) -> Sampler: ...
+
+    @property
+    def objective(self) -> Objective: ...
+
+    @property
+    def passages_cut(self) -> set[str]:
+        """Ids of the passages that some prompt has held shortened; goes into the checkpoint."""
 
     def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         """The batch of at most `sampler.batch_size` questions; what is computed on the way (retrieval, likelihoods) is
@@ -47,6 +50,7 @@ class Assembler(Protocol):
         """Takes the cache back to a checkpoint's position."""
 
 
+@runtime_checkable
 class StackableAssembler(Assembler, Protocol):
     """An assembler whose questions several copies of the embedder can share."""
 
