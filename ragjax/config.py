@@ -144,7 +144,7 @@ class RunConfig(DecodeConfig):
         choices=NEGATIVE_FILTERS,
     )
     negative_margin: float = field(
-        0.1,
+        0.05,
         "With --negative_filter=gist: a negative must score lower than the positive by at least this share "
         "of the positive's score.",
         minimum=0,
