@@ -56,7 +56,7 @@ def train(config: RunConfig) -> Summary:
       UserError: bad input, a run folder that belongs to another configuration, or one of several processes.
     """
     refuse_several_processes()
-    config = dataclasses.replace(config, run_dir=config.run_dir or f"runs/{config.strategy}")
+    config = dataclasses.replace(config, run_dir=config.folder)
     strategy, dataset = settle_strategy(config)
     phases = phases_of(dataclasses.replace(config, strategy=strategy))
     check_decoding(config)
