@@ -138,13 +138,13 @@ class RunConfig(DecodeConfig):
         minimum=0,
     )
     negative_filter: str = field(
-        "labels",
+        "gist",
         "Passages never used as negatives: the question's other labelled ones (labels), or also those that "
         "the untrained embedder scores above the positive (gist).",
         choices=NEGATIVE_FILTERS,
     )
     negative_margin: float = field(
-        0.0,
+        0.05,
         "With --negative_filter=gist: a negative must score lower than the positive by at least this share "
         "of the positive's score.",
         minimum=0,

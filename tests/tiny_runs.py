@@ -58,6 +58,8 @@ class World:
             "generator_lr": 1e-2,
             "lora_rank": 4,
             "hard_negatives": 0,
+            "negative_filter": "labels",
+            "negative_margin": 0.0,
             "max_new_tokens": 4,
             "eval_batch_size": 2,
             "dev_every": 2,

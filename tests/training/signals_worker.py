@@ -31,7 +31,13 @@ from tests.tiny_runs import World, batch_of, run_of
 from tests.training.devices_worker import named, recording_sgd
 
 LIMITS = RowLimits(row_length=128, prompts_per_row=16, usual_answer=8, longest_answer=16)
-RANKING = {"ranking_batch_size": 5, "hard_negatives": 2, "negative_filter": "gist", "dev_every": 0}
+RANKING = {
+    "ranking_batch_size": 5,
+    "hard_negatives": 2,
+    "negative_filter": "gist",
+    "negative_margin": 0.0,
+    "dev_every": 0,
+}
 
 
 def random_adapters(lora: Mapping[str, Any], seed: int) -> Mapping[str, Any]:

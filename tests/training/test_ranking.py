@@ -54,7 +54,14 @@ class Made:
         splits = {"train": [q for q, _ in train], "dev": [q for q, _ in dev], "test": []}
         dataset = Dataset("made", Path("made"), passages, **splits, sha256="")
         self.config = RunConfig(
-            **{"strategy": "embedder", "ranking_batch_size": len(train), "hard_negatives": 0} | changes
+            **{
+                "strategy": "embedder",
+                "ranking_batch_size": len(train),
+                "hard_negatives": 0,
+                "negative_filter": "labels",
+                "negative_margin": 0.0,
+            }
+            | changes
         )
         self.assembler = RankingAssembler(run_of(self.config, pipeline, dataset))
 
@@ -127,15 +134,32 @@ def test_hard_negatives_follow_the_untrained_embedder():
 
 
 def test_gist_spares_what_the_untrained_embedder_puts_above_the_positive():
+    """In the batch it is masked; among the hard negatives the next ones take its place."""
     # a at 4 degrees, positive 2 (16 away): 0 (4 away) and 1 (6) lie above; b at 71, positive 5 (21): 7 and 6 above.
-    train = [question("a", 4, 2), question("b", 71, 5), question("c", 38, 4)]
-    spared = Made(train, hard_negatives=2, negative_filter="gist").batch()
+    train = [question("a", 4, 2), question("b", 71, 5), question("d", 1, 0)]
     everyone = Made(train, hard_negatives=2).batch()
-    assert rows_of(spared.candidate_vectors) == rows_of(everyone.candidate_vectors) == [2, 5, 4, 0, 1, 7, 6, 3, 5]
-    # c at 38 with positive 4, 2 away, has nothing above it.
-    above = np.array([[0, 0, 0, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 0]], bool)
-    assert (spared.candidate_mask == (everyone.candidate_mask & ~above)).all()
-    assert (everyone.candidate_mask & above).sum() == 4
+    assert rows_of(everyone.candidate_vectors) == [2, 5, 0, 0, 1, 7, 6, 1, 2]
+    assert everyone.candidate_mask[0].tolist() == [False, True, True, True, True, True, True, True, False]
+    spared = Made(train, hard_negatives=2, negative_filter="gist").batch()
+    assert rows_of(spared.candidate_vectors) == [2, 5, 0, 3, 4, 4, 3, 1, 2]
+    # d's label 0 and its hard negative 1 are no negatives of a.
+    assert spared.candidate_mask.tolist() == [
+        [False, True, False, True, True, True, True, False, False],
+        [True, False, True, True, True, True, True, True, True],
+        [True, True, False, True, True, True, True, True, True],
+    ]
+
+
+def test_a_margin_keeps_negatives_away_from_the_positive():
+    """a at 4 degrees, positive 2: cos 16 = 0.961. With a tenth of that as margin: below 0.865, 30.1 degrees away."""
+    train = [question("a", 4, 2), question("b", 71, 5)]
+    near = Made(train, hard_negatives=2, negative_filter="gist", negative_margin=0.1).batch()
+    # 3 is 26 away, 4 is 36. b, at 71: cos 21 = 0.934, so below 0.840, 32.8 degrees: 4 is 31 away, 3 is 41.
+    assert rows_of(near.candidate_vectors) == [2, 5, 4, 5, 3, 2]
+    assert near.candidate_mask.tolist() == [
+        [False, True, True, True, False, False],
+        [True, False, True, False, True, True],
+    ]
 
 
 def test_a_candidate_as_near_as_the_positive_stays_a_negative():
@@ -198,15 +222,9 @@ def test_a_copy_of_a_positive_is_no_negative():
     train = [question("a", 24, 3), question("b", 71, 7)]
     batch = Made(train, hard_negatives=2, texts=texts).batch()
     # Near 24 degrees: 2 (a copy), 3 (the positive), 1, 4; near 71: 7 (the positive), 6, 5.
-    assert rows_of(batch.candidate_vectors) == [3, 7, 1, 6, 5, -1] or rows_of(batch.candidate_vectors) == [
-        3,
-        7,
-        1,
-        6,
-        5,
-    ]
+    assert rows_of(batch.candidate_vectors) == [3, 7, 1, 4, 6, 5]
     assert not batch.candidate_mask[0, 1] and not batch.candidate_mask[1, 0]
-    assert batch.candidate_mask[:2, 2:5].all()
+    assert batch.candidate_mask[:2, 2:].all()
     # Texts that differ are other passages.
     assert rows_of(Made(train, hard_negatives=2).batch().candidate_vectors)[2:] == [2, 1, 6, 5]
 
@@ -297,7 +315,9 @@ def enumerated(config, dataset, pipeline, questions, assembler) -> float:
     assert all(row in rows for row, rows in zip(drawn, mine, strict=True))
     candidates = [*drawn]
     for vector, rows in zip(vectors, mine, strict=True):
-        nearest = [row for row in np.argsort(-(passages @ vector), kind="stable") if row not in rows]
+        scores = passages @ vector
+        limit = np.inf if config.negative_filter == "labels" else min(scores[list(rows)])
+        nearest = [row for row in np.argsort(-scores, kind="stable") if row not in rows and scores[row] <= limit]
         candidates += nearest[: config.hard_negatives]
     total, spared = 0.0, 0
     for vector, rows, own in zip(vectors, mine, drawn, strict=True):
