@@ -37,6 +37,9 @@ class Reversed:
         found = self.index.search(queries, k)
         return Proposal(found.passage_rows[:, ::-1], found.cost)
 
+    def describe(self):
+        return {"type": "reversed"}
+
 
 @dataclasses.dataclass(frozen=True)
 class ByText:
@@ -46,6 +49,9 @@ class ByText:
 
     def search(self, queries, k):
         return Proposal(np.array([self.rows_of(text, k) for text in queries.texts], np.int64), Cost())
+
+    def describe(self):
+        return {"type": "by text"}
 
     def rows_of(self, text: str, k: int) -> list[int]:
         return [(len(text) + 7 * place) % self.passages for place in range(k + 2)]

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ragjax.arrays import ModelVariables
 from ragjax.costs import Ledger
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.models.lora import LoraConfig
@@ -23,7 +24,7 @@ from ragjax.pretrained import Generator, init_lora, load_generator
 from ragjax.runs import Run
 from ragjax.training.answer_scorer import AnswerScorer, RowLimits
 from ragjax.training.likelihood_cache import LikelihoodCache
-from ragjax.training.signals import ModelVariables, RankingAssembler
+from ragjax.training.signals import RankingAssembler
 from ragjax.training.state import init_state
 from ragjax.training.step import make_train_step
 from tests.tiny_runs import World, batch_of, run_of

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger, ModelSize, train_flops
@@ -42,7 +43,7 @@ class Made:
         angles = {q.question: angle for q, angle in [*train, *dev]}
         passages = [Passage(f"p{i}", "", (texts or {}).get(i, f"passage {i}")) for i in range(len(ANGLES))]
         self.embedder = SimpleNamespace(
-            module=None,
+            module=nn.Module(),  # which nothing here runs
             size=ModelSize(100, 0, 0, 1, 8),
             query_tokens=lambda texts: [[1, *range(2, 2 + len(text) % 7), 3] for text in texts],
             encode_queries=lambda texts: directions([angles[text] for text in texts]),
