@@ -140,9 +140,8 @@ def test_the_exported_pipeline_answers_as_the_run_does(joint, world):
     folder, out = joint
     opened = open_run(folder)
     trained = opened.pipeline
-    bare = dataclasses.replace(
-        trained, embedder=load_embedder(out / "embedder"), generator=load_generator(out / "generator")
-    )
+    reader = dataclasses.replace(trained.reader, generator=load_generator(out / "generator"))
+    bare = dataclasses.replace(trained, embedder=load_embedder(out / "embedder"), reader=reader)
     moved = dataclasses.replace(opened, pipeline=bare)
     for question in questions()["test"][:2]:
         ours, theirs = (

@@ -172,7 +172,7 @@ def test_the_embedder_alone_moves(embedder):
     before, after = embedder.pipelines
     moved = changed(before.embedder.params, after.embedder.params)
     assert {name for name in flat(before.embedder.params) if "key/bias" not in name} <= moved
-    assert same(before.generator.variables, after.generator.variables)
+    assert before.reader is None and after.reader is None
     trained = embedder.trained("embedder")
     assert {model: set(collections) for model, collections in trained.items()} == {"embedder": {"params"}}
     assert same(trained["embedder"]["params"], after.embedder.params)
