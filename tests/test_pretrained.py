@@ -1,5 +1,6 @@
 """The embedder, of either model type: one vector a text whatever the batch, where texts are cut, sizes."""
 
+import dataclasses
 import json
 import shutil
 
@@ -140,3 +141,11 @@ def test_another_tokenizer_or_another_end_token_makes_another_model(tmp_path):
     (generator / "generation_config.json").write_text('{"eos_token_id": [2, 5]}', encoding="utf-8")
     assert load_embedder(embedder).key != before[0]
     assert load_generator(generator).key != before[1]
+
+
+def test_an_embedders_key_names_its_trained_weights(tmp_path):
+    embedder = load_embedder(write_tiny_bert(tmp_path / "bert"))
+    moved = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].add(1e-6), embedder.params)
+    trained = dataclasses.replace(embedder, params=moved)
+    assert trained.key != embedder.key and trained.passage_key != embedder.passage_key
+    assert dataclasses.replace(embedder, params=dict(embedder.params)).key == embedder.key
