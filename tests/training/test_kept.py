@@ -101,7 +101,7 @@ def script(monkeypatch, losses, recalls=None) -> None:
         if recalls is not None:
             found = dataclasses.replace(found, recalls=np.array(recalls[step], float))
             if step == 0:
-                self.health._start = found
+                self.health.start = found
         return Measured(measured.figures | {"nll_per_answer": losses[step]}, found)
 
     monkeypatch.setattr(DevMeter, "measure", scripted_measure)
