@@ -105,8 +105,9 @@ def test_the_training_step_lowers(loss, decoder, encoder):
     variables = abstract(generator, "full_logits")
     trainable, frozen = {"generator": {"lora": variables.pop("lora")}}, {"generator": variables}
     (trainable if loss else frozen)["embedder"] = abstract(embedder)
-    mixture = AnswerMixture(loss, score_scale=5.0)
-    objective = AnswerObjective(embedder, generator, mixture) if loss else ConcatenatedObjective(generator)
+    objective = ConcatenatedObjective(generator)
+    if loss:
+        objective = AnswerObjective(embedder, generator, AnswerMixture(loss, score_scale=5.0))
     optimizer = make_optimizer(1.0, 0.01)
     state = jax.eval_shape(lambda tree: init_state(tree, RATES, optimizer), trainable)
     examples = random_examples(3, passages=3 if loss else 1)

@@ -240,7 +240,7 @@ def chat_head(folder_tokenizer, template, **settings):
     tokenizer = copy.deepcopy(folder_tokenizer)
     tokenizer.chat_template = template
     head = PromptBuilder(tokenizer, EOS, WIDE, WIDE, style="chat", **settings).prompt(PASSAGES[:1], "?", 0)
-    return tokenizer.decode(head).partition(INSTRUCTION)[0]
+    return tokenizer.decode(head.ids).partition(INSTRUCTION)[0]
 
 
 ASK = "{{ messages[0]['content'] }}"
@@ -261,7 +261,7 @@ def test_a_template_that_can_reason_is_asked_not_to(tiny):
     tokenizer = copy.deepcopy(tiny)
     tokenizer.chat_template = QWEN3
     prompt = PromptBuilder(tokenizer, EOS, WIDE, WIDE, style="chat").prompt(PASSAGES[:1], "?", 0)
-    assert tokenizer.decode(prompt).endswith("<think></think>")
+    assert tokenizer.decode(prompt.ids).endswith("<think></think>")
 
 
 def test_the_default_one_of_several_templates_is_taken(tiny):
