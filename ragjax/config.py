@@ -253,7 +253,7 @@ class SearchConfig(Checked):
         """What decides between the rates of runs that decode like this."""
         if self.select:
             return self.select
-        return "dev_loss" if self.halving else "recall_at_5" if decode == "none" else "f1"
+        return "recall_at_5" if decode == "none" else "dev_loss" if self.halving else "f1"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,6 +52,11 @@ _CPU_TOKENS = 2048
 _COMPILATION = ("scan_layers", "remat", "decoding_layout")
 
 
+def _refuse_one_text(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):  # would be read letter by letter
+        raise TypeError("texts are given as a list of strings: put a single one into a list")
+
+
 @dataclasses.dataclass(frozen=True)
 class Embedder:
     """A sentence encoder: texts -> unit vectors.
@@ -103,6 +108,7 @@ class Embedder:
         return self._tokens(passages, self.prefixes.passage)
 
     def _tokens(self, texts: Sequence[str], prefix: str) -> list[list[int]]:
+        _refuse_one_text(texts)
         if not texts:
             return []
         texts = [prefix + text for text in texts]
@@ -232,6 +238,7 @@ class Generator:
 
         Prompts take the tokenizer's default encoding; an answer is tokenised alone, without special tokens.
         """
+        _refuse_one_text(prompts)
         if len(prompts) != len(answers):
             raise ValueError(f"{len(prompts)} prompts but {len(answers)} answers")
         return self.score_tokens(
@@ -254,6 +261,7 @@ class Generator:
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int = 24) -> list[str]:
         """Greedy answers: the text up to the first end token, at most `max_new_tokens` tokens."""
+        _refuse_one_text(prompts)
         new = self.generate_tokens([self.prompt_ids(prompt) for prompt in prompts], max_new_tokens)
         return [self.decode(ids) for ids in new]
 

@@ -149,3 +149,31 @@ def test_an_embedders_key_names_its_trained_weights(tmp_path):
     trained = dataclasses.replace(embedder, params=moved)
     assert trained.key != embedder.key and trained.passage_key != embedder.passage_key
     assert dataclasses.replace(embedder, params=dict(embedder.params)).key == embedder.key
+
+
+def test_one_text_is_no_list_of_texts(tmp_path):
+    """It would be read letter by letter."""
+    embedder = load_embedder(write_tiny_bert(tmp_path / "bert"))
+    generator = load_generator(write_tiny_llama(tmp_path / "llama"))
+    for call in (embedder.encode, embedder.encode_queries, embedder.encode_passages, generator.generate):
+        with pytest.raises(TypeError, match="put a single one into a list"):
+            call("The old town")
+
+
+@pytest.mark.parametrize("value", ["2", [2, "5"], True, -1, 2.0])
+def test_an_end_token_that_is_no_id_is_named(tmp_path, value):
+    generator = write_tiny_llama(tmp_path / "llama")
+    (generator / "generation_config.json").write_text(json.dumps({"eos_token_id": value}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"generation_config\.json has eos_token_id = .* not a token id"):
+        load_generator(generator)
+
+
+def test_a_pooling_of_no_kind_is_refused(tmp_path):
+    """All switches off is not a folder that leaves them out, which means the mean."""
+    folder = write_tiny_bert(tmp_path / "bert")
+    path = folder / "1_Pooling" / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    off = {name: False for name in content if name.startswith("pooling_mode_")}
+    path.write_text(json.dumps(content | off), encoding="utf-8")
+    with pytest.raises(UserError, match="asks for no pooling"):
+        load_embedder(folder)

@@ -42,6 +42,10 @@ class Dataset:
         """Whether its questions have accepted answers; otherwise it serves retrieval alone."""
         return all(question.answers for split in SPLITS for question in getattr(self, split))
 
+    def split_file(self, split: str) -> str:
+        """What a missing split would stand in, in the folder's own layout."""
+        return f"qrels/{split}.tsv" if (self.folder / "qrels").is_dir() else f"{split}.jsonl"
+
     def check_answers(self, flag: str) -> None:
         """Raises UserError where there are no answers, which `flag` needs."""
         if not self.has_answers:

@@ -83,7 +83,9 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
     """
     refuse_several_processes()
     run = _open(config, run)
-    other = _opened(config.paired_with, config, _moved_data(config, run)) if config.paired_with else None
+    other = None
+    if config.paired_with:  # answers as the first one does, whatever its own way is
+        other = _opened(config.paired_with, _decodes(config, run.config), _moved_data(config, run))
     if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
         raise UserError(
             f"--paired_with={config.paired_with} retrieves from other passages than {run.folder}, so their scores "
@@ -108,7 +110,9 @@ def _open(config: EvaluateConfig, run: Run | None) -> Run:
     """The run, or untrained models as one."""
     if not (config.embedder or config.generator):
         if run is None:
-            return _opened(config.run_dir or _DEFAULT_RUN, config, config.data)
+            folder = config.run_dir or _DEFAULT_RUN
+            recorded = RunFolder(Path(folder)).record().config
+            return _opened(folder, _decodes(config, recorded), config.data)
         if config.data:
             run.files.check_inputs({"data": {"sha256": load_dataset(config.data).sha256}})
         return run
@@ -132,8 +136,7 @@ def _moved_data(config: EvaluateConfig, first: Run) -> str:
     return config.data if recorded == first.dataset.sha256 else ""
 
 
-def _opened(folder: str, config: EvaluateConfig, data: str) -> Run:
-    with_generator = _decodes(config, RunFolder(Path(folder)).record().config)
+def _opened(folder: str, with_generator: bool, data: str) -> Run:
     run = open_run(folder, with_generator, data)
     if sentence := run.unfinished():
         say(sentence, flush=True)

@@ -31,7 +31,7 @@ class Results:
 def export_run(
     run_dir: str | Path, out: str | Path, merge: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Path:
-    """Writes a run's models as folders of other libraries' formats below `out`, which is returned.
+    """Writes a run's models as folders of other libraries' formats below `out`, which is returned; those that it used.
 
     embedder/: sentence-transformers. adapter/: PEFT, where adapters were trained. generator/: Hugging Face, with the
     adapters merged into it (`merge`), trained as a whole, or untouched where the run did not train it.
@@ -49,7 +49,9 @@ def export_run(
         raise UserError(f"{out} exists already: choose another folder for --out, or remove it first.")
     summary = files.read_summary()
     results = read_results(files, record.phases, finished=summary is not None)
-    sources = {name: _source(name, record.config, files) for name in ("embedder", "generator")}
+    # A run that needed no generator leaves an embedder.
+    names = [name for name in ("embedder", "generator") if name in record.inputs]
+    sources = {name: _source(name, record.config, files) for name in names}
     provenance = Provenance(record.config, record.inputs["data"]["name"], results.state, summary)
     say(f"run: {files.path}, {results.state}", flush=True)
 
@@ -61,7 +63,7 @@ def export_run(
     )
     if lora:
         planned += plan_adapter(sources["generator"], lora, provenance)
-    if merge or not lora:
+    if "generator" in sources and (merge or not lora):
         planned += plan_generator(sources["generator"], _trained(generator, scale), provenance, max_shard_bytes)
     write_folder(out, planned)
     for name in sorted({file.path.partition("/")[0] for file in planned}):

@@ -100,7 +100,9 @@ def _check_dev(config: RunConfig, options: SearchConfig, dataset: Dataset, phase
         raise UserError("--dev_every=0 measures nothing, and the search chooses by the dev questions: leave it out.")
     for split in ("train", "dev"):
         if not getattr(dataset, split):
-            raise UserError(f"{dataset.folder} has no {split} questions, which the search needs: add {split}.jsonl.")
+            raise UserError(
+                f"{dataset.folder} has no {split} questions, which the search needs: add {dataset.split_file(split)}."
+            )
     selection = options.selection(config.decode)
     if selection in ANSWER_SCORES and config.decode != "none":
         dataset.check_answers(f"--select={selection}")

@@ -249,7 +249,8 @@ def _print_summary(files: RunFolder, summary: Summary) -> None:
     say(f"{strategy_table(summary.strategy_costs)}\n")
     run_dir = f"--run_dir={shlex.quote(str(files.path))}"
     say("Next:")
-    say(f'  python -m ragjax.ask {run_dir} "your question"')
+    if "generator" in files.record().inputs:
+        say(f'  python -m ragjax.ask {run_dir} "your question"')
     say(f"  python -m ragjax.evaluate {run_dir} --split={summary.split}")
     say(f"  python -m ragjax.export {run_dir} --out=exported")
     # tensorboardX writes what this package, which nothing here needs, shows.
@@ -260,7 +261,7 @@ def _print_summary(files: RunFolder, summary: Summary) -> None:
 def _check_splits(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) -> None:
     for split, needed in ((config.eval_split, True), ("train", bool(phases))):
         if needed and not getattr(dataset, split):
-            raise UserError(f"{dataset.folder} has no {split} questions: add {split}.jsonl to it.")
+            raise UserError(f"{dataset.folder} has no {split} questions: add {dataset.split_file(split)} to it.")
     for phase in phases:
         if phase.signal.reads_answers:
             dataset.check_answers(f"the phase {phase.name}")

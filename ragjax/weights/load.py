@@ -56,18 +56,24 @@ def read_config(source: ModelSource) -> dict[str, Any]:
         from ragjax.weights import gguf
 
         config = gguf.read_config(gguf.read_gguf(source.path))
-        return config | {"end_token_ids": _ids(config.get("eos_token_id"))}
+        return config | {"end_token_ids": _ids(config.get("eos_token_id"), source.path)}
     path = source.path / "config.json"
     config = read_json_object(path)
     tables.table_for(config.get("model_type"), path)
     generation = source.path / "generation_config.json"
     more = read_json_object(generation).get("eos_token_id") if generation.is_file() else None
-    ends = dict.fromkeys([*_ids(config.get("eos_token_id")), *_ids(more)])
+    ends = dict.fromkeys([*_ids(config.get("eos_token_id"), path), *_ids(more, generation)])
     return config | {"end_token_ids": list(ends)}
 
 
-def _ids(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
+def _ids(value: Any, where: Path) -> list[int]:
+    """End ids as a list. Raises UserError for what is not an id or a list of them."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in ids):
+        raise UserError(
+            f"{where} has eos_token_id = {value!r}, which is not a token id or a list of them: write it as a number"
+        )
+    return ids
 
 
 # ---- parameters --------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_a_margin_keeps_negatives_away_from_the_positive():
     assert rows_of(near.candidate_vectors) == [2, 5, 4, 5, 3, 2]
     assert near.candidate_mask.tolist() == [
         [False, True, True, True, False, False],
-        [True, False, True, False, True, True],
+        [True, False, False, False, True, True],
     ]
 
 

@@ -18,6 +18,7 @@ from ragjax.costs import PARTS, TRAINING_PARTS
 from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs
+from ragjax.exporting import export_run
 from ragjax.pipeline import Pipeline, load_models
 from ragjax.pretrained import load_embedder, load_generator
 from ragjax.runs import RunFolder, Summary, open_run, prepare
@@ -456,6 +457,8 @@ def test_the_embedder_alone_is_trained_and_measured_without_a_generator(world, t
     assert opened.retrieve(["Where is Arby?"], 3).passage_rows.shape == (1, 3)
     with pytest.raises(UserError, match="was opened without its generator"):
         _ = opened.generator
+    exported = export_run(tmp_path / "run", tmp_path / "out")
+    assert [folder.name for folder in exported.iterdir()] == ["embedder"]
     # With answers, as it was before.
     answered = train(world.config(tmp_path / "answered", strategy="embedder", decode="concat", max_steps=2))
     assert answered.after["f1"] is not None
