@@ -166,14 +166,3 @@ def test_an_end_token_that_is_no_id_is_named(tmp_path, value):
     (generator / "generation_config.json").write_text(json.dumps({"eos_token_id": value}), encoding="utf-8")
     with pytest.raises(UserError, match=r"generation_config\.json has eos_token_id = .* not a token id"):
         load_generator(generator)
-
-
-def test_a_pooling_of_no_kind_is_refused(tmp_path):
-    """All switches off is not a folder that leaves them out, which means the mean."""
-    folder = write_tiny_bert(tmp_path / "bert")
-    path = folder / "1_Pooling" / "config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    off = {name: False for name in content if name.startswith("pooling_mode_")}
-    path.write_text(json.dumps(content | off), encoding="utf-8")
-    with pytest.raises(UserError, match="asks for no pooling"):
-        load_embedder(folder)

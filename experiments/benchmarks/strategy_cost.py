@@ -59,7 +59,13 @@ def main() -> None:
     flags = parser.parse_args()
     models = {"embedder": flags.embedder, "generator": flags.generator}
     base = RunConfig(
-        data=flags.data, dev_every=0, checkpoint_every=1_000_000, hard_negatives=flags.hard_negatives, **models
+        data=flags.data,
+        dev_every=0,
+        keep="last",
+        checkpoint_every=1_000_000,
+        hard_negatives=flags.hard_negatives,
+        negative_filter="labels",  # the paper has no filter, and the results were made without one
+        **models,
     )
     whole = load_dataset(flags.data)
     dataset = dataclasses.replace(whole, train=whole.train[: flags.questions])

@@ -259,9 +259,8 @@ def _read_pooling(path: Path) -> tuple[str, bool]:
     _check_known(path, content, POOLING_KEYS)
     modes = content.get("pooling_mode")
     if modes is None:
-        modes = [mode for key, mode in POOLING_SWITCHES.items() if _switch(path, content, key)]
-        if not modes and "pooling_mode_mean_tokens" not in content:  # the library's default
-            modes = ["mean"]
+        # Without any that is on, the mean: sentence-transformers 6.2 takes it then, too.
+        modes = [mode for key, mode in POOLING_SWITCHES.items() if _switch(path, content, key)] or ["mean"]
     modes = modes if isinstance(modes, list) else [modes]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise UserError(

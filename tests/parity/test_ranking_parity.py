@@ -71,7 +71,11 @@ def test_loss_equals_sentence_transformers(models, hard):
     assert expected > 0.1
     for accumulation in (1, 2):
         config = RunConfig(
-            strategy="embedder", ranking_batch_size=BATCH, hard_negatives=hard, gradient_accumulation=accumulation
+            strategy="embedder",
+            ranking_batch_size=BATCH,
+            hard_negatives=hard,
+            negative_filter="labels",
+            gradient_accumulation=accumulation,
         )
         assembler = RankingAssembler(run_of(config, pipeline, dataset))
         batch = assembler.assemble(batch_of(assembler, questions), {}, Ledger()).batch
