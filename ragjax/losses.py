@@ -168,9 +168,8 @@ def leave_one_out_nll(
     Returns:
       [B] float32. Izacard et al. 2022 (Atlas), arXiv 2208.03299, section 2.2 (LOOP).
     """
-    docs, likelihoods, mask = _frozen_likelihoods(doc_log_probs, leave_one_out_log_probs, answer_mask)
-    target = jax.nn.log_softmax(-likelihoods / temperature, axis=-1)
-    return jnp.where(jnp.any(mask, axis=-1), _kl(target, docs), 0.0)
+    # Distillation, to which a passage is the better the less likely the answer is without it.
+    return perplexity_distillation_nll(doc_log_probs, -jnp.asarray(leave_one_out_log_probs), answer_mask, temperature)
 
 
 def multiple_negatives_ranking_nll(

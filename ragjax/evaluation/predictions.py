@@ -18,15 +18,14 @@ from ragjax.data.prompts import Prompt
 from ragjax.data.questions import Question
 from ragjax.errors import UserError
 from ragjax.evaluation.generations import CachedGenerations
-from ragjax.evaluation.report import METRICS
+from ragjax.evaluation.report import METRICS, RANKS
 from ragjax.files import append_line, read_json, read_json_lines, read_whole_lines, write_atomic, write_json
 from ragjax.generation import Decoded, Prepared, question_seeds
 from ragjax.pipeline import Pipeline, probabilities
 from ragjax.retrieval import PassageStore
 from ragjax.voice import progress
 
-# Recall and hit are recorded at these ranks whatever --top_k is, and the reciprocal rank at 10.
-RANKS = (1, 5, 10, 20)
+# Of a mean over a search's questions, and of the reciprocal rank.
 _RECALL_K = 5
 _RANK_K = 10
 # What else of the configuration makes a prompt and weighs its passages.

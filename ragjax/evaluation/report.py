@@ -6,6 +6,8 @@ from ragjax.costs import TRAINING_PARTS
 from ragjax.evaluation.statistics import Interval
 
 METRICS = ("em", "f1", "contains", "recall_at_5", "hit_at_5")
+# Recall and hit are recorded at these ranks whatever --top_k is.
+RANKS = (1, 5, 10, 20)
 
 
 def before_after_table(
@@ -46,7 +48,7 @@ def evaluation_table(results: Sequence[Mapping]) -> str:
 def retrieval_table(scores: Mapping[str, Interval | None]) -> str:
     """What is found, one line for each rank, as aligned text. scores: metric -> (mean, low, high) or None."""
     lines = [("rank", "recall", "hit", "mrr")]
-    for rank in (1, 5, 10, 20):
+    for rank in RANKS:
         names = (f"recall_at_{rank}", f"hit_at_{rank}", f"mrr_at_{rank}")
         lines.append((str(rank), *(_with_interval(scores.get(name)) for name in names)))
     return _aligned(lines)

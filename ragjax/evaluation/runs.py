@@ -10,8 +10,8 @@ from ragjax.costs import Cost
 from ragjax.data.questions import Question, read_questions
 from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
-from ragjax.evaluation.predictions import RANKS, check_questions, evaluate, holds
-from ragjax.evaluation.report import METRICS, evaluation_table, pairs_table, retrieval_table
+from ragjax.evaluation.predictions import check_questions, evaluate, holds
+from ragjax.evaluation.report import METRICS, RANKS, evaluation_table, pairs_table, retrieval_table
 from ragjax.evaluation.statistics import Interval, mean_interval, paired_interval, paired_p_value
 from ragjax.files import write_json
 from ragjax.generation import check_decoding

@@ -20,13 +20,13 @@ from ragjax.data.questions import Question
 from ragjax.pipeline import Pipeline
 from ragjax.runs import Run
 from ragjax.training.objectives import AnswerMixture, AnswerObjective, ConcatenatedObjective
-from ragjax.training.sampling import QuestionBatch, Sampler
+from ragjax.training.sampling import QuestionBatch
 from ragjax.training.signals.question_side import QuestionSide
 from ragjax.training.signals.signal import (
     Assembled,
     NoCache,
     Signal,
-    dev_questions,
+    answer_sampler,
     every_question,
     model_work,
 )
@@ -45,9 +45,7 @@ class AnswerAssembler(NoCache):
         config = run.config
         self._trains, self._pipeline = trains, run.pipeline
         self.passages_cut: set[str] = set()
-        self.sampler = Sampler(
-            run.dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.query_tokens
-        )
+        self.sampler = answer_sampler(run)
         self._side = QuestionSide(run, self.sampler)
         self.objective = answer_objective(run, trains)
         self._per_prompt = prompt_passages(config)

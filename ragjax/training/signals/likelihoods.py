@@ -14,10 +14,10 @@ from ragjax.runs import Run
 from ragjax.training.answer_scorer import AnswerScorer, row_limits
 from ragjax.training.likelihood_cache import LikelihoodCache
 from ragjax.training.objectives import LeaveOneOutObjective, LikelihoodObjective
-from ragjax.training.sampling import QuestionBatch, Sampler
+from ragjax.training.sampling import QuestionBatch
 from ragjax.training.signals.answers import answer_mixture, prompt_lengths
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, Signal, dev_questions, every_question
+from ragjax.training.signals.signal import Assembled, Signal, answer_sampler, every_question
 
 
 class _Item(NamedTuple):
@@ -37,9 +37,7 @@ class LikelihoodAssembler:
         config = run.config
         self._pipeline = run.pipeline
         self.passages_cut: set[str] = set()
-        self.sampler = Sampler(
-            run.dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.query_tokens
-        )
+        self.sampler = answer_sampler(run)
         self._side = QuestionSide(run, self.sampler)
         self.objective = likelihood_objective(run, trains)
         self._leaves_one_out = isinstance(self.objective, LeaveOneOutObjective)

@@ -92,8 +92,12 @@ class RankingAssembler(NoCache):
             )
         queries = Queries([question.question for question in questions], guides)
         found = self._pipeline.retriever.retrieve(queries, min(wanted + most + _MINED, passages))
-        limits = [self._limit(guide, rows).min() for guide, rows in zip(guides, choices, strict=True)]
-        hard = []
+        vectors_of, hard = self._pipeline.retriever.vectors.vectors_of, []
+        own_scores = [
+            vectors_of(np.asarray(rows)).astype(np.float64) @ guide.astype(np.float64)
+            for guide, rows in zip(guides, choices, strict=True)
+        ]
+        limits = [self._limits(scores).min() for scores in own_scores]
         for rows, scores, limit, own, said in zip(
             found.passage_rows, found.scores, limits, choices, texts, strict=True
         ):
@@ -101,12 +105,10 @@ class RankingAssembler(NoCache):
             hard.append(list(itertools.islice((row for row in near if self._text_of(row) not in said), wanted)))
         return hard
 
-    def _limit(self, guide: np.ndarray, positives: Sequence[int]) -> np.ndarray:
-        """The untrained embedder's score above which a passage is no negative of each of a question's positives."""
+    def _limits(self, own: np.ndarray) -> np.ndarray:
+        """The scores above which a passage is no negative of positives with these scores (the untrained embedder's)."""
         if self._config.negative_filter != "gist":
-            return np.full(len(positives), np.inf)
-        vectors = self._pipeline.retriever.vectors.vectors_of(np.asarray(positives))
-        own = vectors.astype(np.float64) @ guide.astype(np.float64)
+            return np.full_like(own, np.inf)
         return own - self._config.negative_margin * np.abs(own)
 
     def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
@@ -154,8 +156,8 @@ class RankingAssembler(NoCache):
         said = [self._text_of(row) for row in candidates.tolist()]
         negative = np.array([[text not in each.texts for text in said] for each in known])
         guides = np.stack([each.guide for each in known]).astype(np.float64)
-        limits = [self._limit(each.guide, [row])[0] for each, row in zip(known, candidates.tolist(), strict=False)]
-        return negative & (guides @ vectors.astype(np.float64).T <= np.array(limits)[:, None])
+        scores = guides @ vectors.astype(np.float64).T
+        return negative & (scores <= self._limits(np.diagonal(scores))[:, None])
 
     def _text_of(self, row: int) -> str:
         """What a passage says: equal texts are the same passage under other ids, and no negatives of each other."""

@@ -103,6 +103,12 @@ def model_work(size: ModelSize, lengths: Sequence[int], head_positions: int, tra
     return Cost(0.0, count(size, lengths, head_positions), tokens, tokens if training else 0)
 
 
+def answer_sampler(run: Run) -> Sampler:
+    """The questions of a phase that learns from answers."""
+    config, dataset = run.config, run.dataset
+    return Sampler(dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.query_tokens)
+
+
 def dev_questions(run: Run) -> Sequence[Question]:
     """Questions of the dev loss; none where --dev_every=0."""
     return [] if run.config.dev_every == 0 else run.dataset.dev[: run.config.dev_limit]
