@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "accelerator"
+from tests.checkout import ROOT, in_checkout
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not FOLDER.is_dir(), reason="reads files that only a checkout has"),
-]
+FOLDER = ROOT / "experiments" / "accelerator"
+
+pytestmark = [pytest.mark.slow, in_checkout]
 
 # What a machine with an accelerator may lack.
 BLOCKER = """

@@ -11,9 +11,9 @@ import pytest
 import ragjax
 from ragjax.errors import UserError
 from ragjax.runs import Summary
+from tests.checkout import ROOT, in_checkout
 from tests.tiny_runs import questions, read_lines, tiny_world
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "python.md"
 PUBLIC = {
     "Answer",
@@ -145,7 +145,7 @@ def test_functions_refuse_what_commands_refuse(run):
         ragjax.evaluate(run, splitt="dev")
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason="reads a file that only a checkout has")
+@in_checkout
 def test_the_page_on_python_is_true(world, tmp_path, monkeypatch, capsys):
     """docs/python.md, line for line, with tiny models under the names of real ones."""
     (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)

@@ -16,9 +16,9 @@ from ragjax.fields import flag_text
 from ragjax.pretrained import Generator
 from ragjax.runs import ask, open_run
 from ragjax.training import train
+from tests.checkout import ROOT, in_checkout
 from tests.tiny_runs import PLACES, passages, questions, read_lines, tiny_world, write_data
 
-ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = ROOT / "docs" / "defaults.md"
 
 
@@ -344,7 +344,7 @@ def test_a_question_is_needed(world, finished):
     assert "error: Ask something" in done.stderr
 
 
-@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="reads a file that only a checkout has")
+@in_checkout
 def test_every_default_stands_in_the_table():
     """docs/defaults.md: `| --flag | default | why |`, with the default as it is now."""
     rows = {}

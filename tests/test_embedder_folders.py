@@ -15,12 +15,13 @@ from ragjax.pretrained import ENCODERS, load_embedder
 from ragjax.weights import sentence_folder, wordpiece
 from ragjax.weights.resolve import KNOWN_MODELS
 from tests import tiny_folders as layouts
+from tests.checkout import ROOT, in_checkout
 from tests.tiny import write_tiny_bert
 from tests.tiny_folders import edit
 
 TEXTS = ["", "The River runs", "the café at the bridge 東京", "the author of the book " * 14]
 PROMPTS = {"query": "who: ", "document": "book: "}
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+DOCUMENT = ROOT / "docs" / "models.md"
 
 ENCODER, TOKENIZER, POOLING, NORMALIZE, PROMPT, CONFIG, MODULES = (
     "sentence_bert_config.json",
@@ -214,6 +215,7 @@ def quoted(text: str) -> set[str]:
     return set(re.findall(r"`([^`]+)`", text))
 
 
+@in_checkout
 def test_the_document_names_what_is_supported():
     assert quoted(row("Architectures")) == set(ENCODERS)
     assert quoted(row("Poolings")) == set(POOLINGS)
@@ -227,6 +229,7 @@ def fields_of(kind: type[EncoderConfig]) -> set[str]:
     return fields | {name for name, _, _ in kind.supported}
 
 
+@in_checkout
 def test_the_document_names_the_short_names_and_their_prefixes():
     for model in KNOWN_MODELS:
         if model.model_type in ENCODERS:

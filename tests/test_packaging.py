@@ -15,13 +15,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.checkout import ROOT, in_checkout
+
 PACKAGE = Path(importlib.util.find_spec("ragjax").submodule_search_locations[0])
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-in_checkout = pytest.mark.skipif(
-    not (ROOT / "setup.py").exists(),
-    reason="reads files that only a checkout has",
-)
 
 # What `python -m ragjax.NAME` runs: a file of this name, which runs the one in commands/.
 COMMANDS = {"train", "evaluate", "prepare", "index", "ask", "export", "lr_search", "compare"}

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,8 +18,9 @@ from ragjax.pretrained import abstract_decoder
 from ragjax.training.objectives import AnswerMixture, AnswerObjective
 from ragjax.training.step import summed_loss
 from ragjax.weights import load_params, resolve_model
+from tests.checkout import ROOT
 
-FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "accelerator"
+FOLDER = ROOT / "experiments" / "accelerator"
 
 pytestmark = pytest.mark.parity
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import gguf
 import jax
@@ -21,17 +20,21 @@ from ragjax.weights.gguf import ARCHITECTURES
 from ragjax.weights.gguf import SCALINGS as GGUF_SCALINGS
 from ragjax.weights.gguf_tokenizer import CUTS
 from ragjax.weights.resolve import KNOWN_MODELS
+from tests.checkout import ROOT, in_checkout
 from tests.tiny import CHAT_TEMPLATE, write_tiny_gguf, write_tiny_llama
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-SECTION = re.search(r"^## Generators\n(.*?)(?=^## |\Z)", DOCUMENT.read_text(encoding="utf-8"), re.M | re.S)[1]
+DOCUMENT = ROOT / "docs" / "models.md"
 TOKENS = np.random.default_rng(1).integers(0, 384, (1, 40))
 PASSAGE = Passage("a", "The old town", "The river runs past 12 bridges,  to the sea.")
 
 
+def section() -> str:
+    return re.search(r"^## Generators\n(.*?)(?=^## |\Z)", DOCUMENT.read_text(encoding="utf-8"), re.M | re.S)[1]
+
+
 def documented(row: str) -> list[str]:
     """What stands between backticks in the second column of the row that begins with these words."""
-    (line,) = [line for line in SECTION.splitlines() if line.startswith(f"| {row}")]
+    (line,) = [line for line in section().splitlines() if line.startswith(f"| {row}")]
     return re.findall(r"`([^`]+)`", line.split("|")[2])
 
 
@@ -68,6 +71,7 @@ def assert_followed(base, changed) -> None:
 # ---- what is documented ---------------------------------------------------------------------------------------------
 
 
+@in_checkout
 def test_the_table_names_what_the_code_reads():
     assert documented("model types") == list(DEFAULTS)
     assert documented("rope types") == list(SCALINGS)
@@ -78,8 +82,9 @@ def test_the_table_names_what_the_code_reads():
     assert set(documented("rope_scaling")) == followed | {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
+@in_checkout
 def test_the_table_names_every_short_name():
-    rows = re.findall(r"^\| `([^`]+)` \| (\S+/\S+) \|$", SECTION, re.M)
+    rows = re.findall(r"^\| `([^`]+)` \| (\S+/\S+) \|$", section(), re.M)
     assert rows == [(known.short, known.hub) for known in KNOWN_MODELS if known.model_type in DEFAULTS]
 
 
@@ -148,6 +153,7 @@ ROPE = {
 }
 
 
+@in_checkout
 def test_every_key_of_a_folder_is_tried():
     assert documented("config.json") == list(CONFIG)
     assert documented("rope_scaling") == list(ROPE)
@@ -280,6 +286,7 @@ FILE = {
 UNSEEN = ("tokenizer.ggml.add_eos_token", "tokenizer.ggml.token_type")
 
 
+@in_checkout
 def test_every_key_of_a_gguf_file_is_tried():
     assert documented(".gguf |") == list(FILE)
     # In test_gguf_tokenizer.py.

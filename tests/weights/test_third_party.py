@@ -1,14 +1,14 @@
 """third_party/: the pins that pip installs from, the table that people read, and the code agree."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from ragjax.weights.packages import PACKAGES, SLICED
+from tests.checkout import ROOT, in_checkout
 
-FOLDER = Path(__file__).resolve().parents[2] / "third_party"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="reads files that only a checkout has")
+FOLDER = ROOT / "third_party"
+pytestmark = in_checkout
 
 
 def pins(file: str) -> dict[str, str]:
