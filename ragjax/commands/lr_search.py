@@ -4,8 +4,9 @@
     python -m ragjax.lr_search --strategy=two_phase --halving --embedder_rates=1e-7,1e-6,1e-5 --generator_lr=2e-4
 
 The generator's rates are trained one after another, the embedder's all at once. A rate that --embedder_lr or
---generator_lr gives is not searched. The run folder gets search.json and search.png. The same command continues an
-unfinished search, and prints the table of a finished one.
+--generator_lr gives is not searched, nor that of a model which --embedder_run or --generator_run takes over. The run
+folder gets search.json and search.png. The same command continues an unfinished search, and prints the table of a
+finished one.
 """
 
 from collections.abc import Sequence

@@ -34,6 +34,7 @@ from ragjax.parallel import refuse_several_processes
 from ragjax.rates.stacked import Copy, train_stacked
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
+from ragjax.training.reuse import adopt, source_run
 from ragjax.training.run import check_lengths, on_device, settle_strategy
 from ragjax.training.sampling import total_steps
 from ragjax.training.signals import StackableAssembler
@@ -53,7 +54,8 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
     """Runs a search to its end, or prints the result of one that has ended.
 
     Args:
-      config: flags of the runs. A learning rate that it sets is used, not searched. `run_dir` may be empty for
+      config: flags of the runs. A learning rate that it sets is used, not searched, and of a phase that another run
+        has finished (`embedder_run`, `generator_run`) no rate is searched. `run_dir` may be empty for
         runs/search-STRATEGY; `eval_limit` is the number of dev questions that are answered.
       options: what is searched, and how the winner is chosen.
 
@@ -135,6 +137,8 @@ def _phases(config: RunConfig, options: SearchConfig) -> Sequence[Phase]:
         raise UserError(
             f"--grid=2d searches pairs of rates, which --strategy={config.strategy} does not train together."
         )
+    if all(source_run(config, phase) for phase in phases):
+        raise UserError("--embedder_run and --generator_run leave no rate to search: leave one of them out.")
     if config.strategy == "joint" and options.grid == "1d":
         # The rates of the two phases serve joint training, as in the paper.
         return phases_of(dataclasses.replace(config, strategy="two_phase"))
@@ -174,6 +178,11 @@ class _Search:
         grid = {model: rates[model] if rate is None else (rate,) for model, rate in given.items()}
         winner, start = {}, self._run
         for phase in phases:
+            if source_run(self._config, phase):
+                taken = adopt(start, phase)
+                if "embedder" not in phase.trains:  # as in training, no phase sees an embedder that another has tuned
+                    start = start.with_trained(on_device({phase.name: taken}))
+                continue
             tried = [
                 dict(zip(phase.trains, values, strict=True))
                 for values in itertools.product(*(grid[model] for model in phase.trains))

@@ -14,8 +14,10 @@ from ragjax.errors import DivergedError, UserError
 from ragjax.pretrained import load_embedder, load_generator
 from ragjax.rates import search as search_module
 from ragjax.rates import search_rates
+from ragjax.rates.search import winner_flags
 from ragjax.rates.stacked import train_stacked
 from ragjax.runs import Run, RunFolder, prepare
+from ragjax.training import train
 from ragjax.training.loop import train_phase
 from ragjax.training.strategies import STRATEGIES, Phase
 from tests.tiny_runs import World, flat, passages, questions, read_lines, tiny_world, write_data
@@ -207,6 +209,22 @@ def test_pairs_are_announced_before_they_are_trained(world, tmp_path, capsys):
     assert "2 pairs of 2 steps: about" in capsys.readouterr().out
 
 
+def test_a_generator_that_is_taken_over_is_not_searched(world, tmp_path):
+    """The embedder's trials are those of a search that trains the same generator itself."""
+    trained = searching(world, tmp_path / "trained", strategy="generator", generator_lr=1e-2, keep="last", eval_limit=1)
+    train(trained)
+    own = search_rates(searching(world, tmp_path / "own", generator_lr=1e-2), OPTIONS)
+    taken = search_rates(searching(world, tmp_path / "taken", generator_run=trained.run_dir), OPTIONS)
+    generator, *of_own = own["trials"]
+    assert generator["phase"] == "generator" and [trial["phase"] for trial in taken["trials"]] == ["retriever"] * 2
+    for one, other in zip(of_own, taken["trials"], strict=True):
+        assert one["rates"] == other["rates"]
+        assert one["dev_loss"] == other["dev_loss"] != one["start_loss"] == other["start_loss"]
+    assert taken["winner"] == {"embedder": own["winner"]["embedder"]}
+    (flag,) = [flag for flag in winner_flags(taken, trained) if flag.startswith("--embedder_lr")]
+    assert float(flag.split("=")[1]) == taken["winner"]["embedder"]
+
+
 def test_joint_reuses_the_rates_of_the_two_phases(world, tmp_path):
     """A rate that is given is used: no generator trial but its own, no other embedder."""
     options = dataclasses.replace(OPTIONS, select="dev_loss", embedder_rates="1e-3")
@@ -223,6 +241,7 @@ def test_joint_reuses_the_rates_of_the_two_phases(world, tmp_path):
         ({}, {"generator_rates": "-1"}, "--generator_rates=-1 is not a list of positive numbers"),
         ({}, {"grid": "2d"}, "--grid=2d searches pairs of rates"),
         ({"strategy": "none"}, {}, "--strategy=none trains nothing"),
+        ({"strategy": "independent", "embedder_run": "a", "generator_run": "b"}, {}, "leave no rate to search"),
         ({"decode": "rag_token", "temperature": 0.5}, {}, "--temperature=0.5 samples answers, which needs"),
     ],
 )
