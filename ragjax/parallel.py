@@ -44,6 +44,10 @@ class Layout:
         """Micro-batches of all groups."""
         return self.groups * self.micro_batches
 
+    def cut(self, times: int) -> "Layout":
+        """The same groups with `times` as many micro-batches, each smaller by as much."""
+        return Layout(self.groups, self.micro_batches * times, -(-self.size // times))
+
     def split(self, items: Sequence[Any]) -> list[Sequence[Any]]:
         """Items of each group and micro-batch, groups first; the last ones may have none."""
         return [items[place * self.size : (place + 1) * self.size] for place in range(self.parts)]

@@ -122,13 +122,14 @@ def pack(lengths: Sequence[int], row_length: int) -> list[Placed]:
 def choose_shapes(
     lengths: Sequence[int], answer_lengths: Sequence[int], prompts_per_batch: int, longest: int, parts: int = 1
 ) -> tuple[Shape, ...]:
-    """At most four shapes, so that a run compiles at most four training steps; all parts of a step share one.
+    """At most three shapes, so that a run compiles few training steps; all parts of a step share one.
 
     How rows fill is tried out on random steps. Of row lengths from the longest prompt to three times that, the one with
     the least work wins: padded tokens, times what attention adds to a token in a longer row. The first shape holds a
     third of the tried steps and the second two thirds, with answers of the usual length. The third has one row more
     than any of them needed, because passages that are found are longer than passages at random, and every answer's
-    length. The fourth gives every prompt a row.
+    length. It decides the memory that a run takes, so there is none with a row for every prompt: a step that does not
+    fit the third is for the caller to cut.
 
     Args:
       lengths: a sample of prompt lengths (with the answer), in tokens.
@@ -147,8 +148,7 @@ def choose_shapes(
     )
     longest_answer, usual_answer = round_up(max(answer_lengths), 8), usual_length(answer_lengths)
     shapes = {Shape(count, row_length, usual_answer) for count in rows[:-1]}
-    shapes |= {Shape(count, row_length, longest_answer) for count in (rows[-1], prompts_per_batch)}
-    return tuple(sorted(shapes))
+    return tuple(sorted({*shapes, Shape(rows[-1], row_length, longest_answer)}))
 
 
 def usual_length(answer_lengths: Sequence[int]) -> int:
@@ -159,7 +159,7 @@ def usual_length(answer_lengths: Sequence[int]) -> int:
 def _work_of(
     row_length: int, draws: Sequence[Ids], steps: np.ndarray, prompts_per_batch: int
 ) -> tuple[float, int, list[int]]:
-    """(mean work of the tried steps, the row length, how many rows the shapes below the last have).
+    """(mean work of the tried steps, the row length, how many rows the shapes have).
 
     draws: prompt lengths of the tried micro-batches; steps [n, parts]: those that each step is made of.
     """
@@ -181,11 +181,11 @@ def place_examples(examples: Sequence[Example], row_length: int) -> list[Example
     return [example._replace(places=list(itertools.islice(places, len(example.prompts)))) for example in examples]
 
 
-def fit_shape(shapes: Sequence[Shape], examples: Sequence[Example]) -> Shape:
-    """The first shape that holds the placed examples of all micro-batches."""
+def fit_shape(shapes: Sequence[Shape], examples: Sequence[Example]) -> Shape | None:
+    """The first shape that holds the placed examples of all micro-batches; None where none does."""
     rows = max(1 + place.row for example in examples for place in example.places)
     answer = max(len(example.answer) for example in examples)
-    return next(shape for shape in shapes if shape.rows >= rows and shape.answer_length >= answer)
+    return next((shape for shape in shapes if shape.rows >= rows and shape.answer_length >= answer), None)
 
 
 def make_rows(

@@ -118,14 +118,14 @@ lengths = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 
 @settings(max_examples=15)  # each tries hundreds of batches out
 @given(lengths, st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(1, 12))
-def test_shapes_are_few_and_one_always_fits(lengths, answer_lengths, prompts_per_batch):
+def test_shapes_are_few_and_hold_every_prompt(lengths, answer_lengths, prompts_per_batch):
     longest = max(lengths)
     shapes = choose_shapes(lengths, answer_lengths, prompts_per_batch, longest)
-    assert 1 <= len(shapes) <= 4
+    assert 1 <= len(shapes) <= 3
     assert len({shape.row_length for shape in shapes}) == 1
     assert shapes[0].row_length % 64 == 0 and longest <= shapes[0].row_length <= 3 * round_up(longest, 64)
     worst = shapes[-1]
-    assert worst.rows >= prompts_per_batch and worst.answer_length >= max(answer_lengths)
+    assert 1 <= worst.rows <= prompts_per_batch and worst.answer_length >= max(answer_lengths)
     assert list(shapes) == sorted(shapes)
 
 
@@ -161,12 +161,12 @@ def test_shapes_are_those_of_whole_steps():
     whole = choose_shapes(lengths, answers, 20, 360, parts=8)
     used = shapes_used(8, whole)
     # Most steps hold one of 32 answers that is long: they do not need a row for every prompt.
-    assert sum(shape.answer_length == 32 for shape in used) > 60
+    assert sum(shape is not None and shape.answer_length == 32 for shape in used) > 60
     # Shapes that are made for one micro-batch do not hold eight.
     alone = choose_shapes(lengths, answers, 20, 360)
-    rarely = sum(shape == whole[-1] for shape in used)
+    rarely = used.count(None)
     assert rarely <= 4
-    assert sum(shape == alone[-1] for shape in shapes_used(8, alone)) > rarely
+    assert shapes_used(8, alone).count(None) > rarely
 
 
 def test_fit_takes_the_first_shape_that_holds_every_group():
@@ -184,6 +184,8 @@ def test_fit_takes_the_first_shape_that_holds_every_group():
     assert fitting([example(61, 4)]) == shapes[0]  # 61 + 4 - 1: the last token is never read
     assert fitting([example(60, 4, prompts=3)]) == shapes[2]
     assert fitting([], [example(5, 1)]) == shapes[0]  # a device without questions
+    assert fitting([example(60, 4, prompts=7)]) is None
+    assert fitting([example(20, 17)]) is None
 
 
 def test_a_batch_that_fits_its_shape_is_laid_out():

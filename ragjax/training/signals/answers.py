@@ -1,5 +1,6 @@
 """Learning from the answers, with the generator in the graph: retrieval, prompts and answers, packed into rows."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from ragjax.costs import Ledger
 from ragjax.data.batches import (
     Batch,
     Example,
+    Shape,
     choose_shapes,
     fit_shape,
     make_batch,
@@ -17,6 +19,7 @@ from ragjax.data.batches import (
     sequence_lengths,
 )
 from ragjax.data.questions import Question
+from ragjax.parallel import Layout
 from ragjax.pipeline import Pipeline
 from ragjax.runs import Run
 from ragjax.training.objectives import AnswerMixture, AnswerObjective, ConcatenatedObjective
@@ -50,23 +53,21 @@ class AnswerAssembler(NoCache):
         self.objective = answer_objective(run, trains)
         self._per_prompt = prompt_passages(config)
         lengths, longest, answers = prompt_lengths(run, [*self.sampler.train, *self.sampler.dev], self._per_prompt)
-        prompts_per_batch = self._side.layout.size * config.top_k // self._per_prompt
-        self._shapes = choose_shapes(lengths, answers, prompts_per_batch, longest, self._side.layout.parts)
+        layout, prompts = self._side.layout, config.top_k // self._per_prompt  # of each question
+        shapes = choose_shapes(lengths, answers, layout.size * prompts, longest, layout.parts)
+        self._ways = [(layout, shapes), _cut(layout, prompts, shapes[-1])]
 
     def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         return self.with_passages(batch, self._side.retrieve(batch, variables, ledger))
 
     def with_passages(self, batch: QuestionBatch, rows: np.ndarray) -> Assembled:
         """The batch of questions under the given passages [b, K] (row numbers, best first)."""
-        vectors, layout = self._pipeline.retriever.vectors.vectors_of(rows), self._side.layout
+        vectors = self._pipeline.retriever.vectors.vectors_of(rows)
         examples = [
             self._example(*parts)
             for parts in zip(batch.indices, batch.questions, batch.tokens, vectors, rows, strict=True)
         ]
-        parts = [place_examples(part, self._shapes[0].row_length) for part in layout.split(examples)]
-        examples = [example for part in parts for example in part]
-        # The largest comes first, so that a step which does not fit into memory is the first one, not one in mid-run.
-        shape = self._shapes[-1] if batch.training and batch.step == 0 else fit_shape(self._shapes, examples)
+        layout, shape, examples = self._laid_out(examples, is_first=batch.training and batch.step == 0)
 
         def make(part: Sequence[Example]) -> Batch:
             return make_batch(part, shape, layout.size, self._side.question_length)
@@ -80,6 +81,18 @@ class AnswerAssembler(NoCache):
         figures = {"generator_tokens": sum(lengths), "distinct_passages": len(np.unique(rows))}
         return Assembled(layout.stack(examples, make), work, figures, rows)
 
+    def _laid_out(self, examples: Sequence[Example], is_first: bool) -> tuple[Layout, Shape, list[Example]]:
+        """How a step is cut up, the shape of its micro-batches, and its examples with their places in them."""
+        ways = self._ways
+        if is_first:  # the largest, so that a step which does not fit into memory is this one, not one in mid-run
+            ways = sorted(((layout, shapes[-1:]) for layout, shapes in ways), key=lambda way: -way[1][0].rows)
+        for layout, shapes in ways:
+            parts = [place_examples(part, shapes[0].row_length) for part in layout.split(examples)]
+            placed = [example for part in parts for example in part]
+            if shape := fit_shape(shapes, placed):
+                return layout, shape, placed
+        raise AssertionError("every prompt has a row of its own in the last way")
+
     def _learns(self, model: str, batch: QuestionBatch) -> bool:
         return batch.training and model in self._trains
 
@@ -92,6 +105,17 @@ class AnswerAssembler(NoCache):
         built = [prompts.prompt(group, question.question, reserve=len(answer)) for group in groups]
         self.passages_cut.update(*(prompt.cut for prompt in built))
         return Example(index, tokens, vectors, [prompt.ids for prompt in built], answer)
+
+
+def _cut(layout: Layout, prompts: int, largest: Shape) -> tuple[Layout, tuple[Shape]]:
+    """How a step is done that does not fit the largest shape: in smaller micro-batches, each prompt in its own row.
+
+    prompts: of each question, which stay together. Sums run over all micro-batches, so the step's result is the same;
+    the rows of one are as many as the largest shape has, or as one question needs.
+    """
+    times = next((n for n in range(1, layout.size) if layout.cut(n).size * prompts <= largest.rows), layout.size)
+    finer = layout.cut(times)
+    return finer, (dataclasses.replace(largest, rows=finer.size * prompts),)
 
 
 def prompt_passages(config: RunConfig) -> int:
