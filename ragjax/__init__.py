@@ -1,11 +1,13 @@
 """ragjax fine-tunes retrieval-augmented generation: an embedder that finds passages, a generator that answers.
 
 RunConfig          everything that decides a run's result                      config.py
+CompareConfig      what a comparison runs                                      config.py
 EvaluateConfig     what is evaluated, on which questions                       config.py
 SearchConfig       what a learning-rate search tries                           config.py
 train              a configuration -> a trained Run                            api.py
 evaluate           a Run, or its folder -> scores and predictions              api.py
 search_rates       the learning rates of a strategy                            rates/search.py
+compare            every strategy on one's own data, and a report              comparison/
 open_run           a trained run from its folder                               runs/run.py
 Run, Answer        what train and open_run give; what Run.ask gives            runs/
 load_embedder      a sentence encoder by name or folder -> Embedder            pretrained.py
@@ -14,7 +16,8 @@ losses             RAG-Token, RAG-Sequence, MNRL and others                    l
 metrics            EM, F1, containment, Recall@k, hit@k, MRR                   metrics.py
 
 Each is imported when it is first used: `import ragjax` loads neither JAX nor a model's code.
-Commands: python -m ragjax.train, ragjax.lr_search, ragjax.evaluate, ragjax.ask, ragjax.export; each has --help.
+Commands: python -m ragjax.train, ragjax.compare, ragjax.lr_search, ragjax.evaluate, ragjax.ask, ragjax.export; each has
+--help.
 """
 
 import importlib
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from ragjax import metrics as metrics
     from ragjax.api import evaluate as evaluate
     from ragjax.api import train as train
+    from ragjax.comparison import compare as compare
+    from ragjax.config import CompareConfig as CompareConfig
     from ragjax.config import EvaluateConfig as EvaluateConfig
     from ragjax.config import RunConfig as RunConfig
     from ragjax.config import SearchConfig as SearchConfig
@@ -41,7 +46,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "api": ("evaluate", "train"),
-    "config": ("EvaluateConfig", "RunConfig", "SearchConfig"),
+    "comparison": ("compare",),
+    "config": ("CompareConfig", "EvaluateConfig", "RunConfig", "SearchConfig"),
     "pretrained": ("Embedder", "Generator", "load_embedder", "load_generator"),
     "rates": ("search_rates",),
     "runs": ("Answer", "Run", "open_run"),

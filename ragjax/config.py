@@ -23,6 +23,8 @@ class Strategy(enum.StrEnum):
     AUTO = enum.auto()
 
 
+# The rows of a comparison, as in the paper's tables: comparison/matrix.py says what each trains.
+ROWS = ("none", "embedder", "generator", "independent", "two_phase", "rag_sequence", "rag_token")
 OBJECTIVES = ("rag_token", "rag_sequence", "concat_nll")
 RETRIEVER_OBJECTIVES = ("marginal", "emdr2", "pdist", "replug_lsr", "loop")
 NEGATIVE_FILTERS = ("labels", "gist")
@@ -254,6 +256,39 @@ class SearchConfig(Checked):
         if self.select:
             return self.select
         return "recall_at_5" if decode == "none" else "dev_loss" if self.halving else "f1"
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig(Checked):
+    """What a comparison runs, besides the flags that all its runs share."""
+
+    strategies: tuple[str, ...] = field(
+        ROWS,
+        "Rows of the table, separated by commas: rag_sequence and rag_token train both models jointly.",
+        items=ROWS,
+    )
+    seeds: tuple[int, ...] = field((0,), "Seeds, separated by commas: each row is run with each.", items=int, minimum=0)
+    embedders: tuple[str, ...] = field(
+        ("minilm",), "Embedders, separated by commas: short names, hub ids or folders.", items=str, name=True
+    )
+    generators: tuple[str, ...] = field(
+        ("smollm2-135m",),
+        "Generators, separated by commas: short names, hub ids, folders or .gguf files. Each goes with each embedder.",
+        items=str,
+        name=True,
+    )
+    search: bool = field(
+        False,
+        "Choose the embedder's learning rates on the dev questions first: one for labels by Recall@5, one for answers "
+        "by the dev loss.",
+    )
+    embedder_rates: tuple[float, ...] = field(
+        PAPER_RATES, "With --search: embedder rates to try, separated by commas.", items=float, above=0
+    )
+    texts: bool = field(
+        True, "Quote questions, passages and answers in the report; off: ids and figures alone, for data under licence."
+    )
+    dry_run: bool = field(False, "Print what would be run, and what that takes, and stop.")
 
 
 @dataclasses.dataclass(frozen=True)

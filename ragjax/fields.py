@@ -52,7 +52,7 @@ def field(
     """A field with its flag and what it may hold.
 
     kind: needed where the default is None.
-    items: of a tuple: what to choose from, or the kind of its (positive) numbers.
+    items: of a tuple: what to choose from, the kind of its numbers, or str.
     minimum, above, maximum, below: of a number, or of a tuple's numbers.
     path, name: of a text that is a path, or the name of something that may also be a local folder or file.
     """
@@ -83,7 +83,7 @@ class Checked:
             if value and field.metadata["path"]:
                 paths[field.name] = os.path.abspath(value)
             elif value and field.metadata["name"]:
-                paths[field.name] = located(value)
+                paths[field.name] = tuple(map(located, value)) if field.metadata["items"] else located(value)
         return dataclasses.replace(self, **paths)
 
 
@@ -124,9 +124,15 @@ def _checked_items(field: dataclasses.Field, value: Any) -> tuple:
     if isinstance(items, tuple):
         if unknown := [item for item in found or ("",) if item not in items]:
             raise UserError(f"--{name}={unknown[0]} is not known: choose from {', '.join(items)}.")
+    elif items is str:
+        if "" in (found or ("",)):
+            raise UserError(f"--{name}={text} has an empty name in its list: give names, separated by commas.")
+        return tuple(map(expanded, found))
     elif not found or not all(item in field.metadata["range"] for item in found):
-        example = "1,5,10" if items is int else "1e-6,3e-6,1e-5"
-        raise UserError(f"--{name}={text} is not a list of positive numbers: write it as {example}.")
+        numbers, example = "positive numbers", "1,5,10" if items is int else "1e-6,3e-6,1e-5"
+        if 0 in field.metadata["range"]:
+            numbers, example = "numbers from 0 on", "0,1"
+        raise UserError(f"--{name}={text} is not a list of {numbers}: write it as {example}.")
     return found
 
 

@@ -198,11 +198,12 @@ def build_pipeline(
     cost = _encode_cost(embedder, encoded, len(store))
     vectors = np.asarray(encoded.vectors)
     retriever = Retriever(build_index(vectors), ArrayVectors(vectors))
-    reader = None if generator is None else Reader(generator, _prompt_builder(config, generator))
+    reader = None if generator is None else Reader(generator, prompt_builder(config, generator))
     return Pipeline(embedder, reader, store, retriever, cost)
 
 
-def _prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
+def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
+    """A run's prompts for its generator."""
     return PromptBuilder(
         generator.tokenizer,
         generator.eos_token_id,

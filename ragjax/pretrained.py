@@ -30,7 +30,7 @@ from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.decoder import Decoder
 from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.encoders import EncoderConfig, sentence_vectors
-from ragjax.models.lora import COLLECTION, LoraConfig
+from ragjax.models.lora import COLLECTION, LoraConfig, is_fresh
 from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.scoring import score_answers
 from ragjax.voice import progress, warn
@@ -202,9 +202,12 @@ class Generator:
         """Names everything that decides this generator's probabilities, adapters and trained weights included."""
         shape = {name: v for name, v in dataclasses.asdict(self.config).items() if name not in _COMPILATION}
         # Without adapters all weights may have been trained; with them the base is the source's.
-        trained = self.params if self.lora is None else self.lora
+        if self.lora is None:
+            trained = tree_sha256(self.params)
+        else:  # fresh ones change no probability, whatever seed has drawn them
+            trained = "fresh adapters" if is_fresh(self.lora) else tree_sha256(self.lora)
         dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(self.params)})
-        parts = [self.source.sha256, json.dumps(shape, sort_keys=True, default=str), *dtypes, tree_sha256(trained)]
+        parts = [self.source.sha256, json.dumps(shape, sort_keys=True, default=str), *dtypes, trained]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @functools.cached_property

@@ -21,10 +21,11 @@ Config = TypeVar("Config", bound=Checked)
 flags.disclaim_key_flags()
 
 
-def define_flags(config: type[Checked]) -> None:
-    """Defines --NAME for each field of a configuration, with its help and choices."""
+def define_flags(config: type[Checked], but: Sequence[str] = ()) -> None:
+    """Defines --NAME for each field of a configuration that is not in `but`, with its help and choices."""
     for field in dataclasses.fields(config):
-        define_field(field, field.default)
+        if field.name not in but:
+            define_field(field, field.default)
 
 
 def define_overrides(config: type[Checked], but: Sequence[str] = ()) -> None:
@@ -49,9 +50,10 @@ def define_field(field: dataclasses.Field, default: Any) -> None:
         flags.DEFINE_string(name, None if default is None else flag_text(default), text)
 
 
-def parsed(config: type[Config]) -> Config:
-    """The parsed flags as a configuration. Raises UserError where one is out of bounds."""
-    return config(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(config)})
+def parsed(config: type[Config], but: Sequence[str] = ()) -> Config:
+    """The parsed flags as a configuration, without those in `but`. Raises UserError where one is out of bounds."""
+    names = [field.name for field in dataclasses.fields(config) if field.name not in but]
+    return config(**{name: FLAGS[name].value for name in names})
 
 
 def given(config: type[Checked], but: Sequence[str] = ()) -> dict[str, Any]:

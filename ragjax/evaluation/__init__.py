@@ -1,7 +1,7 @@
 """Evaluation.
 
-evaluate, check_questions, Measurement,
-summarise, mean_recall                           predictions, their cost and means      predictions.py
+evaluate, check_questions, copy_predictions,
+Measurement, summarise, mean_recall              predictions, their cost and means      predictions.py
 evaluate_runs, Evaluation, print_evaluation      several decoders, pairs of runs        runs.py
 mean_interval, paired_interval, paired_p_value   how sure a mean or a difference is     statistics.py
 before_after_table, cost_table, strategy_table,
@@ -12,7 +12,14 @@ CachedGenerations                                answers kept by prompt         
 
 from ragjax.evaluation.generations import CachedGenerations
 from ragjax.evaluation.plots import plot_rates
-from ragjax.evaluation.predictions import Measurement, check_questions, evaluate, mean_recall, summarise
+from ragjax.evaluation.predictions import (
+    Measurement,
+    check_questions,
+    copy_predictions,
+    evaluate,
+    mean_recall,
+    summarise,
+)
 from ragjax.evaluation.report import (
     METRICS,
     before_after_table,
@@ -30,6 +37,7 @@ __all__ = [
     "Measurement",
     "before_after_table",
     "check_questions",
+    "copy_predictions",
     "cost_table",
     "evaluate",
     "evaluate_runs",

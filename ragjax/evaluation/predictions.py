@@ -194,6 +194,16 @@ def _write(path: Path, identity: Mapping[str, Any], measured: Measurement) -> No
     _partial(path).unlink(missing_ok=True)
 
 
+def copy_predictions(source: Path, target: Path) -> None:
+    """The finished predictions at `source` with their cost, as if they had been made at `target`, too.
+
+    Raises:
+      UserError: they cannot be read or written.
+    """
+    write_json(_cost_file(target), read_json(_cost_file(source)))
+    write_atomic(target, source.read_text(encoding="utf-8"))
+
+
 def holds(
     path: Path, pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, passage_answers: bool
 ) -> bool:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Int, Key
 
-from ragjax.arrays import AnyArray, Array
+from ragjax.arrays import AnyArray, Array, Tree
 from ragjax.config import LORA_TARGETS
 from ragjax.models.products import matmul
 
@@ -73,3 +73,9 @@ def _token_dropout(
 
     keep = jax.vmap(jax.vmap(keep_features))(dropout_ids)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def is_fresh(adapters: Tree) -> bool:
+    """Whether adapters leave their model as it is: every B is zero, as before training (Hu et al. 2021)."""
+    leaves = jax.tree_util.tree_leaves_with_path(adapters)
+    return not any(bool(jnp.any(leaf)) for path, leaf in leaves if path[-1].key == "lora_b")

@@ -50,7 +50,7 @@ ANSWER_SCORES = ("f1", "em")
 Trial = dict[str, Any]
 
 
-def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
+def search_rates(config: RunConfig, options: SearchConfig, prepared: Run | None = None) -> dict[str, Any]:
     """Runs a search to its end, or prints the result of one that has ended.
 
     Args:
@@ -58,6 +58,7 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
         has finished (`embedder_run`, `generator_run`) no rate is searched. `run_dir` may be empty for
         runs/search-STRATEGY; `eval_limit` is the number of dev questions that are answered.
       options: what is searched, and how the winner is chosen.
+      prepared: a run whose data, untrained models and index are those of the configuration; loaded otherwise.
 
     Returns:
       What search.json holds: {"flags", "options", "inputs", "strategy", "trials": [...], "winner": {model: rate},
@@ -71,7 +72,7 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
     config = dataclasses.replace(config, run_dir=config.run_dir or f"runs/search-{config.strategy}")
     rates = {model: options.rates(model) for model in MODELS}
     strategy, dataset = settle_strategy(config)
-    dataset = dataset or load_dataset(config.data)
+    dataset = prepared.dataset if prepared else dataset or load_dataset(config.data)
     phases = _phases(dataclasses.replace(config, strategy=strategy), options)
     check_decoding(config)
     _check_dev(config, options, dataset, phases)
@@ -88,7 +89,11 @@ def search_rates(config: RunConfig, options: SearchConfig) -> dict[str, Any]:
 
             answers = options.selection(config.decode) in ANSWER_SCORES
             generates = answers or any(phase.signal.reads_answers for phase in phases)
-            run = prepare(config, dataset, check=check, announced=MODELS, with_generator=generates)
+            if prepared:
+                run = dataclasses.replace(prepared, config=config, files=files)
+                check(run.inputs())
+            else:
+                run = prepare(config, dataset, check=check, announced=MODELS, with_generator=generates)
             check_lengths(run, phases, dataset.dev[: config.eval_limit or None] if answers else ())
             record["strategy"] = strategy
             _Search(run, options, record).run(phases, rates)

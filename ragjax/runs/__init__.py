@@ -10,7 +10,7 @@ Answer, ask      an answer, and the passages that it rests on                   
 
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, RunRecord, TrainedPhase, read_phases
-from ragjax.runs.run import INPUTS, Run, describe_inputs, open_run, prepare
+from ragjax.runs.run import INPUTS, Run, open_run, prepare
 from ragjax.runs.summary import Summary
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "Summary",
     "TrainedPhase",
     "ask",
-    "describe_inputs",
     "open_run",
     "prepare",
     "read_phases",

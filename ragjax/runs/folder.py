@@ -11,7 +11,8 @@
     .lock                held by the process that writes
 
 The folder of a learning-rate search has search.json, search.png, generations.jsonl (answers by prompt) and trials/ (a
-run folder for each trial) beside the likelihoods, the predictions and the lock. No other module spells these names.
+run folder for each trial) beside the likelihoods, the predictions and the lock; that of a comparison has
+comparison.json, its report, cells/ (run folders) and searches/. No other module spells these names.
 """
 
 import contextlib
@@ -104,6 +105,18 @@ class RunFolder:
     def trial(self, name: str) -> "RunFolder":
         """The run folder of one trial of a search."""
         return RunFolder(self.path / "trials" / name)
+
+    @property
+    def comparison_file(self) -> Path:
+        return self.path / "comparison.json"
+
+    def cell(self, *names: str) -> "RunFolder":
+        """The run folder of one cell of a comparison."""
+        return RunFolder(self.path.joinpath("cells", *names))
+
+    def search(self, *names: str) -> "RunFolder":
+        """The folder of one of a comparison's searches."""
+        return RunFolder(self.path.joinpath("searches", *names))
 
     @property
     def is_begun(self) -> bool:

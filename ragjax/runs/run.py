@@ -57,6 +57,10 @@ class Run:
         """Scores before and after training, costs, the retrieval; None where training has not come to its end."""
         return self.files.read_summary()
 
+    def inputs(self) -> dict[str, dict[str, str]]:
+        """What the run is made from, with hashes: part of config.json."""
+        return _inputs(self.dataset, self.embedder, self.generator if self.pipeline.reader else None)
+
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
         return self.pipeline.retrieve(questions, k)
@@ -76,8 +80,7 @@ class Run:
         return f"{self.folder} is not finished: its state of step {self.step} is used."
 
 
-def describe_inputs(dataset: Dataset, embedder: Embedder, generator: Generator | None) -> dict[str, dict[str, str]]:
-    """What a run is made from, with hashes: part of config.json."""
+def _inputs(dataset: Dataset, embedder: Embedder, generator: Generator | None) -> dict[str, dict[str, str]]:
     models = {"embedder": embedder, "generator": generator}
     described = {
         name: {"source": model.describe(), "sha256": model.source.sha256}
@@ -94,28 +97,31 @@ def prepare(
     check: Callable[[Mapping[str, Mapping[str, str]]], None] | None = None,
     announced: Sequence[str] = (),
     with_generator: bool = True,
+    models: tuple[Embedder, Generator | None] | None = None,
 ) -> Run:
     """Loads what a configuration names: data, untrained models, and the index over the corpus.
 
     Args:
       config: flags; `run_dir` is the run's folder, in which nothing is written yet.
       dataset: its data, where they are loaded already.
-      check: is called with `describe_inputs` of them, and may refuse them, before the corpus is encoded.
+      check: is called with `Run.inputs` of them, and may refuse them, before the corpus is encoded.
       announced: which of INPUTS are printed, in that order.
       with_generator: or the generator is not loaded, and the run can only retrieve.
+      models: the untrained models, where they are loaded already.
 
     Raises:
       UserError: bad data, models that cannot be loaded, a --top_k larger than the corpus.
     """
     dataset = dataset or load_dataset(config.data)
-    embedder = load_untrained_embedder(config)
-    generator = load_untrained_generator(config) if with_generator else None
+    if models is None:
+        models = load_untrained_embedder(config), load_untrained_generator(config) if with_generator else None
+    embedder, generator = models
     words = {"embedder": embedder.describe(), "data": _describe_data(dataset)}
     words["generator"] = "not needed" if generator is None else generator.describe()
     for name in announced:
         say(f"{name}: {words[name]}", flush=True)
     if check is not None:
-        check(describe_inputs(dataset, embedder, generator))
+        check(_inputs(dataset, embedder, generator))
     pipeline = build_pipeline(config, dataset, embedder, generator)
     return Run(config, RunFolder(Path(config.run_dir)), dataset, pipeline)
 

@@ -102,7 +102,7 @@ class Trainer:
         self.steps = total_steps(config, len(self._sampler.train), self._sampler.batch_size)
         optimizer, train_step = make_step(config, self._assembler.objective, self.steps)
         self._train_step = compile_step(train_step)
-        self._measure_every = measure_every or _measure_every(config, self.steps)
+        self._measure_every = measure_every or measured_every(config, self.steps)
         self._meter = DevMeter(run, phase, self._assembler)
         trainable, frozen = split_trainable(run, phase)
         self.frozen = place(frozen)
@@ -244,6 +244,6 @@ def split_trainable(run: Run, phase: Phase) -> tuple[ModelVariables, ModelVariab
     }
 
 
-def _measure_every(config: RunConfig, steps: int) -> int:
+def measured_every(config: RunConfig, steps: int) -> int:
     """Steps between measurements on the dev questions; 0: none."""
     return -(-steps // _MEASUREMENTS) if config.dev_every is None else config.dev_every

@@ -18,9 +18,13 @@ _FLAGS = {
 }
 
 
+# The phases that can be taken over: each by the flag that names the run.
+REUSED = {"embedder": "embedder_run", "generator": "generator_run"}
+
+
 def source_run(config: RunConfig, phase: Phase) -> str:
     """The run whose result the phase takes over; "" where it trains."""
-    return {"embedder": config.embedder_run, "generator": config.generator_run}.get(phase.name, "")
+    return getattr(config, REUSED[phase.name]) if phase.name in REUSED else ""
 
 
 def adopt(run: Run, phase: Phase) -> PhaseResult:

@@ -34,7 +34,7 @@ from ragjax.evaluation import (
 )
 from ragjax.generation import check_decoding
 from ragjax.parallel import device_kinds, group_count, idle_groups, refuse_several_processes
-from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, describe_inputs, prepare
+from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, prepare
 from ragjax.training.estimates import MeasuredPhase, strategy_costs
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.reuse import adopt, source_run
@@ -47,13 +47,28 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tokeni
 
 
 def train(config: RunConfig) -> Summary:
-    """Runs a configuration to its end, or prints the result of one that has ended.
+    """Runs a configuration to its end and prints the result, or prints that of one that has ended.
 
     Args:
       config: `run_dir` may be empty for runs/STRATEGY.
 
     Raises:
       UserError: bad input, a run folder that belongs to another configuration, or one of several processes.
+    """
+    summary = complete(config)
+    _print_summary(RunFolder(Path(config.folder)), summary)
+    return summary
+
+
+def complete(config: RunConfig, prepared: Run | None = None) -> Summary:
+    """Brings a configuration's run to its end, if it is not there yet.
+
+    Args:
+      config: as for `train`.
+      prepared: a run whose data, untrained models and index are those of the configuration; loaded otherwise.
+
+    Raises:
+      UserError: as `train`.
     """
     refuse_several_processes()
     config = dataclasses.replace(config, run_dir=config.folder)
@@ -63,17 +78,19 @@ def train(config: RunConfig) -> Summary:
     files = RunFolder(Path(config.run_dir))
     with files.held():
         files.check_flags(config)
-        summary = files.read_summary()
-        if summary is None:
-            dataset = dataset or load_dataset(config.data)
-            _check_splits(config, dataset, phases)
-            _warn_of_idle_devices(config, phases)
+        if summary := files.read_summary():
+            return summary
+        dataset = prepared.dataset if prepared else dataset or load_dataset(config.data)
+        _check_splits(config, dataset, phases)
+        _warn_of_idle_devices(config, phases)
+        if prepared:
+            run = dataclasses.replace(prepared, config=config, files=files)
+            files.check_inputs(run.inputs())
+        else:
             generates = config.decode != "none" or any(phase.signal.reads_answers for phase in phases)
             run = prepare(config, dataset, check=files.check_inputs, announced=INPUTS, with_generator=generates)
-            check_lengths(run, phases, evaluated_questions(run))
-            summary = run_phases(run, phases)
-        _print_summary(files, summary)
-        return summary
+        check_lengths(run, phases, evaluated_questions(run))
+        return run_phases(run, phases)
 
 
 def settle_strategy(config: RunConfig) -> tuple[str, Dataset | None]:
@@ -134,10 +151,8 @@ def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = N
 
 def _begin(run: Run, phases: Sequence[Phase]) -> None:
     """Leaves in the run's folder what it is made from and with."""
-    generator = run.generator if run.pipeline.reader else None
-    inputs = describe_inputs(run.dataset, run.embedder, generator)
     run.files.begin(
-        RunRecord(run.config, tuple(phase.name for phase in phases), inputs),
+        RunRecord(run.config, tuple(phase.name for phase in phases), run.inputs()),
         learning_rates={phase.name: phase.learning_rates(run.config) for phase in phases},
         index=run.pipeline.retriever.index.describe(),
         versions={"ragjax": __version__, **{name: version(name) for name in _PACKAGES}},

@@ -1,0 +1,113 @@
+"""A whole comparison: the plan, the searches and runs of its matrix, and the report.
+
+    comparison.json      what is compared: the flags that all runs share
+    cells/               a run folder for each cell: PAIR/seedN/ROW
+    searches/            with --search, the learning-rate searches of each pair
+    report.*             what was found, as HTML, Markdown, CSV and JSON
+
+A cell that fails is shown as such, and the others go on. The same command continues an unfinished comparison; more
+rows, seeds or models may be asked for, and what is there already is not run again.
+"""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+from ragjax.comparison.execution import Execution
+from ragjax.comparison.matrix import plan_cells
+from ragjax.config import CompareConfig, RunConfig
+from ragjax.data.sources import load_dataset
+from ragjax.errors import UserError
+from ragjax.fields import changed_flags, differing_fields, flag_text
+from ragjax.files import read_json_object, write_json
+from ragjax.parallel import refuse_several_processes
+from ragjax.reporting import Report, write_report
+from ragjax.runs import RunFolder
+from ragjax.voice import say
+
+# The options that decide a run's result; the others may differ from one command to the next on the same folder.
+_DECISIVE = ("search", "embedder_rates")
+
+
+def compare(config: RunConfig, options: CompareConfig | None = None) -> Report | None:
+    """Runs what is left of a comparison, and reports on all of it.
+
+    Args:
+      config: the flags that all runs share. Its strategy, models and seed are those of no run: `options` has them.
+        `run_dir`, the comparison's folder, may be empty for runs/compare.
+      options: the rows, models and seeds.
+
+    Returns:
+      What was written; None for a dry run.
+
+    Raises:
+      UserError: bad input, a folder that holds another comparison, too little disk, or one of several processes.
+    """
+    options = options or CompareConfig()
+    refuse_several_processes()
+    config = dataclasses.replace(config, run_dir=str(RunFolder(Path(config.run_dir or "runs/compare")).path.absolute()))
+    cells = plan_cells(config, options)
+    files = RunFolder(Path(config.run_dir))
+    _check_folder(files, config, options)
+    dataset = load_dataset(config.data)
+    if options.search and not dataset.dev:
+        raise UserError(
+            f"{dataset.folder} has no dev questions, by which --search chooses: add {dataset.split_file('dev')}, or "
+            "leave --search out."
+        )
+    if options.dry_run:
+        Execution(config, options, cells, dataset).plan()
+        return None
+    with files.held():
+        _write_record(files, config, options)
+        comparison = Execution(config, options, cells, dataset)
+        comparison.plan()
+        comparison.run()
+        report = write_report(
+            comparison.reported(),
+            files.path,
+            command=_command(config, options),
+            title=f"{dataset.name}: which strategy?",
+            searches=comparison.searches(),
+            with_texts=options.texts,
+        )
+    _print(report)
+    return report
+
+
+def _check_folder(files: RunFolder, config: RunConfig, options: CompareConfig) -> None:
+    """Raises UserError where the folder holds another comparison, or something else."""
+    if not files.comparison_file.is_file():
+        if files.is_begun or files.search_file.is_file():
+            raise UserError(f"{files.path} holds a run: choose another --run_dir for the comparison.")
+        return
+    recorded = read_json_object(files.comparison_file)
+    for part, values, names in (("flags", config, None), ("options", options, _DECISIVE)):
+        differ = [
+            name
+            for name in differing_fields(recorded[part], values)
+            if name != "run_dir" and (names is None or name in names)
+        ]
+        if differ:
+            was, now = recorded[part].get(differ[0]), getattr(values, differ[0])
+            raise UserError(
+                f"{files.path} holds a comparison with --{differ[0]}={flag_text(was)} (now {flag_text(now)}): repeat "
+                "that flag or choose another --run_dir."
+            )
+
+
+def _write_record(files: RunFolder, config: RunConfig, options: CompareConfig) -> None:
+    parts = {"flags": config, "options": options}
+    write_json(files.comparison_file, {name: dataclasses.asdict(part.located()) for name, part in parts.items()})
+
+
+def _command(config: RunConfig, options: CompareConfig) -> str:
+    """The command that makes this comparison, as a shell takes it from any directory."""
+    flags = changed_flags(config.located(), RunConfig()) + changed_flags(options.located(), CompareConfig())
+    return " ".join(["python -m ragjax.compare", *flags])
+
+
+def _print(report: Report) -> None:
+    say(f"\n{report.table}\n")
+    say("\n".join(report.advice))
+    say(f"\nreport: {shlex.quote(str(report.html))}")
