@@ -3,15 +3,14 @@
 evaluate, check_questions, Measurement,
 summarise, mean_recall                           predictions, their cost and means      predictions.py
 evaluate_runs, Evaluation, print_evaluation      several decoders, pairs of runs        runs.py
-mean_interval, paired_interval, paired_p_value   how sure a mean or a difference is     statistics.py
+mean_interval, seeds_interval,
+paired_interval, paired_p_value                  how sure a mean or a difference is     statistics.py
 before_after_table, cost_table, strategy_table,
 rates_table                                      what is printed                        report.py
-plot_rates                                       metric against rate                    plots.py
 CachedGenerations                                answers kept by prompt                 generations.py
 """
 
 from ragjax.evaluation.generations import CachedGenerations
-from ragjax.evaluation.plots import plot_rates
 from ragjax.evaluation.predictions import Measurement, check_questions, evaluate, mean_recall, summarise
 from ragjax.evaluation.report import (
     METRICS,
@@ -21,7 +20,7 @@ from ragjax.evaluation.report import (
     strategy_table,
 )
 from ragjax.evaluation.runs import Evaluation, evaluate_runs, print_evaluation
-from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
+from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value, seeds_interval
 
 __all__ = [
     "CachedGenerations",
@@ -37,9 +36,9 @@ __all__ = [
     "mean_recall",
     "paired_interval",
     "paired_p_value",
-    "plot_rates",
     "print_evaluation",
     "rates_table",
+    "seeds_interval",
     "strategy_table",
     "summarise",
 ]
