@@ -1,5 +1,6 @@
-"""A headless Chromium, driven through its debugging pipe: pages at a width, light or dark, and what scripts see there."""
+"""A headless Chromium, driven through its debugging pipe: pages at a width, light or dark, and what scripts see."""
 
+import base64
 import contextlib
 import json
 import os
@@ -52,8 +53,6 @@ class Page:
 
     def picture(self) -> bytes:
         """The whole page as a PNG."""
-        import base64
-
         return base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
 
     def close(self) -> None:

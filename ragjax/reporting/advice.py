@@ -76,8 +76,8 @@ class _Judge:
         best, metric, name = self._best, self._metric, self._name
         if self._n < FEWEST_QUESTIONS:
             return None, (
-                f"{count(self._n, 'question')} cannot tell what was learned: at least {FEWEST_QUESTIONS} are needed for "
-                "any difference to be more than chance, and some hundreds to tell strategies apart."
+                f"{count(self._n, 'question')} cannot tell what was learned: at least {FEWEST_QUESTIONS} are needed "
+                "for any difference to be more than chance, and some hundreds to tell strategies apart."
             )
         if best.row == "none":
             return "none", f"Keep the models as they are: no strategy has a higher {name} than the untrained models."
@@ -101,8 +101,8 @@ class _Judge:
         if len(self.as_good) == 1:
             return choice, f"Take {row.label}: its {name} of {self._score(row)} is ahead of all others beyond chance."
         return choice, (
-            f"Take {row.label}: {name} {self._score(row)} for {duration(row.seconds or 0.0)} of training, the cheapest of "
-            f"the {len(self.as_good)} rows that chance does not tell apart."
+            f"Take {row.label}: {name} {self._score(row)} for {duration(row.seconds or 0.0)} of training, the cheapest "
+            f"of the {len(self.as_good)} rows that chance does not tell apart."
         )
 
     def reasons(self, choice: str | None, searched: bool) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ class _Judge:
                 f"{row.label} is within chance, and it takes {ratio} times as long to train."
             )
         if others and choice != "none":
-            found.append(f"Within chance of {best.label}, too: {listed(others)}.")
+            found.append(f"{listed(others)} {'is' if len(others) == 1 else 'are'} within chance of {best.label}, too.")
         if row and row.row != "none" and len(self._rows) > 1:
             found.append(
                 f"Against the untrained models {row.label} changes {name} by {_points(row.change[metric])} "
@@ -214,9 +214,9 @@ def _unknown(pair: PairFindings) -> tuple[str, ...]:
     trained = [row for row in pair.rows if row.row != "none" and row.is_measured]
     seeds = {len(row.seeds) for row in trained}
     if seeds == {1}:
-        found.append("Each strategy was trained with one seed: how far another would come out elsewhere is not known.")
+        found.append("One seed was trained: how far another training would come out elsewhere is not known.")
     elif seeds and min(seeds) < _FEW_SEEDS:
-        found.append(f"{min(seeds)} seeds tell little of others: the intervals are rather too narrow than too wide.")
+        found.append("So few seeds tell little of others: the intervals are rather too narrow than too wide.")
     if pair.n and not pair.counts["recall_at_5"]:
         found.append(f"No {pair.split} question has labelled passages, so Recall@5 is not known.")
     if pair.metric == "recall_at_5":
@@ -228,7 +228,7 @@ def _unknown(pair: PairFindings) -> tuple[str, ...]:
         )
     missing = [label for row, label in LABELS.items() if row != "none" and pair.row(row) is None]
     if missing and trained:
-        found.append(f"Not tried: {listed(missing)}.")
+        found.append(f"{listed(missing)} {'was' if len(missing) == 1 else 'were'} not tried.")
     return tuple(found)
 
 

@@ -46,6 +46,11 @@ class Example:
     before: Side
     after: Side
 
+    @property
+    def finds_the_same(self) -> bool:
+        """Whether the same passages are read in the same order."""
+        return [found.id for found in self.before.passages] == [found.id for found in self.after.passages]
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:

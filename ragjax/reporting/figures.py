@@ -27,7 +27,7 @@ _VARIABLES = {_INK: "--ink", _FAINT: "--rule", _GROUND: "--ground"} | {
 }
 _MARKERS = ("x", "v", "s", "D", "P", "o", "^")
 _LINES = ("-", "--", ":")
-_HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
+_HATCHES = ("", "//", "--", "xx")
 _LOOK = {
     "axes.edgecolor": _INK,
     "axes.facecolor": "none",

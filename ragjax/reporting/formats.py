@@ -35,7 +35,7 @@ def time_unit(seconds: float) -> str:
 
 def in_unit(seconds: float | None, unit: str) -> str:
     """Seconds in a unit, without its name."""
-    return NOTHING if seconds is None else f"{seconds / UNITS[unit]:,.1f}"
+    return NOTHING if seconds is None else f"{seconds / UNITS[unit]:,.{2 if unit == 'h' else 1}f}"
 
 
 def duration(seconds: float) -> str:

@@ -30,13 +30,6 @@ class PairPictures:
     health: Sequence[Picture]
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchPictures:
-    """Of one learning-rate search."""
-
-    panels: Sequence[Picture]
-
-
 def draw_pair(pair: PairFindings, cells: Sequence[Cell], unit: str, name: str) -> PairPictures:
     """The pictures of one pair of models. unit: of costs. name: sets their ids apart."""
     measured = [row for row in pair.rows if row.is_measured]
@@ -52,7 +45,7 @@ def draw_pair(pair: PairFindings, cells: Sequence[Cell], unit: str, name: str) -
     return PairPictures(_score(pair, measured, name), _parts(measured, unit, name), losses, health)
 
 
-def draw_search(search: Search, name: str) -> SearchPictures:
+def draw_search(search: Search, name: str) -> list[Picture]:
     """A panel for each phase and each of the winner's metric and the dev loss."""
     panels = []
     for phase in dict.fromkeys(trial["phase"] for trial in search.trials):
@@ -65,7 +58,7 @@ def draw_search(search: Search, name: str) -> SearchPictures:
                 )
                 svg = figures.rate_panel(trials, metric, f"{name}-{len(panels)}")
                 panels.append(Picture(f"{phase}: {METRIC_NAMES.get(metric, 'dev loss')}", words, {"": svg}))
-    return SearchPictures(panels)
+    return panels
 
 
 def _score(pair: PairFindings, rows: Sequence[RowFindings], name: str) -> Picture | None:
@@ -105,7 +98,7 @@ def _parts(rows: Sequence[RowFindings], unit: str, name: str) -> Picture | None:
 
 def _loss(title: str, runs: Sequence[PhaseCurves], name: str) -> Picture:
     words = "; ".join(
-        f"{kind} loss from {points[0][1]:.4g} at step {points[0][0]:.0f} to {points[-1][1]:.4g} at step {points[-1][0]:.0f}"
+        f"{kind} loss from {points[0][1]:.4g} to {points[-1][1]:.4g} at step {points[-1][0]:.0f}"
         for curves in runs
         for kind, points in (("training", curves.train_loss), ("dev", curves.dev_loss))
         if points

@@ -19,14 +19,16 @@ from ragjax.evaluation import METRICS
 from ragjax.files import write_atomic, write_json
 from ragjax.reporting import formats, paper
 from ragjax.reporting.advice import Advice, advise
-from ragjax.reporting.cells import LABELS, Cell, row_of
-from ragjax.reporting.curves import Search, read_search
+from ragjax.reporting.cells import LABELS, REFERENCE, Cell, row_of
+from ragjax.reporting.curves import read_search
 from ragjax.reporting.examples import Examples, find_examples
-from ragjax.reporting.findings import Findings, PairFindings, as_json, find
-from ragjax.reporting.pictures import PairPictures, SearchPictures, draw_pair, draw_search
+from ragjax.reporting.findings import Findings, PairFindings, RowFindings, as_json, find
+from ragjax.reporting.pictures import PairPictures, draw_pair, draw_search
 from ragjax.reporting.setups import read_setup
-from ragjax.runs import RunFolder
+from ragjax.runs import RunFolder, Summary
 
+# Of each metric in the CSV file.
+_ENDS = ("before", "after", "change", "low", "high")
 _MARKDOWN_SIGNS = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
 
 
@@ -114,7 +116,7 @@ def _content(
             _pair(number, pair, its, cells, with_texts)
             for number, (pair, its) in enumerate(zip(findings.pairs, advice, strict=True))
         ],
-        "searches": [(search, _pictures(number, search)) for number, search in enumerate(searched)],
+        "searches": [(search, draw_search(search, f"search-{number}")) for number, search in enumerate(searched)],
         "setup": read_setup(cells, with_texts),
         "paper": paper,
         "is_single": len(cells) == 1,
@@ -123,10 +125,6 @@ def _content(
         "labels": LABELS,
     }
     return findings, advice, content
-
-
-def _pictures(number: int, search: Search) -> SearchPictures:
-    return draw_search(search, f"search-{number}")
 
 
 def _pair(number: int, pair: PairFindings, advice: Advice, cells: Sequence[Cell], with_texts: bool) -> _Pair:
@@ -171,38 +169,31 @@ def _json(findings: Findings, advice: Sequence[Advice]) -> dict[str, Any]:
 
 def _csv(findings: Findings) -> str:
     """A line a cell; shares 0..1, seconds, nothing where something was not measured."""
-    names = ["row", "label", "embedder", "generator", "seed", "failure", "strategy", "objective", "split", "n"]
-    names += [f"{metric}_{part}" for metric in METRICS for part in ("before", "after", "change", "low", "high")]
-    names += ["seconds", "flops", "tokens", *(f"{part}_seconds" for part in PARTS)]
-    names += ["relative_cost", "peak_memory_bytes", "folder"]
+    lines = [
+        {"row": row.row, "label": row.label, "embedder": pair.embedder, "generator": pair.generator}
+        | {"seed": cell.seed, "failure": cell.failure, "folder": cell.folder}
+        | (_figures(cell.summary, pair.row(REFERENCE)) if cell.summary else {})
+        for pair in findings.pairs
+        for row in pair.rows
+        for cell in row.cells
+    ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, max((list(line) for line in lines), key=len), restval="", lineterminator="\n")
     writer.writeheader()
-    for pair in findings.pairs:
-        reference = pair.row("generator")
-        for row in pair.rows:
-            for cell in row.cells:
-                line: dict[str, Any] = {"row": row.row, "label": row.label, "embedder": pair.embedder}
-                line |= {"generator": pair.generator, "seed": cell.seed, "failure": cell.failure, "folder": cell.folder}
-                if summary := cell.summary:
-                    line |= {name: getattr(summary, name) for name in ("strategy", "objective", "split", "n")}
-                    for metric in METRICS:
-                        change = summary.change_95.get(metric) or (None, None, None)
-                        ends = (summary.before.get(metric), summary.after.get(metric), *change)
-                        line |= dict(
-                            zip(
-                                (f"{metric}_{p}" for p in ("before", "after", "change", "low", "high")),
-                                ends,
-                                strict=True,
-                            )
-                        )
-                    line |= {name: summary.cost[name] for name in ("seconds", "flops", "tokens")}
-                    line |= {f"{part}_seconds": summary.cost[part]["seconds"] for part in PARTS}
-                    line["peak_memory_bytes"] = summary.peak_memory_bytes
-                    if reference and reference.seconds:
-                        line["relative_cost"] = summary.cost["seconds"] / reference.seconds
-                writer.writerow(line)
+    writer.writerows(lines)
     return text.getvalue()
+
+
+def _figures(summary: Summary, reference: RowFindings | None) -> dict[str, Any]:
+    """The columns of a cell with a result."""
+    figures: dict[str, Any] = {name: getattr(summary, name) for name in ("strategy", "objective", "split", "n")}
+    for metric in METRICS:
+        ends = (summary.before.get(metric), summary.after.get(metric), *(summary.change_95.get(metric) or [None] * 3))
+        figures |= {f"{metric}_{part}": end for part, end in zip(_ENDS, ends, strict=True)}
+    figures |= {name: summary.cost[name] for name in ("seconds", "flops", "tokens")}
+    figures |= {f"{part}_seconds": summary.cost[part]["seconds"] for part in PARTS}
+    relative = summary.cost["seconds"] / reference.seconds if reference and reference.seconds else None
+    return figures | {"relative_cost": relative, "peak_memory_bytes": summary.peak_memory_bytes}
 
 
 def _render(name: str, content: dict[str, Any]) -> str:

@@ -24,7 +24,6 @@ class CellSetup:
     folder: str
     learning_rates: str  # by phase and model, in words
     kept: Sequence[str]  # which state of each phase, in words
-    flags: Sequence[str]  # that differ from the defaults and are not common to all cells
     command: str  # "" of a failed run that has left no configuration
 
 
@@ -65,7 +64,6 @@ def read_setup(cells: Sequence[Cell], with_paths: bool) -> Setup:
                 _place(cell.files.path, with_paths),
                 _rates(content.get("learning_rates", {})),
                 _kept(cell.files.read_summary()),
-                [flag for flag in own or () if flag not in common],
                 f"python -m ragjax.train {' '.join(own)}" if own is not None else "",
             )
             for cell, content, own in zip(cells, contents, flags, strict=True)
