@@ -9,7 +9,7 @@ import math
 
 from ragjax.evaluation.statistics import Interval
 from ragjax.reporting.cells import LABELS
-from ragjax.reporting.findings import PairFindings, RowFindings
+from ragjax.reporting.findings import Intervals, PairFindings, RowFindings
 from ragjax.reporting.formats import METRIC_NAMES, count, duration, listed, percent, span, times, with_span
 
 # Fewer questions cannot show anything at 95 %: even if all agree, a two-sided sign test has p >= 2 / 2^5 = 0.06. A
@@ -65,8 +65,13 @@ class _Judge:
         self._rows = {row.row: row for row in pair.rows if row.scores.get(metric) is not None}
         self.as_good = [name for name, row in self._rows.items() if row is best or not self._is_real(row.behind)]
 
-    def _is_real(self, intervals) -> bool:
+    def _is_real(self, intervals: Intervals) -> bool:
         return is_real(intervals[self._metric], self._n)
+
+    def _is_gain(self, row: RowFindings) -> bool:
+        """Whether a row is ahead of the untrained models beyond chance."""
+        change = row.change[self._metric]
+        return self._is_real(row.change) and change is not None and change[0] > 0
 
     def _score(self, row: RowFindings) -> str:
         return f"{percent(row.scores[self._metric])} %"
@@ -86,7 +91,7 @@ class _Judge:
                 f"Keep the models as they are: nothing was learned beyond chance. {best.label} changes {name} by "
                 f"{_points(best.change[metric])}, an interval that holds 0."
             )
-        if best.change[metric][0] < 0:
+        if not self._is_gain(best):
             return "none", (
                 f"Keep the models as they are: {best.label} lowers {name} by {_points(best.change[metric])}, which is "
                 "more than chance."
@@ -125,7 +130,7 @@ class _Judge:
                 f"Against the untrained models {row.label} changes {name} by {_points(row.change[metric])} "
                 f"(95 % paired interval, {count(self._n, 'question')}, {count(len(row.seeds), 'seed')})."
             )
-        alone = [each for each in self._rows.values() if self._is_real(each.change) and each.change[metric][0] > 0]
+        alone = [each for each in self._rows.values() if self._is_gain(each)]
         if choice == "none" and alone:
             gains = [f"{each.label} {with_span(each.change[metric])}" for each in alone]
             found.append(
@@ -133,10 +138,8 @@ class _Judge:
             )
         behind = [each for each in self._rows.values() if each is not best and self._is_real(each.behind)]
         if behind and len(self._rows) > 1:
-            leads = [
-                f"{each.label} by {each.behind[metric][0] * 100:.1f} {span(each.behind[metric])}" for each in behind
-            ]
-            found.append(f"Behind {best.label} beyond chance, in points of {name}: {'; '.join(leads)}.")
+            leads = [f"{each.label} {with_span(each.behind[metric])}" for each in behind]
+            found.append(f"{best.label} is ahead beyond chance, in points of {name}, of {listed(leads)}.")
         if row and metric != "recall_at_5" and is_real(row.change["recall_at_5"], self._pair.counts["recall_at_5"]):
             found.append(f"{row.label} changes Recall@5 by {_points(row.change['recall_at_5'])}, more than chance.")
         return (*found, *self._paper(searched))
@@ -155,10 +158,10 @@ class _Judge:
         labels = " or ".join(LABELS[row] for row in advised)
         if not known:
             fate = "which has no result here"
+        elif self._best.row in known:
+            fate = "which has the best mean here"
         elif any(row in self.as_good for row in known):
-            fate = (
-                "which is within chance of the best here" if self._best.row not in known else "which is the best here"
-            )
+            fate = "which is within chance of the best here"
         else:
             fate = f"which is behind {self._best.label} here"
         return [f"Where {case}, Lawton et al. (2025, section 6) advise {labels}, {fate}."]
@@ -210,7 +213,8 @@ def _needed(label: str, lead: Interval, n: int) -> str:
 
 def _unknown(pair: PairFindings) -> tuple[str, ...]:
     """What the findings cannot say."""
-    found = [f"{row.label} has no result: {sentence}" for row in pair.rows for sentence in _failures(row)]
+    failed = [cell for row in pair.rows for cell in row.cells if cell.failure]
+    found = [f"{LABELS[cell.row]}, seed {cell.seed}, has no result: {cell.failure}" for cell in failed]
     trained = [row for row in pair.rows if row.row != "none" and row.is_measured]
     seeds = {len(row.seeds) for row in trained}
     if seeds == {1}:
@@ -230,8 +234,3 @@ def _unknown(pair: PairFindings) -> tuple[str, ...]:
     if missing and trained:
         found.append(f"{listed(missing)} {'was' if len(missing) == 1 else 'were'} not tried.")
     return tuple(found)
-
-
-def _failures(row: RowFindings) -> list[str]:
-    """One sentence a cause, with the seeds where some have a result."""
-    return list(dict.fromkeys(row.failures))

@@ -45,8 +45,8 @@ def read_curves(files: RunFolder) -> list[PhaseCurves]:
     """Every phase that was trained in this folder, in order; [] where nothing was."""
     mend = "repair or remove that line, which records a step of training"
     lines: dict[str, list[dict[str, Any]]] = {}
-    for _, line in read_whole_lines(files.metrics_file, dict, mend):
-        lines.setdefault(line["phase"], []).append(line)
+    for _, (phase, line) in read_whole_lines(files.metrics_file, lambda line: (line["phase"], line), mend):
+        lines.setdefault(phase, []).append(line)
     return [_phase(name, those) for name, those in lines.items()]
 
 

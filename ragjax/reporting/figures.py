@@ -9,10 +9,12 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ragjax.files import write_atomic
 from ragjax.reporting.cells import LABELS
@@ -28,7 +30,7 @@ _VARIABLES = {_INK: "--ink", _FAINT: "--rule", _GROUND: "--ground"} | {
 _MARKERS = ("x", "v", "s", "D", "P", "o", "^")
 _LINES = ("-", "--", ":")
 _HATCHES = ("", "//", "--", "xx")
-_LOOK = {
+_LOOK: Any = {
     "axes.edgecolor": _INK,
     "axes.facecolor": "none",
     "axes.labelcolor": _INK,
@@ -95,10 +97,10 @@ def cost_and_score(
         costs = [cost for _, cost, _, _ in rows]
         axes.set(xscale="log", xlabel=f"training, {unit} (logarithmic)", ylabel=f"{METRIC_NAMES[metric]}, %")
         axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
-        axes.xaxis.set_major_formatter("{x:g}")
+        _label_decades(axes, "{x:g}")
         axes.grid(axis="y")
-        below = {"loc": "outside lower center", "ncols": 3} if form == NARROW else {"loc": "outside right center"}
-        figure.legend(handletextpad=0.4, columnspacing=1.0, **below)
+        place, columns = ("outside lower center", 3) if form == NARROW else ("outside right center", 1)
+        figure.legend(loc=place, ncols=columns, handletextpad=0.4, columnspacing=1.0)
 
     return _svg(draw, _SIZES[form], name)
 
@@ -173,7 +175,11 @@ def rate_panel(trials: Sequence[Mapping], metric: str, name: str) -> str:
     """One phase of a learning-rate search as SVG: `metric` against the rate."""
 
     def draw(figure: Figure) -> None:
-        _draw_rates(figure.subplots(), trials, metric, METRIC_NAMES.get(metric, metric.replace("_", " ")))
+        axes = figure.subplots()
+        axes.set_prop_cycle(color=_SERIES[3:] + _SERIES[:3])
+        _draw_rates(axes, trials, metric, METRIC_NAMES.get(metric, metric.replace("_", " ")))
+        axes.grid(axis="y")
+        _label_decades(axes, "{x:.0e}", (1,))
 
     return _svg(draw, _PANEL, name)
 
@@ -198,16 +204,20 @@ def plot_rates(trials: Sequence[Mapping], metric: str, path: Path) -> None:
 
 
 def _draw_rates(axes: Axes, trials: Sequence[Mapping], name: str, label: str) -> None:
-    """One phase's figure against its model's rate."""
+    """One phase's figure against its model's rate, in the colours of the axes."""
     model, lines = _lines(trials, name)
-    colours = _SERIES[3:] + _SERIES[:3]
-    on_page = matplotlib.rcParams["text.color"] == _INK
     for number, (rate, points) in enumerate(lines.items()):
-        style = {"color": colours[number % len(colours)], "linestyle": _LINES[number % len(_LINES)]} if on_page else {}
-        axes.plot(*zip(*points, strict=True), marker="o", label=rate, **style)
+        axes.plot(*zip(*points, strict=True), marker="o", linestyle=_LINES[number % len(_LINES)], label=rate)
     axes.set(xscale="log", xlabel=f"{model}_lr", ylabel=label)
     if len(lines) > 1:
         axes.legend(title="generator_lr")
+
+
+def _label_decades(axes: Axes, form: str, between: Sequence[float] = (1, 2, 5)) -> None:
+    """Plain numbers on a logarithmic axis, also where it spans less than a decade."""
+    axes.xaxis.set_major_locator(LogLocator(subs=between))
+    axes.xaxis.set_major_formatter(form)
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _lines(trials: Sequence[Mapping], name: str) -> tuple[str, dict[str, list[tuple[float, float]]]]:

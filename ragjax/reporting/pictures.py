@@ -64,17 +64,21 @@ def draw_search(search: Search, name: str) -> list[Picture]:
 def _score(pair: PairFindings, rows: Sequence[RowFindings], name: str) -> Picture | None:
     """Score against cost; a single row has nothing to be compared with."""
     metric = pair.metric
-    drawn = [row for row in rows if metric and row.scores.get(metric) is not None and row.seconds]
+    drawn = [
+        (row, row.seconds, score)
+        for row in rows
+        if metric and (score := row.scores.get(metric)) is not None and row.seconds
+    ]
     if metric is None or len(drawn) < 2:
         return None
-    unit = time_unit(max(row.seconds or 0.0 for row in drawn))
+    unit = time_unit(max(seconds for _, seconds, _ in drawn))
     points, words = [], []
-    for row in drawn:
-        score, change = row.scores[metric], row.change[metric]
+    for row, seconds, score in drawn:
+        change = row.change[metric]
         # The interval is that of the change, drawn around the score.
         ends = None if change is None else (score - change[0] + change[1], score - change[0] + change[2])
-        points.append((row.row, row.seconds / UNITS[unit], score, ends))
-        words.append(f"{row.label} {percent(score)} % for {duration(row.seconds)}")
+        points.append((row.row, seconds / UNITS[unit], score, ends))
+        words.append(f"{row.label} {percent(score)} % for {duration(seconds)}")
     forms = {
         form: figures.cost_and_score(points, metric, unit, form, f"{name}-score-{form}")
         for form in (figures.WIDE, figures.NARROW)

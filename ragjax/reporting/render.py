@@ -87,8 +87,8 @@ def write_report(
     )
     write_json(report.json, _json(findings, advice))
     write_atomic(report.csv, _csv(findings))
-    write_atomic(report.markdown, _render("report.md", content))
-    write_atomic(report.html, _render("report.html", content))
+    write_atomic(report.markdown, _render("page.md", content))
+    write_atomic(report.html, _render("page.html", content))
     return report
 
 
@@ -99,7 +99,7 @@ def write_run_report(files: RunFolder) -> Path:
     cell = Cell(row_of(strategy, config.objective), config.embedder, config.generator, config.seed, files)
     title = f"{LABELS[cell.row]} on {Path(config.data).name}"
     _, _, content = _content([cell], "", title, (), True)
-    write_atomic(files.report_file, _render("report.html", content))
+    write_atomic(files.report_file, _render("page.html", content))
     return files.report_file
 
 
