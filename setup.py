@@ -18,7 +18,7 @@ TRIED = [
     ("flax", "0.12.4", "0.13"),
     ("gguf", "0.17.0", "0.20"),
     ("huggingface_hub", "1.16.0", "2.5"),
-    ("jinja2", "3.1.6", "3.2"),  # chat templates (--prompt=chat)
+    ("jinja2", "3.1.6", "3.2"),  # reports, and chat templates (--prompt=chat)
     ("jax", "0.9.0", "0.13"),
     ("jaxtyping", "0.3.3", "0.4"),
     ("matplotlib", "3.10.0", "3.12"),
@@ -47,6 +47,7 @@ setup(
     package_data={
         "ragjax": ["py.typed"],
         "ragjax.data": ["sample/*.jsonl.gz", "sample/*.md"],
+        "ragjax.reporting": ["templates/*"],
     },
     install_requires=[f"{name}>={lowest},<{untried}" for name, lowest, untried in TRIED],
     extras_require={

@@ -10,7 +10,6 @@ rows, seeds or models may be asked for, and what is there already is not run aga
 """
 
 import dataclasses
-import shlex
 from pathlib import Path
 
 from ragjax.comparison.execution import Execution
@@ -18,6 +17,7 @@ from ragjax.comparison.matrix import plan_cells
 from ragjax.config import CompareConfig, RunConfig
 from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
+from ragjax.evaluation import comparison_table
 from ragjax.fields import changed_flags, differing_fields, flag_text
 from ragjax.files import read_json_object, write_json
 from ragjax.parallel import refuse_several_processes
@@ -108,6 +108,21 @@ def _command(config: RunConfig, options: CompareConfig) -> str:
 
 
 def _print(report: Report) -> None:
-    say(f"\n{report.table}\n")
-    say("\n".join(report.advice))
-    say(f"\nreport: {shlex.quote(str(report.html))}")
+    for pair in report.findings.pairs:
+        rows = [
+            {
+                "label": row.label,
+                **{name: row.scores.get(name) for name in ("em", "f1", "recall_at_5")},
+                "change": row.change.get("f1"),
+                "seconds": row.seconds,
+                "relative": row.relative,
+            }
+            for row in pair.rows
+        ]
+        say(f"\n{pair.embedder} + {pair.generator}, {pair.n} {pair.split} questions\n")
+        say(comparison_table(rows))
+        for row in pair.rows:
+            for sentence in row.failures:
+                say(f"{row.label} has no result: {sentence}")
+    say("\n" + "\n".join(report.advice))
+    say(f"\nreport: {report.html}")

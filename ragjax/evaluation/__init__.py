@@ -3,15 +3,14 @@
 evaluate, check_questions, copy_predictions,
 Measurement, summarise, mean_recall              predictions, their cost and means      predictions.py
 evaluate_runs, Evaluation, print_evaluation      several decoders, pairs of runs        runs.py
-mean_interval, paired_interval, paired_p_value   how sure a mean or a difference is     statistics.py
-before_after_table, cost_table, strategy_table,
-rates_table                                      what is printed                        report.py
-plot_rates                                       metric against rate                    plots.py
+mean_interval, seeds_interval,
+paired_interval, paired_p_value                  how sure a mean or a difference is     statistics.py
+before_after_table, cost_table, comparison_table,
+strategy_table, rates_table                      what is printed                        report.py
 CachedGenerations                                answers kept by prompt                 generations.py
 """
 
 from ragjax.evaluation.generations import CachedGenerations
-from ragjax.evaluation.plots import plot_rates
 from ragjax.evaluation.predictions import (
     Measurement,
     check_questions,
@@ -23,12 +22,13 @@ from ragjax.evaluation.predictions import (
 from ragjax.evaluation.report import (
     METRICS,
     before_after_table,
+    comparison_table,
     cost_table,
     rates_table,
     strategy_table,
 )
 from ragjax.evaluation.runs import Evaluation, evaluate_runs, print_evaluation
-from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value
+from ragjax.evaluation.statistics import mean_interval, paired_interval, paired_p_value, seeds_interval
 
 __all__ = [
     "CachedGenerations",
@@ -37,6 +37,7 @@ __all__ = [
     "Measurement",
     "before_after_table",
     "check_questions",
+    "comparison_table",
     "copy_predictions",
     "cost_table",
     "evaluate",
@@ -45,9 +46,9 @@ __all__ = [
     "mean_recall",
     "paired_interval",
     "paired_p_value",
-    "plot_rates",
     "print_evaluation",
     "rates_table",
+    "seeds_interval",
     "strategy_table",
     "summarise",
 ]

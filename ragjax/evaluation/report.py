@@ -109,6 +109,21 @@ def strategy_table(costs: Sequence[Mapping]) -> str:
     return _aligned(lines)
 
 
+def comparison_table(rows: Sequence[Mapping]) -> str:
+    """Strategies side by side, one line each, as aligned text; "-" for what was not measured.
+
+    rows: {"label", "em", "f1", "recall_at_5": fractions, "change": (mean, low, high) of F1 against the untrained
+    models, "seconds" of training, "relative" to the generator's alone}.
+    """
+    lines = [("strategy", "em", "f1", "recall@5", "f1 against untrained", "training s", "of generator's")]
+    for row in rows:
+        change = row["change"]
+        span = "-" if change is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*change)
+        scores = [_number(row[name], ".3f") for name in ("em", "f1", "recall_at_5")]
+        lines.append((row["label"], *scores, span, _number(row["seconds"], ",.0f"), _number(row["relative"], ".2f")))
+    return _aligned(lines)
+
+
 def rates_table(trials: Sequence[Mapping]) -> str:
     """The trials of a learning-rate search, one line each, as aligned text; "-" for what was not measured.
 

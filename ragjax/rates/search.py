@@ -26,12 +26,13 @@ from ragjax.costs import Ledger
 from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
-from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, plot_rates, rates_table, summarise
+from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, rates_table, summarise
 from ragjax.fields import changed_flags, differing_fields, flag_text
 from ragjax.files import read_json_lines, read_json_object, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
 from ragjax.rates.stacked import Copy, train_stacked
+from ragjax.reporting import plot_rates
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.reuse import adopt, source_run

@@ -8,6 +8,7 @@
     likelihoods.jsonl    of a frozen generator
     predictions/         SPLIT.before.jsonl, SPLIT.after.jsonl, and those of ragjax.evaluate
     summary.json         once the run has ended
+    report.html          the same as a page
     .lock                held by the process that writes
 
 The folder of a learning-rate search has search.json, search.png, generations.jsonl (answers by prompt) and trials/ (a
@@ -89,6 +90,10 @@ class RunFolder:
     @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
 
     @property
     def search_file(self) -> Path:

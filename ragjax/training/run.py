@@ -20,7 +20,7 @@ from ragjax.costs import Ledger, peak_memory_bytes
 from ragjax.data.batches import round_up
 from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
-from ragjax.errors import UserError
+from ragjax.errors import UserError, reason
 from ragjax.evaluation import (
     METRICS,
     Measurement,
@@ -34,6 +34,7 @@ from ragjax.evaluation import (
 )
 from ragjax.generation import check_decoding
 from ragjax.parallel import device_kinds, group_count, idle_groups, refuse_several_processes
+from ragjax.reporting import write_run_report
 from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, prepare
 from ragjax.training.estimates import MeasuredPhase, strategy_costs
 from ragjax.training.loop import PhaseResult, train_phase
@@ -55,8 +56,10 @@ def train(config: RunConfig) -> Summary:
     Raises:
       UserError: bad input, a run folder that belongs to another configuration, or one of several processes.
     """
-    summary = complete(config)
-    _print_summary(RunFolder(Path(config.folder)), summary)
+    summary, files = complete(config), RunFolder(Path(config.folder))
+    _print_summary(files, summary)
+    if not files.report_file.exists():
+        _write_report(files)
     return summary
 
 
@@ -271,6 +274,14 @@ def _print_summary(files: RunFolder, summary: Summary) -> None:
     # tensorboardX writes what this package, which nothing here needs, shows.
     install = "" if find_spec("tensorboard") else "pip install tensorboard && "
     say(f"  {install}python -m tensorboard.main --logdir={shlex.quote(str(files.events_folder))}")
+
+
+def _write_report(files: RunFolder) -> None:
+    """The run as a page. It is finished already, so nothing that goes wrong here may end it with an error."""
+    try:
+        say(f"\nreport: {write_run_report(files)}")
+    except Exception as error:  # what drawing raises has no kind in common
+        warn(f"{files.report_file} was not written ({reason(error)}): the same command tries again.")
 
 
 def _check_splits(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) -> None:
