@@ -114,8 +114,13 @@ def find(cells: Sequence[Cell], title: str, command: str) -> Findings:
 
 
 def record_of(cell: Cell) -> RunRecord | None:
-    """What a cell's config.json says; None where a failed run has not left one."""
-    return cell.files.record() if cell.files.is_begun or not cell.failure else None
+    """What a cell's config.json says; None where a failed run has left none, or one that is damaged."""
+    try:
+        return cell.files.record()
+    except UserError:
+        if not cell.failure:
+            raise
+        return None
 
 
 def _check(cells: Sequence[Cell]) -> None:

@@ -8,6 +8,7 @@ from ragjax.costs import Ledger
 from ragjax.errors import UserError
 from ragjax.fields import flag_text
 from ragjax.runs import Run, RunFolder, read_phases
+from ragjax.training.kept import Kept
 from ragjax.training.loop import PhaseResult
 from ragjax.training.strategies import Phase
 
@@ -39,10 +40,11 @@ def adopt(run: Run, phase: Phase) -> PhaseResult:
         _check_source(source, run, phase)
         (found,) = read_phases(source, [phase.name])
         _, _, extras = Checkpoints(source.checkpoints(phase.name)).restore({})
-        kept = {"cost": extras["cost"], "questions": extras["questions"], "source": str(source.path)}
-        own.save(found.step, {"trainable": found.trained}, kept)
+        taken = {name: extras.get(name) for name in ("cost", "questions", "kept")}
+        own.save(found.step, {"trainable": found.trained}, {**taken, "source": str(source.path)})
     _, trees, extras = own.restore({"trainable": None})
-    return PhaseResult(trees["trainable"], Ledger(extras["cost"]), extras["questions"])
+    kept = Kept(**extras["kept"]) if extras.get("kept") else None
+    return PhaseResult(trees["trainable"], Ledger(extras["cost"]), extras["questions"], kept=kept)
 
 
 def _check_source(source: RunFolder, run: Run, phase: Phase) -> None:
