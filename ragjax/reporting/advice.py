@@ -65,6 +65,11 @@ class _Judge:
         self._rows = {row.row: row for row in pair.rows if row.scores.get(metric) is not None}
         self.as_good = [name for name, row in self._rows.items() if row is best or not self._is_real(row.behind)]
 
+    @property
+    def _gains(self) -> list[RowFindings]:
+        """The rows that are ahead of the untrained models beyond chance."""
+        return [row for row in self._rows.values() if self._is_gain(row)]
+
     def _is_real(self, intervals: Intervals) -> bool:
         return is_real(intervals[self._metric], self._n)
 
@@ -87,9 +92,10 @@ class _Judge:
         if best.row == "none":
             return "none", f"Keep the models as they are: no strategy has a higher {name} than the untrained models."
         if not self._is_real(best.change):
+            what = "the best mean is within chance of them" if self._gains else "nothing was learned beyond chance"
             return "none", (
-                f"Keep the models as they are: nothing was learned beyond chance. {best.label} changes {name} by "
-                f"{_points(best.change[metric])}, an interval that holds 0."
+                f"Keep the models as they are: {what}. {best.label} changes {name} by {_points(best.change[metric])}, "
+                "an interval that holds 0."
             )
         if not self._is_gain(best):
             return "none", (
@@ -130,12 +136,9 @@ class _Judge:
                 f"Against the untrained models {row.label} changes {name} by {_points(row.change[metric])} "
                 f"(95 % paired interval, {count(self._n, 'question')}, {count(len(row.seeds), 'seed')})."
             )
-        alone = [each for each in self._rows.values() if self._is_gain(each)]
-        if choice == "none" and alone:
-            gains = [f"{each.label} {with_span(each.change[metric])}" for each in alone]
-            found.append(
-                f"Taken by themselves, these gains over the untrained models are clear: {listed(gains)} points."
-            )
+        if choice == "none" and self._gains:
+            gains = [f"{each.label} {with_span(each.change[metric])}" for each in self._gains]
+            found.append(f"Taken alone, these gains over the untrained models are clear: {listed(gains)} points.")
         behind = [each for each in self._rows.values() if each is not best and self._is_real(each.behind)]
         if behind and len(self._rows) > 1:
             leads = [f"{each.label} {with_span(each.behind[metric])}" for each in behind]
@@ -227,9 +230,7 @@ def _unknown(pair: PairFindings) -> tuple[str, ...]:
         found.append("No answers were measured: the rows are compared by what they retrieve.")
     phases = {phase for row in pair.rows for cell in row.cells for phase in cell.unselected_phases}
     if phases:
-        found.append(
-            f"No dev questions told which state is the best in {listed(sorted(phases))}: the last one was kept."
-        )
+        found.append(f"No dev questions tell the best state of {listed(sorted(phases))}: the last one was kept.")
     missing = [label for row, label in LABELS.items() if row != "none" and pair.row(row) is None]
     if missing and trained:
         found.append(f"{listed(missing)} {'was' if len(missing) == 1 else 'were'} not tried.")

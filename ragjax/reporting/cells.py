@@ -1,6 +1,7 @@
 """What a report is made from: cells, each a run of one strategy with one pair of models and one seed."""
 
 import dataclasses
+from pathlib import Path
 
 from ragjax.runs import RunFolder
 
@@ -28,6 +29,11 @@ class Cell:
     seed: int
     files: RunFolder  # of a finished run; need not be finished where `failure` says why
     failure: str = ""  # one sentence: why the cell has no result
+
+
+def shown(place: str, with_places: bool) -> str:
+    """A path, or the name of a model or data set; an absolute path without its folders, if they are not to be shown."""
+    return Path(place).name if not with_places and Path(place).is_absolute() else place
 
 
 def row_of(strategy: str, objective: str) -> str:

@@ -10,7 +10,7 @@ from ragjax.evaluation import METRICS, seeds_interval
 from ragjax.evaluation.statistics import Interval
 from ragjax.files import read_json_lines
 from ragjax.metrics import mean_of_defined
-from ragjax.reporting.cells import LABELS, REFERENCE, Cell
+from ragjax.reporting.cells import LABELS, REFERENCE, Cell, shown
 from ragjax.runs import RunRecord, Summary
 from ragjax.runs.summary import Scores
 
@@ -97,8 +97,10 @@ class _Measured:
     after: Values
 
 
-def find(cells: Sequence[Cell], title: str, command: str) -> Findings:
+def find(cells: Sequence[Cell], title: str, command: str, with_places: bool = True) -> Findings:
     """What the runs of `cells` have found.
+
+    with_places: False cuts paths to their last name, as folders differ between machines.
 
     Raises:
       UserError: a cell of no known row, twice there, unfinished without a failure, or measured on other questions than
@@ -110,7 +112,7 @@ def find(cells: Sequence[Cell], title: str, command: str) -> Findings:
     pairs: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         pairs.setdefault((cell.embedder, cell.generator), []).append(cell)
-    return Findings(title, command, tuple(_pair(*names, those) for names, those in pairs.items()))
+    return Findings(title, command, tuple(_pair(*names, those, with_places) for names, those in pairs.items()))
 
 
 def record_of(cell: Cell) -> RunRecord | None:
@@ -136,7 +138,7 @@ def _check(cells: Sequence[Cell]) -> None:
             raise UserError(f"{cell.files.path} is not finished: run its command again, then report on it.")
 
 
-def _pair(embedder: str, generator: str, cells: Sequence[Cell]) -> PairFindings:
+def _pair(embedder: str, generator: str, cells: Sequence[Cell], with_places: bool) -> PairFindings:
     measured = [_measure(cell) for cell in cells if not cell.failure]
     _check_same_questions(measured)
     by_row = {row: [m for m in measured if m.cell.row == row] for row in LABELS}
@@ -145,9 +147,10 @@ def _pair(embedder: str, generator: str, cells: Sequence[Cell]) -> PairFindings:
     metric = next((name for name in RANKING if any(each.get(name) is not None for each in scores.values())), None)
     best = _best(scores, seconds, metric)
     first = measured[0] if measured else None
+    rows = {row: [cell for cell in cells if cell.row == row] for row in LABELS}
     return PairFindings(
-        embedder,
-        generator,
+        shown(embedder, with_places),
+        shown(generator, with_places),
         split=first.summary.split if first else "",
         n=len(first.ids) if first else 0,
         counts={name: sum(v is not None for v in first.before[name]) for name in METRICS} if first else {},
@@ -155,9 +158,9 @@ def _pair(embedder: str, generator: str, cells: Sequence[Cell]) -> PairFindings:
         metric=metric,
         best=best,
         rows=tuple(
-            _row(row, [cell for cell in cells if cell.row == row], those, by_row.get(best or "", []), seconds)
-            for row, those in by_row.items()
-            if any(cell.row == row for cell in cells)
+            _row(row, those, by_row[row], by_row.get(best or "", []), seconds, with_places)
+            for row, those in rows.items()
+            if those
         ),
     )
 
@@ -223,6 +226,7 @@ def _row(
     measured: Sequence[_Measured],
     best: Sequence[_Measured],
     seconds: Mapping[str, float | None],
+    with_places: bool,
 ) -> RowFindings:
     own, reference = seconds[row], seconds[REFERENCE]
     is_best = bool(measured) and measured == best
@@ -240,11 +244,11 @@ def _row(
         parts={part: sum(m.summary.cost[part]["seconds"] for m in measured) / len(measured) for part in PARTS}
         if measured
         else {},
-        cells=tuple(_cell(cell, by_cell.get(id(cell))) for cell in cells),
+        cells=tuple(_cell(cell, by_cell.get(id(cell)), with_places) for cell in cells),
     )
 
 
-def _cell(cell: Cell, summary: Summary | None) -> CellFindings:
+def _cell(cell: Cell, summary: Summary | None, with_places: bool) -> CellFindings:
     record, kept = record_of(cell), summary.kept if summary else {}
     # A phase taken over from another run was selected there.
     unselected = [
@@ -252,7 +256,8 @@ def _cell(cell: Cell, summary: Summary | None) -> CellFindings:
         for phase, state in kept.items()
         if state is None and record and record.config.keep == "best" and not getattr(record.config, f"{phase}_run", "")
     ]
-    return CellFindings(cell.row, cell.seed, str(cell.files.path), cell.failure, summary, tuple(unselected))
+    folder = shown(str(cell.files.path), with_places)
+    return CellFindings(cell.row, cell.seed, folder, cell.failure, summary, tuple(unselected))
 
 
 def _change(measured: Sequence[_Measured], name: str) -> Interval | None:

@@ -29,7 +29,7 @@ from ragjax.runs import RunFolder, Summary
 
 # Of each metric in the CSV file.
 _ENDS = ("before", "after", "change", "low", "high")
-_MARKDOWN_SIGNS = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
+_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]|~$])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _content(
     cells: Sequence[Cell], command: str, title: str, searches: Sequence[RunFolder], with_texts: bool
 ) -> tuple[Findings, list[Advice], dict[str, Any]]:
     """(findings, the advice of each pair, what the templates need)."""
-    findings = find(cells, title, command)
+    findings = find(cells, title, command, with_places=with_texts)
     searched = [read_search(files) for files in searches]
     advice = [advise(pair, bool(searched)) for pair in findings.pairs]
     content = {

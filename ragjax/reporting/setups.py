@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ragjax.config import RunConfig
 from ragjax.fields import changed_flags
 from ragjax.files import read_json_object
-from ragjax.reporting.cells import LABELS, Cell
+from ragjax.reporting.cells import LABELS, Cell, shown
 from ragjax.runs import Summary
 
 # Fields that hold paths, beside the names of models and data.
@@ -38,17 +37,17 @@ class Setup:
     cells: Sequence[CellSetup]
 
 
-def read_setup(cells: Sequence[Cell], with_paths: bool) -> Setup:
+def read_setup(cells: Sequence[Cell], with_places: bool) -> Setup:
     """What config.json and summary.json of the cells say.
 
-    with_paths: False cuts folders to their names, as paths differ between machines.
+    with_places: False cuts folders to their names, as paths differ between machines.
     """
     contents = [read_json_object(cell.files.config_file) if cell.files.is_begun else {} for cell in cells]
-    flags = [_flags(cell, with_paths) if content else None for cell, content in zip(cells, contents, strict=True)]
+    flags = [_flags(cell, with_places) if content else None for cell, content in zip(cells, contents, strict=True)]
     known = [each for each in flags if each is not None]
     common = [flag for flag in known[0] if all(flag in each for each in known)] if known else []
     inputs = dict.fromkeys(
-        (kind, _source(about, with_paths), about["sha256"])
+        (kind, _source(about, with_places), about["sha256"])
         for content in contents
         for kind, about in content.get("inputs", {}).items()
     )
@@ -61,7 +60,7 @@ def read_setup(cells: Sequence[Cell], with_paths: bool) -> Setup:
             CellSetup(
                 LABELS[cell.row],
                 cell.seed,
-                _place(cell.files.path, with_paths),
+                shown(str(cell.files.path), with_places),
                 _rates(content.get("learning_rates", {})),
                 _kept(cell.files.read_summary()),
                 f"python -m ragjax.train {' '.join(own)}" if own is not None else "",
@@ -75,25 +74,21 @@ def _distinct(values) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _flags(cell: Cell, with_paths: bool) -> list[str]:
+def _flags(cell: Cell, with_places: bool) -> list[str]:
     """Of a command that makes this run: the strategy, and all that differs from the defaults."""
     config = cell.files.record().config
-    if not with_paths:
-        names = {name: Path(value).name for name in _PLACES if (value := getattr(config, name))}
+    if not with_places:
+        names = {name: shown(getattr(config, name), with_places) for name in _PLACES}
         config = dataclasses.replace(config, **names)
     changed = changed_flags(config, RunConfig(strategy=config.strategy))
     return [f"--strategy={config.strategy}", *changed]
 
 
-def _place(path: Path, with_paths: bool) -> str:
-    return str(path) if with_paths else path.name
-
-
-def _source(about: Mapping[str, str], with_paths: bool) -> str:
+def _source(about: Mapping[str, str], with_places: bool) -> str:
     """What a model or the data came from; a source in words begins with its place."""
     words = about.get("source") or about["name"]
     place, colon, rest = words.partition(": ")
-    return words if with_paths or not place.startswith("/") else f"{Path(place).name}{colon}{rest}"
+    return f"{shown(place, with_places)}{colon}{rest}"
 
 
 def _rates(by_phase: Mapping[str, Mapping[str, float]]) -> str:

@@ -102,3 +102,35 @@ def test_p_says_how_often_chance_does_as_much():
     values = [statistics.paired_p_value(np.zeros(12), rng.normal(size=12)) for _ in range(400)]
     for share in (0.05, 0.2, 0.5):
         assert np.mean(np.array(values) <= share) == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 400))
+
+
+def test_an_interval_over_seeds_equals_the_quantiles_of_all_resamples_of_seeds_and_questions():
+    values = np.array([[0.0, 1.0, 5.0], [2.0, 4.0, 11.0]])
+    means = sorted(
+        np.mean([[values[seed, question] for question in questions] for seed in seeds])
+        for seeds in itertools.product(range(2), repeat=2)
+        for questions in itertools.product(range(3), repeat=3)
+    )
+    mean, low, high = statistics.seeds_interval(values.tolist(), resamples=400_000)
+    assert mean == pytest.approx(23 / 6, abs=1e-12)
+    # Of all 108 resamples, 0.025 * 108 = 2.7 and 0.975 * 108 = 105.3: the third and the 106th, each of a plateau.
+    assert low == pytest.approx(means[2], abs=1e-12)
+    assert high == pytest.approx(means[105], abs=1e-12)
+
+
+def test_an_interval_over_seeds_holds_the_luck_of_the_training():
+    questions = np.random.default_rng(0).normal(0, 0.1, 400)
+    same, apart = [questions, questions], [questions - 0.5, questions + 0.5]
+    _, low, high = statistics.seeds_interval(same)
+    assert high - low < 0.05
+    _, low, high = statistics.seeds_interval(apart)
+    assert (low, high) == (pytest.approx(-0.5, abs=0.05), pytest.approx(0.5, abs=0.05))
+
+
+def test_one_seed_gives_the_interval_over_questions():
+    values = np.random.default_rng(2).normal(size=30).tolist()
+    assert statistics.seeds_interval([values]) == statistics.mean_interval(values)
+    assert statistics.seeds_interval([]) is None
+    assert statistics.seeds_interval([[], []]) is None
+    with pytest.raises(ValueError):
+        statistics.seeds_interval([[1.0], [1.0, 2.0]])
