@@ -35,8 +35,8 @@ _FULL_PER_ADAPTERS = 1.5
 _PAIRS_SCORED = 1.3
 # An embedder's step is its forward pass and twice that backward.
 _EMBEDDER_STEP = 3.0
-# What a phase leaves on the disk: the state, two moments of AdamW beside it, and the best state.
-_COPIES_KEPT = 4
+# What a phase leaves on the disk: two checkpoints of the state and AdamW's two moments, and two of the best state.
+_COPIES_KEPT = 2 * 3 + 2
 # What it holds in memory: parameters, gradients, two moments.
 _COPIES_HELD = 4
 # Passages and questions to encode, prompts to read, questions to answer: seconds of a laptop's work.
@@ -88,7 +88,11 @@ class Pace:
 
     def cell_bytes(self, cell: Planned) -> int:
         """On the disk: checkpoints, nearly all of it."""
-        return sum(_COPIES_KEPT * self.trained_bytes[model] for phase in cell.phases for model in phase.trains)
+        return sum(
+            (1 if source_run(cell.config, phase) else _COPIES_KEPT) * self.trained_bytes[model]
+            for phase in cell.phases
+            for model in phase.trains
+        )
 
     def memory_bytes(self, cells: Sequence[Planned]) -> int:
         """At least: weights, gradients and the optimizer. Activations come on top, by --batch_size and --remat."""

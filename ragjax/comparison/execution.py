@@ -57,7 +57,7 @@ class Execution:
         width = max(len(name) for name, _ in lines)
         say(f"\n{len(left)} of {len(self._cells)} runs are left, about\n")
         say("\n".join(f"  {name.ljust(width)}  {took:>10}" for name, took in lines))
-        needed = sum(self._paces[cell.pair].cell_bytes(cell) for cell in left)
+        needed = sum(self._paces[cell.pair].cell_bytes(cell) for cell, _ in self._expected(left))
         free = shutil.disk_usage(
             next(path for path in (self._files.path, *self._files.path.parents) if path.exists())
         ).free
@@ -100,9 +100,6 @@ class Execution:
         for place, cell in enumerate(self._cells):
             is_new, began = not cell.files.is_finished, time.perf_counter()
             if is_new:
-                # There may be hundreds of cells in this process. What was compiled for one is of no use to the next,
-                # and programs hold memory maps, which run out. XLA's cache on the disk has them still.
-                jax.clear_caches()
                 rest = self._expected([c for c in self._cells[place:] if not c.files.is_finished])
                 scale = spent / expected if expected else 1.0
                 say(
@@ -182,6 +179,8 @@ class Execution:
         config = cell.config
         if cell.pair not in self._prepared:
             self._prepared.clear()
+            # What was compiled for other models is of no use any more, and programs hold memory maps, which run out.
+            jax.clear_caches()
             run = prepare(config, self._dataset, models=self._load(cell.pair, config))
             self._prepared[cell.pair] = run
             self._models.clear()

@@ -137,7 +137,7 @@ def test_rows_and_seeds_can_be_added_later(whole, world, monkeypatch):
     ragjax.compare(config, more)
     assert {path: path.read_bytes() for path in kept} == kept
     assert list(reported(config.run_dir)) == [
-        ("none", "0"), ("generator", "0"), ("two_phase", "0"), ("generator", "1"), ("two_phase", "1")
+        ("none", "0"), ("generator", "0"), ("generator", "1"), ("two_phase", "0"), ("two_phase", "1")
     ]  # fmt: skip
     second = read_json(cell_of(config.run_dir, "two_phase", seed=1).config_file)["flags"]
     assert second["generator_run"] == str(cell_of(config.run_dir, "generator", seed=1).path)
@@ -341,7 +341,7 @@ def test_all_four_kinds_of_pipelines_are_compared(world):
 def test_kills_at_random_moments_end_in_the_same_table(world):
     """The command, killed without warning again and again, until a run of it comes to its end."""
     config = shared(world, world.folder / "killed", max_steps=2, eval_limit=2)
-    chosen = options(world, strategies="none,embedder,generator,two_phase,rag_token")
+    chosen = options(world, strategies="none,embedder,generator,two_phase")
     flags = [*changed_flags(config, RunConfig()), *changed_flags(chosen, CompareConfig())]
     decided = ("strategy", "embedder", "generator", "seed")
     command = [sys.executable, "-m", "ragjax.compare"] + [
