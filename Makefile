@@ -54,7 +54,7 @@ format: $(VENV)/.ready  ## let ruff mend what it can
 	$(VENV)/bin/ruff format .
 
 docs: $(DOCS_VENV)/.ready  ## build the site into build/site; a dead link or an undocumented public name fails
-	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --quiet --strict
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict
 
 test: $(VENV)/.ready  ## the test suite (no torch, no hub)
 	$(TEST_ENV) $(FAST_COMPILE) $(VENV)/bin/python -m pytest $(SPREAD) $(PYTEST_ARGS)

@@ -69,6 +69,7 @@ setup(
             "mkdocs-material==9.8.2",
             "mkdocstrings[python]==1.0.8",
             "mkdocstrings-python==2.0.11",
+            "ruff>=0.17.6,<0.18",  # breaks long signatures
         ],
         # setuptools: the packaging test builds a wheel without reaching for the network.
         # beartype: the tests check the shapes in jaxtyping's annotations with it.

@@ -19,7 +19,7 @@ import griffe
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 import ragjax
@@ -30,8 +30,12 @@ NOTEBOOK = "quickstart"
 _LINK = re.compile(r"\]\((?![\w+.-]+:|#)(?P<target>[^)\s#]+)(?P<part>#[^)\s]*)?\)")
 _FENCE = re.compile(r"^(`{3,}).*?^\1$", re.MULTILINE | re.DOTALL)
 _MATH = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LOADED = re.compile(r"<(?:script|img|source|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*\bhref=[\"']?(?:https?:)?//")
+_LOADED = re.compile(
+    r"<(?:script|img|source|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*\bhref=[\"']?(?:https?:)?//"
+)
 _LANGUAGES = {".py": "python", ".json": "json", ".toml": "toml", ".sh": "sh", ".yml": "yaml"}
+# What search does not look at: a page's head says so.
+_UNSEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
 
 # Page of the site -> the repository's file or folder that it shows.
 _shown: dict[str, str] = {}
@@ -45,24 +49,30 @@ def on_config(config: MkDocsConfig) -> None:
     missing = [name for name in ragjax.__all__ if name != "__version__" and name not in shown]
     faults = [f"{name} stands nowhere in docs/api.md" for name in missing]
     for path in shown.values():
-        faults += [f"{name} has no docstring" for name in _undocumented(package[path.removeprefix("ragjax.")])]
+        found = package[path.removeprefix("ragjax.")]
+        target = found.final_target if isinstance(found, griffe.Alias) else found
+        faults += [f"{name} has no docstring" for name in _undocumented(target)]
     if faults:
         raise PluginError("; ".join(faults))
 
 
 def _undocumented(found: griffe.Object) -> Iterator[str]:
-    """The object and its public functions and classes, those without a docstring."""
+    """The object and its public functions, properties and classes, those without a docstring."""
     if not found.has_docstring:
         yield found.path
-    for member in found.members.values():
-        if member.is_public and not member.is_alias and (member.is_function or member.is_class):
+    for name, member in found.members.items():
+        if member.is_alias or name.startswith("_"):
+            continue
+        if member.is_function or member.is_class or "property" in member.labels:
             yield from _undocumented(member)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the notebook's page, and one for each file or folder outside docs/ that a page links to."""
     _shown.clear()
-    files.append(File.generated(config, f"{NOTEBOOK}.md", content=_notebook(Path(config.docs_dir, f"{NOTEBOOK}.ipynb"))))
+    files.append(
+        File.generated(config, f"{NOTEBOOK}.md", content=_notebook(Path(config.docs_dir, f"{NOTEBOOK}.ipynb")))
+    )
     open_pages = [(f"docs/{file.src_uri}", file.content_string) for file in files.documentation_pages()]
     while open_pages:
         source, text = open_pages.pop()
@@ -72,7 +82,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 continue
             _shown[page] = target
             content = _content(target)
-            files.append(File.generated(config, page, content=content))
+            hidden = File.generated(config, page, content=_UNSEARCHED + content, inclusion=InclusionLevel.NOT_IN_NAV)
+            files.append(hidden)
             open_pages.append((target, content))
     return files
 
@@ -149,5 +160,8 @@ def _notebook(path: Path) -> str:
     """The cells of a notebook as Markdown."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     parts = ["".join(cell["source"]) for cell in cells]
-    shown = [part if cell["cell_type"] == "markdown" else f"```python\n{part}\n```" for cell, part in zip(cells, parts, strict=True)]
+    shown = [
+        part if cell["cell_type"] == "markdown" else f"```python\n{part}\n```"
+        for cell, part in zip(cells, parts, strict=True)
+    ]
     return "\n\n".join([*shown, f"This page is [a notebook]({path.name}).\n"])
