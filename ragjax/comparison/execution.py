@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from ragjax.comparison.estimate import Pace, duration, measure_pace
 from ragjax.comparison.matrix import Planned
 from ragjax.config import CompareConfig, RunConfig, SearchConfig
@@ -98,6 +100,9 @@ class Execution:
         for place, cell in enumerate(self._cells):
             is_new, began = not cell.files.is_finished, time.perf_counter()
             if is_new:
+                # There may be hundreds of cells in this process. What was compiled for one is of no use to the next,
+                # and programs hold memory maps, which run out. XLA's cache on the disk has them still.
+                jax.clear_caches()
                 rest = self._expected([c for c in self._cells[place:] if not c.files.is_finished])
                 scale = spent / expected if expected else 1.0
                 say(

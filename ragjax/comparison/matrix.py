@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ragjax.config import ROWS, CompareConfig, RunConfig
@@ -40,8 +40,8 @@ class Planned:
     def describe(self) -> str:
         return f"{self.row} of {self.pair}, seed {self.config.seed}"
 
-    def taking_over(self, finished: Iterable["Planned"]) -> "Planned":
-        """The same cell, which takes over what finished ones of its pair and seed have trained in the same way.
+    def taking_over(self, finished: Sequence["Planned"]) -> "Planned":
+        """The same cell, which takes over what finished ones of its pair and seed have trained alike: the first did it.
 
         A cell that has begun goes on with what it took then. Raises UserError where its folder does not tell.
         """
@@ -51,7 +51,7 @@ class Planned:
         else:
             sources = {
                 REUSED[phase.name]: other.config.run_dir
-                for phase, other in itertools.product(self.phases if len(self.phases) > 1 else (), finished)
+                for phase, other in itertools.product(self.phases if len(self.phases) > 1 else (), reversed(finished))
                 if phase.name in REUSED and phase in other.phases and _are_alike(self, other)
             }
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **sources))

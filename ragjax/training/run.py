@@ -117,20 +117,19 @@ def evaluated_questions(run: Run) -> Sequence[Question]:
     return getattr(run.dataset, run.config.eval_split)[: run.config.eval_limit or None]
 
 
-def run_phases(run: Run, phases: Sequence[Phase], before: Measurement | None = None) -> Summary:
+def run_phases(run: Run, phases: Sequence[Phase]) -> Summary:
     """Before, the phases, after; every result goes into the run's folder, the summary last.
 
     Args:
       run: as `prepare` gives it.
       phases: those of one of the strategies.
-      before: what the untrained models score, where that is known already; it is measured otherwise.
 
     Raises:
       UserError: training diverged, or something cannot be written.
     """
     if not run.files.is_begun:
         _begin(run, phases)
-    before = before or measure(run, "before")
+    before = measure(run, "before")
     results = _train_phases(run, phases)
     after = measure(run.with_trained(on_device(results)), "after") if phases else before
     summary = Summary(

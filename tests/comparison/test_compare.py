@@ -80,6 +80,8 @@ def test_a_cell_is_the_run_by_itself_and_costs_what_that_costs(whole, world, tmp
     for moment in ("before", "after") if row != "none" else ("before",):
         paths = [files.measured("test", moment) for files in (cell.files, RunFolder(tmp_path / row))]
         assert paths[0].read_bytes() == paths[1].read_bytes()
+    if row.startswith("rag_"):
+        assert cell.files.metrics_file.read_bytes() == (tmp_path / row / "metrics.jsonl").read_bytes()
     assert (own.before, own.after, own.kept) == (alone.before, alone.after, alone.kept)
     for part in ("embedder", "generator", "search", "encode", "evaluation"):
         for unit in ("flops", "tokens", "backward_tokens"):

@@ -21,15 +21,13 @@ from ragjax.evaluation import evaluate_runs
 from ragjax.exporting import export_run
 from ragjax.pipeline import Pipeline, load_models
 from ragjax.pretrained import load_embedder, load_generator
-from ragjax.runs import RunFolder, Summary, open_run, prepare
+from ragjax.runs import Summary, open_run
 from ragjax.runs import run as run_module_of_runs
 from ragjax.training import run as run_module
 from ragjax.training import train
-from ragjax.training.run import measure, run_phases
 from ragjax.training.sampling import question_order, total_steps
 from ragjax.training.signals import AnswerAssembler
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.strategies import STRATEGIES
 from tests.tiny_runs import PLACES, changed, flat, passages, questions, read_lines, tiny_world, write_data
 
 METRICS = {"em", "f1", "contains", "recall_at_5", "hit_at_5"}
@@ -390,26 +388,6 @@ def test_none_measures_the_models_as_they_are(world, capsys):
         question["id"] for question in questions()["dev"][:3]
     ]
     assert not (finished.folder / "metrics.jsonl").exists()
-
-
-def test_strategies_can_share_what_is_prepared_and_what_is_measured_before(generator_only, tmp_path):
-    """The same lines, bit for bit, as in a run that did all of it by itself."""
-    config = generator_only.config
-    prepared = prepare(dataclasses.replace(config, strategy="none", run_dir=str(tmp_path / "none")))
-    before = measure(prepared, "before")
-    own = dataclasses.replace(prepared, config=config, files=RunFolder(tmp_path / "generator"))
-    summary = run_phases(own, STRATEGIES["generator"], before)
-    assert summary.strategy == "generator"
-    assert (summary.before, summary.after) == (generator_only.summary.before, generator_only.summary.after)
-    for name in ("metrics.jsonl", "predictions/test.after.jsonl"):
-        assert (own.folder / name).read_bytes() == (generator_only.folder / name).read_bytes(), name
-    assert not own.files.measured("test", "before").exists()
-    for unit in UNITS - {"seconds"}:
-        assert summary.cost["evaluation"][unit] == generator_only.summary.cost["evaluation"][unit]
-    # What was shared is still untrained: the next strategy begins where this one did.
-    assert changed(prepared.generator.variables, generator_only.pipelines[0].generator.variables) == set()
-    none = run_phases(prepared, STRATEGIES["none"], before)
-    assert (none.strategy, none.before, none.after) == ("none", summary.before, summary.before)
 
 
 def test_recall_of_unlabelled_questions_is_null(world):
