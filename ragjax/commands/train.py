@@ -4,7 +4,8 @@
     python -m ragjax.train --strategy=joint --data=FOLDER --run_dir=runs/mine
 
 The run folder gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, predictions/ (before and after
-training) and summary.json. The same command continues an unfinished run, and prints the table of a finished one.
+training), summary.json and report.html. The same command continues an unfinished run, and prints the table of a
+finished one.
 """
 
 from collections.abc import Sequence

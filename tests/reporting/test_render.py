@@ -117,9 +117,8 @@ def test_what_the_data_say_is_text(tmp_path):
 def test_a_page_needs_nothing_else(tmp_path):
     page = write_report(comparison(tmp_path), tmp_path / "out", command="", title="").html.read_text()
     assert re.findall(r"<(?:script|link|img|iframe|object|embed)\b|@import", page) == []
-    assert [
-        url for url in re.findall(r"(?:href|src)=\"([^\"]*)\"|url\(([^)]*)\)", page) if not "".join(url)[0] == "#"
-    ] == []
+    targets = ["".join(found) for found in re.findall(r"(?:href|src)=\"([^\"]*)\"|url\(([^)]*)\)", page)]
+    assert [target for target in targets if not target.startswith("#")] == []
     names = re.findall(r'\bid="([^"]*)"', page)
     assert len(names) == len(set(names)) > 0
     assert {target[1:] for target in targets} <= set(names)

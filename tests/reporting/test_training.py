@@ -6,6 +6,8 @@ from ragjax.training import run as training_run
 from ragjax.training import train
 from tests.tiny_runs import tiny_world
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
