@@ -11,7 +11,6 @@
 import json
 import posixpath
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         source, text = open_pages.pop()
         for target in _targets(source, text):
             page = _page_of(target)
-            if target.startswith("docs/") or page in _shown or not _is_ours(target):
+            if target.startswith("docs/") or page in _shown or not (ROOT / target).exists():
                 continue
             _shown[page] = target
             content = _content(target)
@@ -96,6 +95,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def rewritten(match: re.Match) -> str:
         (target,) = _targets(source, match[0])
         there = target.removeprefix("docs/") if target.startswith("docs/") else _page_of(target)
+        if there == f"{NOTEBOOK}.ipynb" and here != f"{NOTEBOOK}.md":
+            there = f"{NOTEBOOK}.md"
         return f"]({posixpath.relpath(there, posixpath.dirname(here) or '.')}{match['part'] or ''})"
 
     markdown = _outside_fences(markdown, lambda text: _LINK.sub(rewritten, text))
@@ -129,12 +130,6 @@ def _outside_fences(text: str, change: Callable[[str], str]) -> str:
         parts += [change(text[end : fence.start()]), fence[0]]
         end = fence.end()
     return "".join([*parts, change(text[end:])])
-
-
-def _is_ours(target: str) -> bool:
-    """Whether the repository has this file or folder."""
-    listed = subprocess.run(["git", "ls-files", "--", target], cwd=ROOT, capture_output=True, text=True, check=True)
-    return bool(listed.stdout)
 
 
 def _page_of(target: str) -> str:
