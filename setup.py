@@ -62,6 +62,15 @@ setup(
             "sentence-transformers>=6.2,<6.3",
             "torch==2.13.0",
         ],
+        # The site (`make docs`): one version of each, because the build is strict.
+        "docs": [
+            "latex2mathml==3.81.1",
+            "mkdocs==1.6.1",
+            "mkdocs-material==9.8.2",
+            "mkdocstrings[python]==1.0.8",
+            "mkdocstrings-python==2.0.11",
+            "ruff>=0.17.6,<0.18",  # breaks long signatures
+        ],
         # setuptools: the packaging test builds a wheel without reaching for the network.
         # beartype: the tests check the shapes in jaxtyping's annotations with it.
         "dev": [

@@ -74,6 +74,7 @@ class Embedder:
 
     @property
     def variables(self) -> dict[str, Tree]:
+        """Of the module: {collection: parameters}."""
         return {"params": self.params}
 
     @functools.cached_property
@@ -95,6 +96,7 @@ class Embedder:
 
     @property
     def size(self) -> ModelSize:
+        """What the formulas of costs need to know."""
         config = self.config
         weights = sum(leaf.size for leaf in jax.tree.leaves(self.params["encoder"]["layer"]))
         return ModelSize(weights, 0, 0, config.num_hidden_layers, config.hidden_size)
@@ -190,6 +192,7 @@ class Generator:
 
     @property
     def variables(self) -> dict[str, Tree]:
+        """Of the module: {collection: parameters}, adapters included."""
         return {"params": self.params} | ({} if self.lora is None else {COLLECTION: self.lora})
 
     def describe(self) -> str:
@@ -212,6 +215,7 @@ class Generator:
 
     @functools.cached_property
     def size(self) -> ModelSize:
+        """What the formulas of costs need to know."""
         config = self.config
         layers = abstract_decoder(config)["params"]["layers"]
         lora = 0 if self.lora is None else sum(leaf.size for leaf in jax.tree.leaves(self.lora))
@@ -333,7 +337,8 @@ def load_embedder(
     Args:
       name_or_dir: see `ragjax.weights.resolve_model`.
       dtype: of activations; its weights stay float32, because they are what is trained.
-      query_prefix, passage_prefix: what is put in front of questions and of passages; None: the model's own.
+      query_prefix: what is put in front of questions; None: the model's own.
+      passage_prefix: the same of passages.
 
     Raises:
       UserError: it cannot be found, is damaged, or is of an unsupported kind.
@@ -379,7 +384,8 @@ def load_generator(
       quantize: None, or "int8" or "nf4" for the layers' kernels, which can then not be trained (adapters can).
       param_dtype: of the other weights, `dtype` by default.
       lora: shape of the adapters that the module carries. They are not initialised here: see `init_lora`.
-      scan_layers, remat: how the layers are compiled.
+      scan_layers: compile one layer and loop over all of them.
+      remat: what is recomputed in a backward pass: "none", "partial" or "full".
 
     Raises:
       UserError: it cannot be found, is damaged, or is of an unsupported kind.

@@ -1,10 +1,11 @@
 """The commands: flags -> configuration -> one call.
 
-train, lr_search, evaluate, ask, export     what they read from the command line, and what they call
-prepare, index, compare                     not part of this version yet; they say what to do instead
-flags.py                                    a flag for each field of a configuration
-ends.py                                     how a command ends: errors as one sentence, exit codes
-console.py                                  ask's prompt, history and streaming, and what it prints
+train, lr_search, compare,
+evaluate, ask, export       what they read from the command line, and what they call
+prepare, index              not part of this version yet; they say what to do instead
+flags.py                    a flag for each field of a configuration
+ends.py                     how a command ends: errors as one sentence, exit codes
+console.py                  ask's prompt, history and streaming, and what it prints
 
 `python -m ragjax.NAME` runs NAME.py of this folder, by way of the file NAME.py above it.
 """

@@ -34,15 +34,17 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """The run's folder."""
         return self.files.path
 
     @property
     def embedder(self) -> Embedder:
+        """As it was trained so far."""
         return self.pipeline.embedder
 
     @property
     def generator(self) -> Generator:
-        """Raises UserError where the run was opened for retrieval alone."""
+        """As it was trained so far. Raises UserError where the run was opened for retrieval alone."""
         if self.pipeline.reader is None:
             raise UserError(f"{self.folder} was opened without its generator: open it with `ragjax.open_run`.")
         return self.pipeline.reader.generator
