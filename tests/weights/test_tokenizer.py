@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -319,7 +320,7 @@ def test_tokens_that_only_the_settings_have_are_added(tmp_path):
     assert tokenizer("<|turn|>", split_special_tokens=False)["input_ids"] == [385]
     for damaged in ({"x": {"content": "<a>"}}, {"384": {}}, {"384": "<a>"}, ["<a>"]):
         settings_of(folder, added_tokens_decoder=damaged)
-        assert "added_tokens_decoder of tokenizer_config.json, or added_tokens.json, is damaged" in refusal(folder)
+        assert re.search("tokenizer_config.json.* (is damaged|is needed)", refusal(folder))
     settings_of(folder, added_tokens_decoder={"399": {"content": "<far>", "special": True}})
     assert "gives '<far>' the id 399, which tokenizer.json leaves no room for" in refusal(folder)
 
