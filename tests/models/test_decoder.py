@@ -630,9 +630,9 @@ def test_llama3_frequencies_are_read(field):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         (
             {"model_type": "mistral", "layer_types": ["sliding_attention", "full_attention"]},
-            "has 'full_attention' in layer_types",
+            "has 'full_att",
         ),
-        ({"layer_types": ["sliding_attention", "full_attention"]}, "has 'sliding_attention' in layer"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "has 'sliding_"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "rope type 'longrope'"),
         ({"rope_scaling": {"type": "su"}}, "rope type 'su'"),
         ({"rope_scaling": {"type": 3}}, "rope type 3"),
@@ -660,7 +660,7 @@ def test_llama3_frequencies_are_read(field):
         ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, "max_window_layers = 1"),
         (
             {"model_type": "qwen3", "layer_types": ["sliding_attention", "full_attention"]},
-            "has 'sliding_attention' in layer",
+            "has 'sliding_",
         ),
     ],
 )
