@@ -176,6 +176,8 @@ class RunFolder:
                 f"{self.config_file} does not describe a run of this version ({reason(error)}): give --run_dir the "
                 "folder of a ragjax.train run."
             ) from error
+        except UserError as error:  # a flag's value
+            raise UserError(f"{self.config_file} does not describe a run of this version: {error}") from error
 
     def check_flags(self, config: RunConfig) -> None:
         """Raises UserError where the folder holds a run with other flags; --run_dir may differ, a folder can move."""
@@ -237,8 +239,8 @@ def read_phases(files: RunFolder, phases: Sequence[str]) -> list[TrainedPhase]:
     """
     found = []
     for name in phases:
-        kept = [_checkpoints_in(path) for path in (files.best_checkpoints(name), files.checkpoints(name))]
-        checkpoints = next(filter(None, kept), None)
+        kept = map(Checkpoints, (files.best_checkpoints(name), files.checkpoints(name)))
+        checkpoints = next((each for each in kept if each.steps()), None)
         if checkpoints is None:
             break
         step, trees, _ = checkpoints.restore({"trainable": None})
@@ -246,10 +248,3 @@ def read_phases(files: RunFolder, phases: Sequence[str]) -> list[TrainedPhase]:
     if phases and not found:
         raise UserError(f"{files.path} holds no checkpoint: run ragjax.train on this run folder first.")
     return found
-
-
-def _checkpoints_in(path: Path) -> Checkpoints | None:
-    """The checkpoints of a folder, if there is one."""
-    # Asking for those of a folder that is not there would make it.
-    checkpoints = Checkpoints(path) if path.is_dir() else None
-    return None if checkpoints is None or checkpoints.latest_step() is None else checkpoints
