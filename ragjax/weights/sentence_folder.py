@@ -69,6 +69,7 @@ NORMALIZE_KEYS = ("module_input_name", "module_output_name")
 PROMPT_KEYS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "model_type")
 # What changes nothing here.
 _WITHOUT_EFFECT = ("unpad_inputs", "word_embedding_dimension", "embedding_dimension")
+_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 _SHORTEST = 3  # two special tokens, and one of the text
@@ -188,8 +189,11 @@ def _kind(path: Path, module: Mapping[str, Any]) -> str:
     kind = str(module.get("type"))
     package, _, name = kind.rpartition(".")
     ours = package.partition(".")[0] == "sentence_transformers"
-    if not ours or name not in ("Transformer", "Pooling", "Normalize", "Dropout"):
-        raise UserError(f"{path} asks for a module {kind!r}, which is not supported: choose another model")
+    if not ours or name not in _MODULES:
+        raise UserError(
+            f"{path} asks for a module {kind!r}, but only sentence-transformers' own {', '.join(_MODULES)} are "
+            "supported: choose another model"
+        )
     return name
 
 

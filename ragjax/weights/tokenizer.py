@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_OTHER_FORMS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 _AROUND = {"add_bos_token": "bos_token", "add_eos_token": "eos_token"}
 
 
@@ -141,8 +142,7 @@ def _from_folder(source: ModelSource, model_type: str) -> tuple[Tokenizer, dict[
         backend, specials = wordpiece.from_vocabulary(folder, model_type, config, settings)
         return backend, settings | specials
     if not path.is_file():
-        mend = "go online to download the rest" if source.origin.startswith("hub") else "add the one of this model"
-        raise UserError(f"{folder} has no tokenizer.json: {mend}")
+        raise UserError(_no_tokenizer(source))
     read_json_object(path)  # its errors name the file; what follows is about the content
     try:
         backend = Tokenizer.from_file(str(path))
@@ -158,6 +158,17 @@ def _from_folder(source: ModelSource, model_type: str) -> tuple[Tokenizer, dict[
             f"({reason(error)}): download or copy it again"
         ) from error
     return backend, settings | {name: config.boolean(name, None) for name in _AROUND}
+
+
+def _no_tokenizer(source: ModelSource) -> str:
+    """Why a folder without tokenizer.json is refused."""
+    if other := next((name for name in _OTHER_FORMS if (source.path / name).is_file()), None):
+        return (
+            f"{source.path} has {other} but no tokenizer.json, which is the form that is read: load and save the "
+            "tokenizer once with transformers, which writes it"
+        )
+    mend = "go online to download the rest" if source.origin.startswith("hub") else "add the one of this model"
+    return f"{source.path} has no tokenizer.json: {mend}"
 
 
 def _folder_settings(folder: Path) -> tuple[dict[str, Any], Settings]:

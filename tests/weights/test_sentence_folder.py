@@ -141,7 +141,7 @@ def test_what_is_ranked_otherwise_is_said(folder, similarity, normalised, words)
 @pytest.mark.parametrize(
     ("kind", "path", "words"),
     [
-        ("sentence_transformers.models.Dense", "2_Dense", "asks for a module 'sentence_transformers.models.Dense'"),
+        ("sentence_transformers.models.Dense", "2_Dense", "Dense', but only sentence-transformers' own Transf"),
         ("sentence_transformers.models.LayerNorm", "2_LayerNorm", "LayerNorm"),
         ("custom_st.Transformer", "2_Custom", "asks for a module 'custom_st.Transformer'"),
         ("sentence_transformers.models.Pooling", "3_Pooling", "modules Transformer, Pooling, Pooling, Normalize"),

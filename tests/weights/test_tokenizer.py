@@ -238,7 +238,9 @@ def test_chat_templates_of_every_form(tmp_path):
 def test_a_folder_without_tokenizer(tmp_path):
     folder = write_tiny_llama(tmp_path)
     (folder / "tokenizer.json").unlink()
-    assert "has no tokenizer.json" in refusal(folder)
+    assert "has no tokenizer.json: add the one of this model" in refusal(folder)
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    assert "has tokenizer.model but no tokenizer.json, which is the form that is read: load and save" in refusal(folder)
 
 
 @pytest.mark.parametrize(
