@@ -37,8 +37,8 @@ def adopt(run: Run, phase: Phase) -> PhaseResult:
         _, _, extras = Checkpoints(source.checkpoints(phase.name)).restore({})
         kept = {"cost": extras["cost"], "questions": extras["questions"], "source": str(source.path)}
         own.save(found.step, {"trainable": found.trained}, kept)
-    _, trees, extras = own.restore({"trainable": None})
-    return PhaseResult(trees["trainable"], Ledger(extras["cost"]), extras["questions"])
+    step, trees, extras = own.restore({"trainable": None})
+    return PhaseResult(trees["trainable"], Ledger(extras["cost"]), extras["questions"], step)
 
 
 def _check_source(source: RunFolder, run: Run, phase: Phase) -> None:

@@ -398,7 +398,7 @@ def test_strategies_can_share_what_is_prepared_and_what_is_measured_before(gener
     prepared = prepare(dataclasses.replace(config, strategy="none", run_dir=str(tmp_path / "none")))
     before = measure(prepared, "before")
     own = dataclasses.replace(prepared, config=config, files=RunFolder(tmp_path / "generator"))
-    summary = run_phases(own, STRATEGIES["generator"], before)
+    summary, _ = run_phases(own, STRATEGIES["generator"], before)
     assert summary.strategy == "generator"
     assert (summary.before, summary.after) == (generator_only.summary.before, generator_only.summary.after)
     for name in ("metrics.jsonl", "predictions/test.after.jsonl"):
@@ -408,7 +408,7 @@ def test_strategies_can_share_what_is_prepared_and_what_is_measured_before(gener
         assert summary.cost["evaluation"][unit] == generator_only.summary.cost["evaluation"][unit]
     # What was shared is still untrained: the next strategy begins where this one did.
     assert changed(prepared.generator.variables, generator_only.pipelines[0].generator.variables) == set()
-    none = run_phases(prepared, STRATEGIES["none"], before)
+    none, _ = run_phases(prepared, STRATEGIES["none"], before)
     assert (none.strategy, none.before, none.after) == ("none", summary.before, summary.before)
 
 
