@@ -1,6 +1,7 @@
 """Files of the whole house.
 
-write_atomic, append_line, sha256_file, read_pieces       bytes and text                      plain.py
+write_atomic, append_line, read_text, sha256_file,
+read_pieces                                               bytes and text                      plain.py
 read_json, read_json_object, read_json_lines,
 read_whole_lines, read_settings, write_json               JSON                                json_values.py
 PlannedFile, plan_text, plan_json, plan_copy,
@@ -25,7 +26,7 @@ from ragjax.files.json_values import (
 )
 from ragjax.files.keyed_records import KeyedRecords
 from ragjax.files.locks import lock_file, take_lock
-from ragjax.files.plain import append_line, read_pieces, sha256_file, write_atomic
+from ragjax.files.plain import append_line, read_pieces, read_text, sha256_file, write_atomic
 
 __all__ = [
     "KeyedRecords",
@@ -42,6 +43,7 @@ __all__ = [
     "read_json_object",
     "read_pieces",
     "read_settings",
+    "read_text",
     "read_whole_lines",
     "sha256_file",
     "take_lock",

@@ -155,6 +155,8 @@ def _open_record(files: RunFolder, config: RunConfig, options: SearchConfig) -> 
     if not files.search_file.is_file():
         return {**{part: dataclasses.asdict(values.located()) for part, values in asked.items()}, "trials": []}
     record = read_json_object(files.search_file)
+    if missing := {*asked, "trials"} - record.keys():
+        raise UserError(f"{files.search_file} lacks {min(missing)!r}: restore it or choose another --run_dir.")
     for part, values in asked.items():
         if differ := differing_fields(record[part], values):
             was, now = (flag_text(value) for value in (record[part].get(differ[0]), getattr(values, differ[0])))

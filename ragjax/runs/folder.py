@@ -25,7 +25,7 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.errors import UserError, reason
 from ragjax.fields import differing_fields, flag_text
-from ragjax.files import read_json, read_json_object, take_lock, write_json
+from ragjax.files import read_json_object, take_lock, write_json
 from ragjax.paths import expanded
 from ragjax.runs.summary import Summary
 from ragjax.voice import is_first
@@ -166,10 +166,8 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds no {self.config_file.name}: give --run_dir the folder of a ragjax.train run."
             )
-        content = read_json_object(self.config_file)
+        content = self._content()
         try:
-            if missing := {"flags", "phases", "inputs"} - content.keys():
-                raise TypeError(f"it lacks {sorted(missing)[0]!r}")
             return RunRecord(RunConfig(**content["flags"]), tuple(content["phases"]), content["inputs"])
         except TypeError as error:  # a flag that this version does not know, too
             raise UserError(
@@ -179,11 +177,22 @@ class RunFolder:
         except UserError as error:  # a flag's value
             raise UserError(f"{self.config_file} does not describe a run of this version: {error}") from error
 
+    def _content(self) -> dict[str, Any]:
+        """config.json as it is written. Raises UserError where it is no run's, but a model's, say."""
+        content = read_json_object(self.config_file)
+        for part, kind in (("flags", dict), ("phases", list), ("inputs", dict)):
+            if not isinstance(content.get(part), kind):
+                raise UserError(
+                    f"{self.config_file} does not describe a run of this version (it lacks {part!r}): give --run_dir "
+                    "the folder of a ragjax.train run, or a new one for training."
+                )
+        return content
+
     def check_flags(self, config: RunConfig) -> None:
         """Raises UserError where the folder holds a run with other flags; --run_dir may differ, a folder can move."""
         if not self.is_begun:
             return
-        recorded = read_json(self.config_file)["flags"]
+        recorded = self._content()["flags"]
         if differ := [name for name in differing_fields(recorded, config) if name != "run_dir"]:
             details = ", ".join(
                 f"--{name}={flag_text(recorded.get(name))} (now {flag_text(getattr(config, name))})" for name in differ
@@ -194,7 +203,7 @@ class RunFolder:
         """Raises UserError where one of the inputs, {name: {"sha256"}}, is no longer what the run was started with."""
         if not self.is_begun:
             return
-        recorded = read_json(self.config_file)["inputs"]
+        recorded = self._content()["inputs"]
         for name, now in inputs.items():
             if name not in recorded:  # the generator of a run that did without one
                 continue

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, processors
 
 from ragjax.errors import UserError, reason
-from ragjax.files import read_json_object, read_settings
+from ragjax.files import read_json_object, read_settings, read_text
 from ragjax.settings import Settings
 from ragjax.weights import wordpiece
 from ragjax.weights.load import check_token_ids, read_config
@@ -181,7 +181,7 @@ def _folder_settings(folder: Path) -> tuple[dict[str, Any], Settings]:
         if content.get("chat_template") is not None:
             settings["chat_template"] = _template(content)
     if (folder / "chat_template.jinja").is_file():  # where transformers writes it since 4.52
-        settings["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        settings["chat_template"] = read_text(folder / "chat_template.jinja")
     return settings, config
 
 
@@ -190,9 +190,8 @@ def _add_missing(backend: Tokenizer, config: Settings, roles: Set[str], folder: 
 
     The latter does not say which are special: those with a role are.
     """
-    path = folder / "added_tokens.json"
-    older = read_json_object(path) if path.is_file() else {}
-    tokens = {index: AddedToken(text, special=text in roles, normalized=False) for text, index in older.items()}
+    older = read_settings(folder / "added_tokens.json")
+    tokens = {older.integer(text, least=0): AddedToken(text, special=text in roles, normalized=False) for text in older}
     added = config.section("added_tokens_decoder")
     for index in added:
         token = added.section(index)

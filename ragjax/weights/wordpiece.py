@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from ragjax.errors import UserError, reason
-from ragjax.files import read_json_object
+from ragjax.files import read_settings
 from ragjax.settings import Settings
 
 # model_type -> the special tokens that its tokenizer has where tokenizer_config.json names none.
@@ -114,7 +114,8 @@ def _add_tokens(backend: Tokenizer, folder: Path, config: Settings) -> None:
     Raises UserError where an id is not the next one: the tokens between would be missing.
     """
     path = folder / "added_tokens.json"
-    added = dict(read_json_object(path)) if path.is_file() else {}
+    older = read_settings(path)
+    added = {text: older.integer(text, least=0) for text in older}
     if isinstance(more := config.get("added_tokens_decoder"), dict):
         path = folder / "tokenizer_config.json"
         added |= {entry["content"]: int(number) for number, entry in more.items()}
