@@ -14,9 +14,9 @@ from ragjax.runs import Run, open_run
 
 
 def train(config: RunConfig) -> Run:
-    """Trains what a configuration says, or continues it, and opens the run's folder.
+    """Trains what a configuration says, or continues it; the run with its models as trained.
 
-    As with `python -m ragjax.train`, the folder of a finished run is not trained again. `summary` of the result has
+    As with `python -m ragjax.train`, a finished run is not trained again: it is opened. `summary` of the result has
     the scores before and after and the cost.
 
     Args:
@@ -26,9 +26,9 @@ def train(config: RunConfig) -> Run:
       UserError: bad input, a folder that belongs to another configuration, training that diverged, or one of several
         processes.
     """
-    config = dataclasses.replace(config, run_dir=config.folder)
-    training.train(config)
-    return open_run(config.run_dir)
+    _, run = training.train_run(config)
+    # One that has only retrieved lacks the generator, which `ask` needs.
+    return open_run(config.folder) if run is None or run.pipeline.reader is None else run
 
 
 def evaluate(run: Run | str | Path, **settings: Any) -> Evaluation:

@@ -5,6 +5,7 @@ half-way is never listed) and each tree's own hash is stored and checked, becaus
 would otherwise restore silently.
 """
 
+import functools
 import hashlib
 import logging
 import shutil
@@ -20,21 +21,29 @@ from ragjax.errors import UserError, reason
 
 
 class Checkpoints:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder, which the first of them makes."""
 
     def __init__(self, folder: Path, keep: int = 2):
+        self._folder = Path(folder).absolute()
+        self._keep = keep
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax's, which makes the folder."""
         # Orbax narrates each save, and logs each of its threads' and tasks' failures besides raising one of them:
         # that would bury the one sentence we make of it.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._folder = Path(folder).absolute()
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self._folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Those that have a checkpoint, in order."""
+        return sorted(self._manager.all_steps()) if self._folder.is_dir() else []
 
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        """The last of them."""
+        return max(self.steps(), default=None)
 
     def save(self, step: int, trees: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
         """Writes one checkpoint.
@@ -47,8 +56,9 @@ class Checkpoints:
         Raises:
           UserError: it could not be written (a full disk, say); earlier checkpoints stay.
         """
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
+        manager = self._manager
         trees = {name: jax.tree.map(np.asarray, jax.device_get(tree)) for name, tree in trees.items()}
         record = {
             "sha256": {name: tree_sha256(tree) for name, tree in trees.items()},
@@ -61,8 +71,8 @@ class Checkpoints:
             raise self._not_written(step, f"it needs {needed:,} bytes, and {free:,} are free")
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record)))
-            self._manager.wait_until_finished()
+            manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record)))
+            manager.wait_until_finished()
         except Exception as error:  # orbax passes on whatever its storage layers raise
             for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -78,7 +88,7 @@ class Checkpoints:
 
     def remove_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps."""
-        for later in self._manager.all_steps():
+        for later in self.steps():
             if later > step:
                 self._manager.delete(later)
 

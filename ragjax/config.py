@@ -31,7 +31,8 @@ NEGATIVE_FILTERS = ("labels", "gist")
 QUANTIZE = ("int8", "nf4")
 REMAT = ("none", "partial", "full")
 KEEP = ("best", "last")
-DECODERS = ("concat", "rag_token", "rag_sequence", "none")
+ANSWERING = ("concat", "rag_token", "rag_sequence")
+DECODERS = (*ANSWERING, "none")
 DECODE_VARIANTS = ("thorough", "fast")
 
 
@@ -51,9 +52,8 @@ class DecodeConfig(Checked):
     decode: str = field(
         "concat",
         "Answer from all passages in one prompt (concat), or from one prompt per passage, mixed token by "
-        "token (rag_token) or answer by answer (rag_sequence). none: measure retrieval alone, without "
-        "loading a generator.",
-        choices=DECODERS,
+        "token (rag_token) or answer by answer (rag_sequence).",
+        choices=ANSWERING,
     )
     decode_variant: str = field(
         "thorough",
@@ -80,8 +80,8 @@ class RunConfig(DecodeConfig):
 
     decode: str = field(
         "",
-        "How to decode answers before and after training: as for ragjax.evaluate. Left out: concat, or "
-        "none with --strategy=embedder, which then needs no generator.",
+        "How to decode answers before and after training: as for ragjax.evaluate. none: measure retrieval alone, "
+        "without loading a generator. Left out: concat, or none with --strategy=embedder.",
         choices=("", *DECODERS),
     )
     strategy: str = field("joint", "What to train, and in which order.", choices=tuple(map(str, Strategy)))
@@ -320,7 +320,9 @@ class EvaluateConfig(Checked):
         minimum=1,
     )
     decode: tuple[str, ...] = field(
-        (), f"Decoders, separated by commas: {', '.join(DECODERS)}. Left out: the run's.", items=DECODERS
+        (),
+        f"Decoders, separated by commas: {', '.join(DECODERS)} (retrieval alone, no generator). Left out: the run's.",
+        items=DECODERS,
     )
     passage_answers: bool = field(False, "Also write the greedy answer under each single passage.")
     paired_with: str = field("", "Second run to evaluate on the same questions and compare with the first.", path=True)

@@ -89,6 +89,12 @@ class Checked:
 
 _KINDS = {int: numbers.Integral, float: numbers.Real, bool: bool, str: str | os.PathLike}
 _KIND_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+_KIND_MENDS: dict[type, str] = {
+    int: "give one such as 5",
+    float: "give one such as 0.5",
+    bool: "give one of the two",
+    str: "put it in quotes",
+}
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
@@ -98,16 +104,21 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     if rules["items"]:
         return _checked_items(field, value)
     if not isinstance(value, _KINDS[kind]) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"--{name}={value} is not {_KIND_NAMES[kind]}.")
+        # Only Python and a run's config.json can hold it: absl has checked what was typed.
+        mend = f"choose from {_known(rules['choices'])}" if rules["choices"] else _KIND_MENDS[kind]
+        raise UserError(f"{name}={value!r} is not {_KIND_NAMES[kind]}: {mend}, or leave it out.")
     value = kind(value)
     if rules["path"] or rules["name"]:
         value = expanded(value)
     if rules["choices"] and value not in rules["choices"]:
-        known = ", ".join(filter(None, rules["choices"]))
-        raise UserError(f"--{name}={value} is not known: choose from {known}.")
+        raise UserError(f"--{name}={value} is not known: choose from {_known(rules['choices'])}.")
     if kind in (int, float) and value not in rules["range"]:
         raise UserError(f"--{name}={value:g} is out of range: give a number {rules['range']}.")
     return value
+
+
+def _known(choices: Iterable[str]) -> str:
+    return ", ".join(filter(None, choices))
 
 
 def _checked_items(field: dataclasses.Field, value: Any) -> tuple:
@@ -117,6 +128,8 @@ def _checked_items(field: dataclasses.Field, value: Any) -> tuple:
     name, items, text = field.name, field.metadata["items"], flag_text(value)
     if not (text or field.default):
         return ()
+    if "," in text and not all(map(str.strip, text.split(","))):
+        raise UserError(f"--{name}={text} has an empty entry: remove the comma that is too many.")
     try:
         found = as_items(value, items)
     except (OverflowError, TypeError, ValueError):

@@ -348,7 +348,7 @@ def load_embedder(
     model_type = hf_config["model_type"]
     if model_type not in ENCODERS:
         raise UserError(
-            f"{source.name} has the model_type {model_type!r}, which is no sentence encoder that this version reads "
+            f"{hf_config.where} has model_type = {model_type!r}, which is no sentence encoder that this version reads "
             f"({', '.join(ENCODERS)}): choose another embedder"
         )
     config_type, module_type = ENCODERS[model_type]
@@ -356,7 +356,7 @@ def load_embedder(
     settings = read_embedder_settings(source, config.longest_input, query_prefix, passage_prefix)
     config = dataclasses.replace(config, pooling=settings.pooling)
     module = module_type(config)
-    tokenizer = load_tokenizer(source, hf_config)
+    tokenizer = load_tokenizer(source, hf_config | {"vocab_size": config.vocab_size})
     tokenizer.truncation_side = settings.truncation_side
     if settings.lower_case:
         lower_case_first(tokenizer.backend_tokenizer)
@@ -398,9 +398,9 @@ def load_generator(
         hf_config, dtype=dtype, lora=lora, quantize=quantize, scan_layers=scan_layers, remat=remat
     )
     module = Decoder(config)
-    tokenizer = load_tokenizer(source, hf_config)
+    tokenizer = load_tokenizer(source, hf_config | {"vocab_size": config.vocab_size})
     if tokenizer.eos_token_id is None:
-        raise UserError(f"{source.name} names no token that ends a text: set eos_token_id in its config.json.")
+        raise UserError(f"{hf_config.where} names no token that ends a text: set its eos_token_id.")
     abstract = abstract_decoder(config)["params"]
     params = load_params(source, abstract, param_dtype or dtype, quantize, place=jax.device_put)
     end_ids = tuple(hf_config["end_token_ids"]) or (tokenizer.eos_token_id,)

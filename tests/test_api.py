@@ -99,9 +99,12 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(world) -> ragjax.Run:
-    return ragjax.train(
-        world.config(world.folder / "api-run", strategy="generator", max_steps=2, eval_limit=2, keep="last")
-    )
+    """Its models are those that training holds: nothing is loaded again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ragjax.api.open_run", None)
+        return ragjax.train(
+            world.config(world.folder / "api-run", strategy="generator", max_steps=2, eval_limit=2, keep="last")
+        )
 
 
 def test_train_gives_the_run_that_it_has_trained(world, run):
@@ -114,6 +117,14 @@ def test_train_gives_the_run_that_it_has_trained(world, run):
     mine, same = run.ask(question), opened.ask(question)
     assert isinstance(mine, ragjax.Answer)
     assert (mine.text, mine.probability) == (same.text, same.probability)
+    assert ragjax.train(run.config).step == 2  # it has ended, and is opened
+
+
+def test_a_run_that_has_only_retrieved_can_be_asked(world, tmp_path):
+    config = world.config(tmp_path / "run", strategy="embedder", max_steps=2, generator_lr=None, keep="best")
+    trained = ragjax.train(config)
+    assert trained.ask(questions()["test"][0]["question"]).passages
+    assert trained.step == trained.summary.kept["embedder"]["step"]
 
 
 def test_a_run_or_its_folder_is_evaluated(run, tmp_path):

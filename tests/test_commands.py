@@ -69,6 +69,14 @@ def test_the_help_of_other_commands_lists_their_flags(world, command, flags):
     assert set(re.findall(r"^  --(?:\[no\])?(\w+):", text, re.MULTILINE)) == flags
 
 
+def test_ask_offers_no_decoder_that_gives_no_answer(world):
+    text = " ".join(help_of(world, "ask").split())
+    assert "<concat|rag_token|rag_sequence>:" in text and "none: measure retrieval" not in text
+    done = world.command("-m", "ragjax.ask", "--decode=none", "why?")
+    assert done.returncode == 1
+    assert "--decode=none: value should be one of <concat|rag_token|rag_sequence>" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "ask", "export"])
 def test_version_is_printed(world, command):
     done = world.command("-m", f"ragjax.{command}", "--version")

@@ -17,7 +17,7 @@ from ragjax.weights.resolve import KNOWN_MODELS
 from tests import tiny_folders as layouts
 from tests.checkout import ROOT, in_checkout
 from tests.tiny import write_tiny_bert
-from tests.tiny_folders import edit
+from tests.tiny_folders import edit, other_kinds
 
 TEXTS = ["", "The River runs", "the café at the bridge 東京", "the author of the book " * 14]
 PROMPTS = {"query": "who: ", "document": "book: "}
@@ -149,6 +149,22 @@ def test_a_key_is_followed_or_refused(tmp_path, capsys, expected, file, key):
     else:
         assert np.abs(found - expected).max() > 1e-3
         assert said == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "wrong"),
+    [(file, key, wrong) for file, keys in FLIPS.items() for key in keys for wrong in other_kinds(keys[key])],
+)
+def test_a_value_of_another_kind_is_refused_by_its_file(tmp_path, file, key, wrong):
+    base(tmp_path)
+    edit(tmp_path / file, **{key: wrong})
+    if key == "max_len":
+        edit(tmp_path / file, model_max_length=...)  # which goes before it
+    with pytest.raises(UserError) as caught:
+        load_embedder(tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path / file) in message and "\n" not in message
+    assert key in message or key == "pooling_mode"  # "asks for 3 pooling"
 
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS, ids=lambda each: each.__name__)

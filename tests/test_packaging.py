@@ -27,6 +27,7 @@ FOUNDATIONS = {
     "errors",
     "paths",
     "fields",
+    "settings",
     "voice",
     "files",
     "config",
@@ -36,7 +37,7 @@ FOUNDATIONS = {
     "version",
 }
 # The foundations that the other ones may stand on.
-BEDROCK = {"errors", "paths", "fields", "voice"}
+BEDROCK = {"errors", "paths", "fields", "settings", "voice"}
 # High to low, as in docs/ARCHITECTURE.md. A module imports from its own room and from those after it.
 ROOMS = [
     COMMANDS,

@@ -100,12 +100,12 @@ def test_a_generator_whose_config_names_no_end_ends_as_its_tokenizer_does(tmp_pa
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["eos_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="names no token that ends a text: set eos_token_id in its config.json"):
+    with pytest.raises(UserError, match="config.json names no token that ends a text: set its eos_token_id"):
         load_generator(folder)
 
 
 def test_a_generator_in_the_embedders_place_is_refused(tmp_path):
-    with pytest.raises(UserError, match="model_type 'llama'.*bert, mpnet"):
+    with pytest.raises(UserError, match="config.json has model_type = 'llama'.*bert, mpnet"):
         load_embedder(write_tiny_llama(tmp_path))
 
 
@@ -164,5 +164,29 @@ def test_one_text_is_no_list_of_texts(tmp_path):
 def test_an_end_token_that_is_no_id_is_named(tmp_path, value):
     generator = write_tiny_llama(tmp_path / "llama")
     (generator / "generation_config.json").write_text(json.dumps({"eos_token_id": value}), encoding="utf-8")
-    with pytest.raises(UserError, match=r"generation_config\.json has eos_token_id = .* not a token id"):
+    with pytest.raises(UserError, match=r"generation_config\.json has eos_token_id = .* a token id or a list of them"):
         load_generator(generator)
+
+
+@pytest.mark.parametrize(
+    ("load", "write", "changes", "words"),
+    [
+        *((load_embedder, write_tiny_bert, {"model_type": kind}, "reads embedders of the types 'bert' and 'mpnet'")
+          for kind in ("distilbert", "roberta", "xlm-roberta", "nomic_bert", "modernbert", None, ["bert"])),
+        *((load_generator, write_tiny_llama, {"model_type": kind}, "of the types 'llama', 'mistral'")
+          for kind in ("phi", "phi3", "gemma", "gpt2", "mixtral")),
+        (load_generator, write_tiny_llama, {"rope_scaling": {"type": "longrope"}}, "only 'default', 'linear'"),
+        (load_generator, write_tiny_bert, {}, "only 'llama', 'mistral', 'qwen2' and 'qwen3' are supported"),
+    ],
+)  # fmt: skip
+def test_other_families_are_refused_by_name_before_weights_are_read(tmp_path, load, write, changes, words):
+    folder = write(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"not read")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    message = str(caught.value)
+    assert str(folder / "config.json") in message and words in message and "\n" not in message
+    for value in changes.values():
+        assert repr(value) in message or "'longrope'" in message

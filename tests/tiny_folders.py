@@ -24,6 +24,15 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(content))
 
 
+def other_kinds(value: Any) -> list[Any]:
+    """Values as people get them wrong, of another kind than this one."""
+    if isinstance(value, bool):
+        return ["true", 1]
+    if isinstance(value, int | float):
+        return [str(value), True]
+    return [3] if isinstance(value, str) else ["x"]
+
+
 def pool(folder: Path, mode: str) -> None:
     """The pooling in the switches that versions 2 to 5.3 write."""
     names = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "lasttoken": "lasttoken"}

@@ -37,8 +37,6 @@ def main(arguments: Sequence[str]) -> None:
     overrides = flags.given(DecodeConfig)
     run = open_run(_RUN_DIR.value, data=_DATA.value)
     config = dataclasses.replace(run.config, top_k=_TOP_K.value or run.config.top_k, **overrides)
-    if overrides.get("decode") == "none":
-        raise UserError("--decode=none gives no answer: leave it out, or choose another decoder.")
     check_decoding(config)
     run.pipeline.check_top_k(config.top_k)  # before the first question is typed
     if sentence := run.unfinished():

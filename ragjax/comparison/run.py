@@ -23,6 +23,7 @@ from ragjax.files import read_json_object, write_json
 from ragjax.parallel import refuse_several_processes
 from ragjax.reporting import Report, write_report
 from ragjax.runs import RunFolder
+from ragjax.training.run import warn_of_repeated_questions
 from ragjax.voice import say
 
 # The options that decide a run's result; the others may differ from one command to the next on the same folder.
@@ -55,6 +56,7 @@ def compare(config: RunConfig, options: CompareConfig | None = None) -> Report |
             f"{dataset.folder} has no dev questions, by which --search chooses: add {dataset.split_file('dev')}, or "
             "leave --search out."
         )
+    warn_of_repeated_questions(dataset, [phase for cell in cells for phase in cell.phases])
     if options.dry_run:
         Execution(config, options, cells, dataset).plan()
         return None

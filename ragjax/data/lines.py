@@ -44,11 +44,11 @@ class Line:
             raise self.error(f'"{key}" is missing', f'add "{key}": "..."')
         return self._checked(self.record[key], f'"{key}"')
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """The strings of the list under `key`, none of them empty; the list itself may be."""
-        if key not in self.record:
-            raise self.error(f'"{key}" is missing', f'add "{key}": ["..."]')
-        value = self.record[key]
+    def optional_texts(self, key: str) -> tuple[str, ...]:
+        """The strings of the list under `key`, none of them empty; () if it is missing or null."""
+        value = self.record.get(key)
+        if value is None:
+            return ()
         if not isinstance(value, list):
             raise self.error(f'"{key}" is {_kind(value)}', f'write a list of strings, "{key}": ["..."]')
         return tuple(self._checked(item, f'entry {i} of "{key}"') for i, item in enumerate(value, start=1))

@@ -3,7 +3,7 @@
 Keys that the schema does not name are ignored.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Passage:
 class Question:
     """One question. answers[0] is the training target; positive_ids is empty when unlabelled.
 
-    answers is empty where the data have none (BEIR), which serve retrieval alone.
+    answers is empty where the data have none (BEIR's never have), which serves retrieval alone.
     """
 
     id: str
@@ -60,10 +60,25 @@ def read_questions(path: str | Path, passage_ids: Collection[str] | None = None)
     empty file.
 
     passage_ids: the ids of the corpus, against which positive_ids are checked (None: not checked). A missing
-    or null "positive_ids" reads as unlabelled, and a positive named twice counts once. Raises UserError for an
+    or null "positive_ids" reads as unlabelled, and a positive named twice counts once. Missing, null and empty
+    "answers" are the same, too: whatever needs them asks `check_answers`. Raises UserError for an
     unreadable file, a bad line, an id that occurs twice, or a positive that is not in the corpus.
     """
     return read_records(path, lambda line: _question(line, passage_ids))
+
+
+def check_answers(questions: Iterable[Question], path: str | Path, flag: str) -> None:
+    """Raises UserError, naming the first of them, where questions have no answers, which `flag` needs.
+
+    path: the file that they stand in.
+    """
+    for question in questions:
+        if not question.answers:
+            raise UserError(
+                f'{path}: the question with the id "{question.id}" has no answers, which {flag} needs: add "answers": '
+                "[...] to it (BEIR's layout has no place for them), or choose --decode=none and --strategy=embedder, "
+                "which need none"
+            )
 
 
 def check_positive(positive: str, passage_ids: Collection[str] | None, error: Callable[[str, str], UserError]) -> None:
@@ -81,10 +96,8 @@ def _passage(line: Line) -> Passage:
 
 
 def _question(line: Line, passage_ids: Collection[str] | None) -> Question:
-    identity, question, answers = line.identity(), line.text("question"), line.texts("answers")
-    if not answers:
-        raise line.error('"answers" is empty', "give at least one accepted answer or remove the question")
-    positives = () if line.record.get("positive_ids") is None else line.texts("positive_ids")
+    identity, question = line.identity(), line.text("question")
+    answers, positives = line.optional_texts("answers"), line.optional_texts("positive_ids")
     for positive in positives:
         check_positive(positive, passage_ids, line.error)
     return Question(identity, question, answers, tuple(dict.fromkeys(positives)))

@@ -1,14 +1,15 @@
 """Data sets by name or folder: a corpus and up to three splits of questions."""
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ragjax.data.beir import read_qrels, read_queries
-from ragjax.data.questions import Passage, Question, read_corpus, read_questions
+from ragjax.data.questions import Passage, Question, check_answers, read_corpus, read_questions
 from ragjax.errors import UserError
 from ragjax.paths import expanded
 
@@ -25,7 +26,7 @@ class Dataset:
 
     passages [P] stand in file order: a passage's row number in the index is its place here. A split that the
     folder does not have is []. sha256 is a hash of all records, the same for .jsonl and .jsonl.gz. note is what a
-    reader may not expect, in words.
+    reader may not expect, in words. files: by split, where its questions stand.
     """
 
     name: str
@@ -36,23 +37,26 @@ class Dataset:
     test: list[Question]
     sha256: str
     note: str = ""
+    files: Mapping[str, Path] = field(default_factory=dict)
 
-    @property
-    def has_answers(self) -> bool:
-        """Whether its questions have accepted answers; otherwise it serves retrieval alone."""
-        return all(question.answers for split in SPLITS for question in getattr(self, split))
+    def repeated(self) -> Iterator[tuple[str, str, list[Question]]]:
+        """(a split, an earlier one, the questions of the former that stand in the latter) where there are any.
+
+        Ids are unique within a file alone, and one text may ask about many things: a question is the same where text
+        and id are, or text and answers.
+        """
+        for earlier, split in itertools.combinations(SPLITS, 2):
+            known = {mark for question in getattr(self, earlier) for mark in _marks(question)}
+            if found := [question for question in getattr(self, split) if known & _marks(question)]:
+                yield split, earlier, found
 
     def split_file(self, split: str) -> str:
         """What a missing split would stand in, in the folder's own layout."""
         return f"qrels/{split}.tsv" if (self.folder / "qrels").is_dir() else f"{split}.jsonl"
 
-    def check_answers(self, flag: str) -> None:
-        """Raises UserError where there are no answers, which `flag` needs."""
-        if not self.has_answers:
-            raise UserError(
-                f"{flag} needs answers, and the questions of {self.folder} have none, as in BEIR: measure "
-                "retrieval alone with --decode=none, train with --strategy=embedder, or write the splits with answers."
-            )
+    def check_answers(self, split: str, questions: Iterable[Question], flag: str) -> None:
+        """`check_answers` of questions of a split, which its file is named for."""
+        check_answers(questions, self.files.get(split, self.folder), flag)
 
 
 def load_dataset(name_or_dir: str | Path) -> Dataset:
@@ -84,14 +88,23 @@ def load_dataset(name_or_dir: str | Path) -> Dataset:
         queries = read_queries(queries_file)
         splits = {split: read_qrels(path, queries, ids) if path else [] for split, path in judged.items()}
         notes = ["BEIR's layout, without answers"]
+        files = dict.fromkeys(SPLITS, queries_file)
     else:
         splits = {split: read_questions(path, ids) if path else [] for split, path in split_files.items()}
-        notes = []
+        unanswered = sum(not question.answers for questions in splits.values() for question in questions)
+        notes = [f"{unanswered:,} of them without answers"] if unanswered else []
+        files = {split: path for split, path in split_files.items() if path}
     dev_file = judged["dev"] if queries_file else split_files["dev"]
     if dev_file and not dev_file.name.startswith("dev."):
         notes.append(f"dev from {dev_file.name}")
     digest = _content_hash({"corpus": passages, **splits})
-    return Dataset(name, folder, passages, **splits, sha256=digest, note="; ".join(notes))
+    return Dataset(name, folder, passages, **splits, sha256=digest, note="; ".join(notes), files=files)
+
+
+def _marks(question: Question) -> set[tuple[str, str | frozenset[str]]]:
+    """What tells a question from others that are worded alike."""
+    marks: set[tuple[str, str | frozenset[str]]] = {(question.question, question.id)}
+    return marks | ({(question.question, frozenset(question.answers))} if question.answers else set())
 
 
 def _locate(name_or_dir: str | Path) -> tuple[str, Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
 from ragjax.costs import Cost
-from ragjax.data.questions import Question, read_questions
+from ragjax.data.questions import Question, check_answers, read_questions
 from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation.predictions import check_questions, evaluate, holds
@@ -94,6 +94,9 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
     settings = _settings(config, run, overrides)
     label, questions = _questions(config, run)
     for each in settings:
+        if each.decode != "none":
+            path = config.questions or run.dataset.files.get(config.split, run.dataset.folder)
+            check_answers(questions, path, f"--decode={each.decode}")
         check_questions(run.pipeline, questions, each)
     results = _evaluated(config, run, settings, questions, label, _folder(config, run))
     path = _folder(config, run) / f"{label}.evaluation.json"
@@ -159,8 +162,6 @@ def _settings(config: EvaluateConfig, run: Run, overrides: Mapping[str, Any]) ->
             raise UserError("--passage_answers asks for answers, and --decode=none gives none: leave one of them out.")
         if each.decode != "none" and run.pipeline.reader is None:
             raise UserError(f"{run.folder} was opened without its generator, which --decode={each.decode} needs.")
-        if each.decode != "none" and not config.questions:
-            run.dataset.check_answers(f"--decode={each.decode}")
         check_decoding(each)
         run.pipeline.check_top_k(each.top_k)
     return settings

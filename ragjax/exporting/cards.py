@@ -30,6 +30,8 @@ def hub_name(source: ModelSource) -> str | None:
 def card(title: str, library: str, what: str, load: str, source: ModelSource, provenance: Provenance) -> str:
     """The text of a card: `what` is a sentence or two, `load` is Python."""
     config, hub = provenance.config, hub_name(source)
+    has_objective = provenance.summary is not None and provenance.summary.objective
+    objective = f", objective: {config.objective}" if has_objective else ""
     parts = [
         _front_matter(library, hub),
         f"# {title}\n\n{what}",
@@ -37,7 +39,7 @@ def card(title: str, library: str, what: str, load: str, source: ModelSource, pr
             [
                 f"- Base model: {source.describe()}",
                 f"- sha256 of the base model's weights: `{source.weights_sha256}`",
-                f"- Strategy: {config.strategy}, objective: {config.objective}, top k: {config.top_k}",
+                f"- Strategy: {config.strategy}{objective}, top k: {config.top_k}",
                 f"- Data: {provenance.data}",
                 f"- Run: {provenance.state}",
                 f"- Made by ragjax {__version__}",

@@ -1,8 +1,9 @@
 """Files of the whole house.
 
-write_atomic, append_line, sha256_file, read_pieces       bytes and text                      plain.py
+write_atomic, append_line, read_text, sha256_file,
+read_pieces                                               bytes and text                      plain.py
 read_json, read_json_object, read_json_lines,
-read_whole_lines, write_json                              JSON                                json_values.py
+read_whole_lines, read_settings, write_json               JSON                                json_values.py
 PlannedFile, plan_text, plan_json, plan_copy,
 write_folder                                              a new folder, whole or not at all   folders.py
 KeyedRecords                                              lists of numbers by key             keyed_records.py
@@ -15,10 +16,17 @@ cache's files (`everywhere`), as each host has a cache of its own.
 
 from ragjax.files.cache import caching, default_cache_dir
 from ragjax.files.folders import PlannedFile, plan_copy, plan_json, plan_text, write_folder
-from ragjax.files.json_values import read_json, read_json_lines, read_json_object, read_whole_lines, write_json
+from ragjax.files.json_values import (
+    read_json,
+    read_json_lines,
+    read_json_object,
+    read_settings,
+    read_whole_lines,
+    write_json,
+)
 from ragjax.files.keyed_records import KeyedRecords
 from ragjax.files.locks import lock_file, take_lock
-from ragjax.files.plain import append_line, read_pieces, sha256_file, write_atomic
+from ragjax.files.plain import append_line, read_pieces, read_text, sha256_file, write_atomic
 
 __all__ = [
     "KeyedRecords",
@@ -34,6 +42,8 @@ __all__ = [
     "read_json_lines",
     "read_json_object",
     "read_pieces",
+    "read_settings",
+    "read_text",
     "read_whole_lines",
     "sha256_file",
     "take_lock",

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ragjax.errors import UserError, reason
 from ragjax.files.plain import unreadable, write_atomic
+from ragjax.settings import Settings
 
 Parsed = TypeVar("Parsed")
 
@@ -28,6 +29,11 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object: repair the file or create it again")
     return value
+
+
+def read_settings(path: str | os.PathLike) -> Settings:
+    """`read_json_object` of another program's settings, which are read key by key; {} where there is no such file."""
+    return Settings(read_json_object(path) if Path(path).is_file() else {}, path)
 
 
 def read_json_lines(path: str | os.PathLike) -> list[Any]:

@@ -36,6 +36,16 @@ def write_atomic(path: str | os.PathLike, content: bytes | str, everywhere: bool
         raise unwritable(path, error) from error
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a UTF-8 file. Raises UserError, naming it, where it cannot be read or is no such text."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise unreadable(Path(path), error) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it in UTF-8") from error
+
+
 def append_line(path: str | os.PathLike, line: str) -> None:
     """Appends a line; file and parent folder are made when missing.
 

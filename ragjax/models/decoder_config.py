@@ -13,6 +13,7 @@ from typing import Any
 from ragjax.errors import UserError
 from ragjax.models.lora import LoraConfig
 from ragjax.models.rope import RopeScaling, read_rope
+from ragjax.settings import Settings
 
 # transformers' defaults, by model type. None: as many key-value heads as heads, hidden_size / heads wide.
 _SHARED = {
@@ -95,81 +96,57 @@ class DecoderConfig:
         Raises:
           UserError: naming a key that would change the result and is not followed, or whose value is of no use.
         """
-        model_type = _only("model_type", config.get("model_type"), *DEFAULTS)
-        _only("hidden_act", config.get("hidden_act") or "silu", "silu", "swish")
-        _only("is_causal", config.get("is_causal", True), True, None)
-        given = {name: value for name, value in config.items() if value is not None or name in _NULL_MEANS_NONE}
-        config = DEFAULTS[model_type] | given
-        sizes: dict[str, Any] = {name: _integer(config, name) for name in _INTEGERS}
+        settings = Settings.of(config)
+        model_type = settings.one_of("model_type", None, *DEFAULTS)
+        settings.one_of("hidden_act", "silu", "silu", "swish")
+        settings.one_of("is_causal", True, True)
+        given = {name: value for name, value in settings.items() if value is not None or name in _NULL_MEANS_NONE}
+        settings = Settings(DEFAULTS[model_type] | given, settings.where)
+        sizes: dict[str, Any] = {name: settings.integer(name) for name in _INTEGERS}
         heads = sizes["num_attention_heads"]
-        groups = _integer(config, "num_key_value_heads", heads)
+        groups = settings.integer("num_key_value_heads", heads)
         if heads % groups:
-            raise UserError(
-                f"config.json has num_attention_heads = {heads}, no multiple of num_key_value_heads = {groups}."
-            )
-        width = _integer(config, "head_dim", sizes["hidden_size"] // heads)
+            raise settings.fault("num_attention_heads", f", no multiple of num_key_value_heads = {groups}.")
+        width = settings.integer("head_dim", sizes["hidden_size"] // heads)
         if width % 2:
-            raise UserError(f"config.json has the head width {width}, but rotary positions need an even one.")
-        theta, scaling = read_rope(config)
+            raise UserError(f"{settings.where} has the head width {width}, but rotary positions need an even one.")
+        theta, scaling = read_rope(settings)
         return cls(
             **sizes,
             num_key_value_heads=groups,
             head_dim=width,
-            rms_norm_eps=_positive(config, "rms_norm_eps"),
+            rms_norm_eps=settings.number("rms_norm_eps", below=1),
             rope_theta=theta,
-            tie_word_embeddings=bool(config["tie_word_embeddings"]),
+            tie_word_embeddings=settings.boolean("tie_word_embeddings"),
             rope_scaling=scaling,
-            sliding_window=_window(config, model_type, sizes["num_hidden_layers"]),
-            attention_bias=model_type in ("llama", "qwen3") and bool(config.get("attention_bias")),
+            sliding_window=_window(settings, model_type, sizes["num_hidden_layers"]),
+            attention_bias=model_type in ("llama", "qwen3") and settings.boolean("attention_bias"),
             qkv_bias=model_type == "qwen2",
             qk_norm=model_type == "qwen3",
-            mlp_bias=model_type == "llama" and bool(config.get("mlp_bias")),
+            mlp_bias=model_type == "llama" and settings.boolean("mlp_bias"),
             **overrides,
         )
 
 
-def _window(config: Mapping[str, Any], model_type: str, layers: int) -> int | None:
+def _window(settings: Settings, model_type: str, layers: int) -> int | None:
     """The window of all layers, None where there is none. Raises UserError where only some layers have one."""
-    slides = model_type == "mistral" or (model_type in ("qwen2", "qwen3") and bool(config.get("use_sliding_window")))
-    slides = slides and config.get("sliding_window", _WINDOW) is not None
-    window = _integer(config, "sliding_window", _WINDOW) if slides else None
-    kinds = config.get("layer_types") or []
-    if not isinstance(kinds, list):
-        raise UserError(f"config.json has layer_types = {kinds!r} where a list is needed.")
+    slides = model_type == "mistral" or (model_type in ("qwen2", "qwen3") and settings.boolean("use_sliding_window"))
+    slides = slides and settings.get("sliding_window", _WINDOW) is not None
+    window = settings.integer("sliding_window", _WINDOW) if slides else None
+    kinds = settings.items_of("layer_types")
     if model_type != "mistral" and kinds and all(kind == "full_attention" for kind in kinds):
         window = None
     elif model_type != "mistral" and window is not None and not kinds:
-        full = _integer(config, "max_window_layers", _FULL_LAYERS, least=0)
+        full = settings.integer("max_window_layers", _FULL_LAYERS, least=0)
         if 0 < full < layers:
             raise UserError(
-                f"config.json has use_sliding_window with max_window_layers = {full}, so {layers - full} of {layers} "
-                "layers have a sliding window, but this decoder gives one to all layers or to none."
+                f"{settings.where} has use_sliding_window with max_window_layers = {full}, so {layers - full} of "
+                f"{layers} layers have a sliding window, but this decoder gives one to all layers or to none."
             )
         window = None if full else window
-    for kind in kinds:
-        _only("layer_types", kind, "full_attention" if window is None else "sliding_attention")
+    supported = "full_attention" if window is None else "sliding_attention"
+    if others := [kind for kind in kinds if kind != supported]:
+        raise UserError(
+            f"{settings.where} has {others[0]!r} in layer_types, but here all layers have to be {supported!r}."
+        )
     return window
-
-
-def _only(name: str, value: Any, *supported: Any) -> Any:
-    """The value. Raises UserError where it is none of those supported."""
-    if value not in supported:
-        *others, last = map(repr, (one for one in supported if one is not None))
-        known = f"{', '.join(others)} and {last}" if others else last
-        raise UserError(f"config.json has {name} = {value!r}, but this decoder supports only {known}.")
-    return value
-
-
-def _integer(config: Mapping[str, Any], name: str, default: int | None = None, least: int = 1) -> int:
-    value = config.get(name)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"config.json has {name} = {value!r} where a whole number from {least} on is needed.")
-    return value
-
-
-def _positive(config: Mapping[str, Any], name: str) -> float:
-    value = config[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise UserError(f"config.json has {name} = {value!r} where a number between 0 and 1 is needed.")
-    return float(value)

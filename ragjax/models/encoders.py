@@ -4,7 +4,6 @@ Reimers and Gurevych 2019, arXiv 1908.10084, for the poolings.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -17,6 +16,7 @@ from ragjax.arrays import AnyArray, Array, Variables
 from ragjax.errors import UserError
 from ragjax.models.attention import dot_product_attention
 from ragjax.models.layers import Projection
+from ragjax.settings import Settings
 
 # How the states of a text's tokens become one vector: their mean, the first token's, or the largest of each number.
 POOLINGS = ("mean", "cls", "max")
@@ -55,29 +55,22 @@ class EncoderConfig:
         Raises:
           UserError: naming a field that would change the result and is not supported, or that holds no such value.
         """
+        settings = Settings.of(config)
         for field, default, supported in cls.supported:
-            value = config.get(field, default)
-            if value != supported:
-                raise UserError(f"config.json has {field} = {value!r}, but this encoder supports only {supported!r}.")
-        kinds = {field.name: field.type for field in dataclasses.fields(cls) if field.name not in ("dtype", "pooling")}
-        given = {name: config[name] for name in kinds if name in config}
-        for name, value in given.items():
-            _check_number(name, value, kinds[name])
+            settings.one_of(field, default, supported)
+        kinds = {field.name: field for field in dataclasses.fields(cls) if field.name not in ("dtype", "pooling")}
+        given: dict[str, Any] = {
+            name: settings.integer(name) if kinds[name].type is int else settings.number(name)
+            for name in kinds
+            if settings.get(name) is not None
+        }
         read = cls(**given, **overrides)
         if read.hidden_size % read.num_attention_heads:
             raise UserError(
-                f"config.json has num_attention_heads = {read.num_attention_heads}, which do not divide "
+                f"{settings.where} has num_attention_heads = {read.num_attention_heads}, which do not divide "
                 f"hidden_size = {read.hidden_size} evenly."
             )
         return read
-
-
-def _check_number(name: str, value: Any, kind: object) -> None:
-    """Raises UserError unless the value is a positive number, a whole one where `kind` is int."""
-    numbers = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, numbers) or not 0 < value < math.inf:
-        what = "positive whole number" if kind is int else "positive number"
-        raise UserError(f"config.json has {name} = {value!r}, which is no {what}: take the model's own config.json.")
 
 
 def attend(

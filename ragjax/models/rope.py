@@ -11,8 +11,6 @@ becomes of the frequencies in `rope_scaling`, or in `rope_parameters` as transfo
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +18,7 @@ from jaxtyping import Float, Float32, Int
 
 from ragjax.arrays import AnyArray, Array
 from ragjax.errors import UserError
+from ragjax.settings import Settings, listed
 
 # Keys beside the scaling's own: which it is, what is read elsewhere, and a remark about how the model was trained.
 _BESIDE = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
@@ -144,108 +143,68 @@ def rotate(
 # ---- config.json -------------------------------------------------------------------------------------------
 
 
-def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling]:
+def read_rope(config: Settings) -> tuple[float, RopeScaling]:
     """theta and the scaling that a config.json of either spelling asks for.
 
     Raises:
       UserError: naming a kind, a key or a value that is not followed, or a key that is missing.
     """
-    old, new = _mapping(config, "rope_scaling"), _mapping(config, "rope_parameters")
+    old, new = config.section("rope_scaling"), config.section("rope_parameters")
     if old and new and old != new:
-        raise UserError("config.json has a rope_scaling that differs from its rope_parameters: remove one of them.")
-    field = "rope_scaling" if old else "rope_parameters"
-    given = {name: value for name, value in (old or new).items() if value is not None}
+        raise UserError(f"{config.where} has a rope_scaling that differs from its rope_parameters: remove one of them.")
+    given = old or new
     kind = given.get("rope_type", given.get("type", "default"))
     if not isinstance(kind, str) or kind not in SCALINGS:
         raise UserError(
-            f"config.json has the rope type {kind!r} in {field}, but this decoder supports only {_listed(SCALINGS)}."
+            f"{config.where} has the rope type {kind!r} in {given.inside}, but this decoder supports only "
+            f"{listed(SCALINGS)}: choose another model."
         )
-    partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if partial not in (None, 1):
-        raise UserError(f"config.json has partial_rotary_factor = {partial!r}, but this decoder supports only 1.")
+    for each in (given, config):
+        if each.get("partial_rotary_factor") is not None and each.number("partial_rotary_factor") != 1:
+            raise each.fault("partial_rotary_factor", ", but this decoder supports only 1.")
     followed, make = SCALINGS[kind]
-    if unknown := sorted(map(str, given.keys() - followed - _BESIDE)):
-        raise UserError(
-            f"config.json has {unknown[0]} = {given[unknown[0]]!r} in {field}, which is not followed for the rope type "
-            f"{kind!r}: remove it if it changes nothing, or choose another model."
+    if unknown := sorted(given.keys() - followed - _BESIDE):
+        raise given.fault(
+            unknown[0],
+            f", which is not followed for the rope type {kind!r}: remove it if it changes nothing, or choose another "
+            "model.",
         )
-    theta = _number(given if "rope_theta" in given else config, "rope_theta", field, 10000.0)
-    if theta <= 1:
-        raise UserError(f"config.json has rope_theta = {theta}, which is not above 1.")
-    return theta, make(_Numbers(given, config, field))
+    theta = (given if "rope_theta" in given else config).number("rope_theta", 10000.0, above=1)
+    return float(theta), make(given, config)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Numbers:
-    """The numbers of one scaling: `given`, inside `config` under `field`."""
-
-    given: Mapping[str, Any]
-    config: Mapping[str, Any]
-    field: str
-
-    def __call__(self, name: str, default: float | None = None) -> float:
-        """A positive number. Raises UserError naming it where it is another thing, or lacks and has no default."""
-        value = _number(self.given, name, self.field, default)
-        if value <= 0:
-            raise UserError(f"config.json has {name} = {value} in {self.field}, which is not a positive number.")
-        return value
-
-    @property
-    def trained(self) -> int:
-        return int(_number(self.config, "max_position_embeddings", "config.json"))
-
-    @property
-    def original(self) -> int:
-        """The length before stretching: beside the scaling (transformers lets that win), inside it, or the model's."""
-        if self.config.get("original_max_position_embeddings") is not None:
-            return int(_number(self.config, "original_max_position_embeddings", "config.json"))
-        return int(self("original_max_position_embeddings", self.trained))
+def _trained(config: Settings) -> int:
+    return config.integer("max_position_embeddings")
 
 
-def _mapping(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = config.get(name) or {}
-    if not isinstance(value, Mapping):
-        raise UserError(f"config.json has {name} = {value!r} where an object or null is needed.")
-    return value
+def _original(given: Settings, config: Settings) -> int:
+    """The length before stretching: beside the scaling (transformers lets that win), inside it, or the model's."""
+    return (config if config.get(_ORIGINAL) is not None else given).integer(_ORIGINAL, _trained(config))
 
 
-def _number(mapping: Mapping[str, Any], name: str, where: str, default: float | None = None) -> float:
-    value = mapping.get(name)
-    value = default if value is None else value
-    if value is None:
-        raise UserError(f"config.json lacks {name!r} in {where}, which its rope type needs.")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"config.json has {name} = {value!r} in {where} where a number is needed.")
-    return float(value)
+def _dynamic(given: Settings, config: Settings) -> DynamicRope:
+    # Below 1 a long text's theta would become negative.
+    return DynamicRope(given.number("factor", least=1), _trained(config))
 
 
-def _listed(names: Mapping[str, Any]) -> str:
-    *first, last = map(repr, names)
-    return f"{', '.join(first)} and {last}"
-
-
-def _dynamic(numbers: _Numbers) -> DynamicRope:
-    factor = numbers("factor")
-    if factor < 1:  # a long text's theta would become negative
-        raise UserError(f"config.json has factor = {factor} in {numbers.field}, but a dynamic one is at least 1.")
-    return DynamicRope(factor, numbers.trained)
-
-
-def _yarn(numbers: _Numbers) -> YarnRope:
-    factor = numbers("factor", numbers.trained / numbers.original)
-    if "attention_factor" in numbers.given:
-        attention = numbers("attention_factor")
-    elif numbers.given.get("mscale") and numbers.given.get("mscale_all_dim"):
-        attention = _yarn_attention(factor, numbers("mscale")) / _yarn_attention(factor, numbers("mscale_all_dim"))
+def _yarn(given: Settings, config: Settings) -> YarnRope:
+    original = _original(given, config)
+    factor = given.number("factor", _trained(config) / original)
+    if "attention_factor" in given:
+        attention = given.number("attention_factor")
+    elif given.get("mscale") and given.get("mscale_all_dim"):
+        attention = _yarn_attention(factor, given.number("mscale")) / _yarn_attention(
+            factor, given.number("mscale_all_dim")
+        )
     else:
         attention = _yarn_attention(factor)
     return YarnRope(
         factor,
-        numbers.original,
+        original,
         attention,
-        numbers("beta_fast", 32.0),
-        numbers("beta_slow", 1.0),
-        bool(numbers.given.get("truncate", True)),
+        given.number("beta_fast", 32.0),
+        given.number("beta_slow", 1.0),
+        given.boolean("truncate", True),
     )
 
 
@@ -254,21 +213,19 @@ def _yarn_attention(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _llama3(numbers: _Numbers) -> Llama3Rope:
-    low, high = numbers("low_freq_factor"), numbers("high_freq_factor")
+def _llama3(given: Settings, config: Settings) -> Llama3Rope:
+    low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
     if low >= high:
-        raise UserError(
-            f"config.json has low_freq_factor = {low} in {numbers.field}, which is not below high_freq_factor = {high}."
-        )
-    return Llama3Rope(numbers("factor"), low, high, numbers.original)
+        raise given.fault("low_freq_factor", f", which is not below high_freq_factor = {high}: correct it.")
+    return Llama3Rope(given.number("factor"), low, high, _original(given, config))
 
 
 _ORIGINAL = "original_max_position_embeddings"
 
-# The rope types that are followed: the keys each reads, and what it makes of them.
+# The rope types that are followed: the keys each reads, and what it makes of them and of the rest of config.json.
 SCALINGS = {
-    "default": (set(), lambda numbers: RopeScaling()),
-    "linear": ({"factor"}, lambda numbers: LinearRope(numbers("factor"))),
+    "default": (set(), lambda given, config: RopeScaling()),
+    "linear": ({"factor"}, lambda given, config: LinearRope(given.number("factor"))),
     "dynamic": ({"factor"}, _dynamic),
     "yarn": (
         {"factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},

@@ -36,10 +36,17 @@ from ragjax.reporting import plot_rates
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.reuse import adopt, source_run
-from ragjax.training.run import check_lengths, on_device, settle_strategy
+from ragjax.training.run import (
+    check_lengths,
+    check_training_answers,
+    on_device,
+    settle_strategy,
+    warn_of_repeated_questions,
+    warn_of_unread_flags,
+)
 from ragjax.training.sampling import total_steps
 from ragjax.training.signals import StackableAssembler
-from ragjax.training.strategies import Phase, phases_of
+from ragjax.training.strategies import Phase, needs_generator, phases_of
 from ragjax.voice import say
 
 # Number of parts that halving cuts a training into.
@@ -77,6 +84,9 @@ def search_rates(config: RunConfig, options: SearchConfig, prepared: Run | None 
     phases = _phases(dataclasses.replace(config, strategy=strategy), options)
     check_decoding(config)
     _check_dev(config, options, dataset, phases)
+    # Of --dev_limit the command has a default of its own.
+    warn_of_unread_flags(strategy, phases, dataclasses.replace(config, dev_limit=RunConfig.dev_limit), options)
+    warn_of_repeated_questions(dataset, phases)
     files = RunFolder(Path(config.run_dir))
     with files.held():
         record = _open_record(files, config, options)
@@ -89,7 +99,7 @@ def search_rates(config: RunConfig, options: SearchConfig, prepared: Run | None 
                     )
 
             answers = options.selection(config.decode) in ANSWER_SCORES
-            generates = answers or any(phase.signal.reads_answers for phase in phases)
+            generates = needs_generator(phases, answers)
             if prepared:
                 run = dataclasses.replace(prepared, config=config, files=files)
                 check(run.inputs())
@@ -113,10 +123,8 @@ def _check_dev(config: RunConfig, options: SearchConfig, dataset: Dataset, phase
             )
     selection = options.selection(config.decode)
     if selection in ANSWER_SCORES and config.decode != "none":
-        dataset.check_answers(f"--select={selection}")
-    for phase in phases:
-        if phase.signal.reads_answers:
-            dataset.check_answers(f"the phase {phase.name}")
+        dataset.check_answers("dev", dataset.dev[: config.eval_limit or None], f"--select={selection}")
+    check_training_answers(config, dataset, phases)
     if selection in ANSWER_SCORES and config.decode == "none":
         raise UserError(f"--select={selection} needs answers, and --decode=none gives none: choose --decode=concat.")
     if selection == "recall_at_5" and not any(question.positive_ids for question in dataset.dev):
@@ -157,6 +165,8 @@ def _open_record(files: RunFolder, config: RunConfig, options: SearchConfig) -> 
     if not files.search_file.is_file():
         return {**{part: dataclasses.asdict(values.located()) for part, values in asked.items()}, "trials": []}
     record = read_json_object(files.search_file)
+    if missing := {*asked, "trials"} - record.keys():
+        raise UserError(f"{files.search_file} lacks {min(missing)!r}: restore it or choose another --run_dir.")
     for part, values in asked.items():
         if differ := differing_fields(record[part], values):
             was, now = (flag_text(value) for value in (record[part].get(differ[0]), getattr(values, differ[0])))

@@ -27,7 +27,7 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.errors import UserError, reason
 from ragjax.fields import differing_fields, flag_text
-from ragjax.files import read_json, read_json_object, take_lock, write_json
+from ragjax.files import read_json_object, take_lock, write_json
 from ragjax.paths import expanded
 from ragjax.runs.summary import Summary
 from ragjax.voice import is_first
@@ -184,22 +184,33 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds no {self.config_file.name}: give --run_dir the folder of a ragjax.train run."
             )
-        content = read_json_object(self.config_file)
+        content = self._content()
         try:
-            if missing := {"flags", "phases", "inputs"} - content.keys():
-                raise TypeError(f"it lacks {sorted(missing)[0]!r}")
             return RunRecord(RunConfig(**content["flags"]), tuple(content["phases"]), content["inputs"])
         except TypeError as error:  # a flag that this version does not know, too
             raise UserError(
                 f"{self.config_file} does not describe a run of this version ({reason(error)}): give --run_dir the "
                 "folder of a ragjax.train run."
             ) from error
+        except UserError as error:  # a flag's value
+            raise UserError(f"{self.config_file} does not describe a run of this version: {error}") from error
+
+    def _content(self) -> dict[str, Any]:
+        """config.json as it is written. Raises UserError where it is no run's, but a model's, say."""
+        content = read_json_object(self.config_file)
+        for part, kind in (("flags", dict), ("phases", list), ("inputs", dict)):
+            if not isinstance(content.get(part), kind):
+                raise UserError(
+                    f"{self.config_file} does not describe a run of this version (it lacks {part!r}): give --run_dir "
+                    "the folder of a ragjax.train run, or a new one for training."
+                )
+        return content
 
     def check_flags(self, config: RunConfig) -> None:
         """Raises UserError where the folder holds a run with other flags; --run_dir may differ, a folder can move."""
         if not self.is_begun:
             return
-        recorded = read_json(self.config_file)["flags"]
+        recorded = self._content()["flags"]
         if differ := [name for name in differing_fields(recorded, config) if name != "run_dir"]:
             details = ", ".join(
                 f"--{name}={flag_text(recorded.get(name))} (now {flag_text(getattr(config, name))})" for name in differ
@@ -210,7 +221,7 @@ class RunFolder:
         """Raises UserError where one of the inputs, {name: {"sha256"}}, is no longer what the run was started with."""
         if not self.is_begun:
             return
-        recorded = read_json(self.config_file)["inputs"]
+        recorded = self._content()["inputs"]
         for name, now in inputs.items():
             if name not in recorded:  # the generator of a run that did without one
                 continue
@@ -255,8 +266,8 @@ def read_phases(files: RunFolder, phases: Sequence[str]) -> list[TrainedPhase]:
     """
     found = []
     for name in phases:
-        kept = [_checkpoints_in(path) for path in (files.best_checkpoints(name), files.checkpoints(name))]
-        checkpoints = next(filter(None, kept), None)
+        kept = map(Checkpoints, (files.best_checkpoints(name), files.checkpoints(name)))
+        checkpoints = next((each for each in kept if each.steps()), None)
         if checkpoints is None:
             break
         step, trees, _ = checkpoints.restore({"trainable": None})
@@ -264,10 +275,3 @@ def read_phases(files: RunFolder, phases: Sequence[str]) -> list[TrainedPhase]:
     if phases and not found:
         raise UserError(f"{files.path} holds no checkpoint: run ragjax.train on this run folder first.")
     return found
-
-
-def _checkpoints_in(path: Path) -> Checkpoints | None:
-    """The checkpoints of a folder, if there is one."""
-    # Asking for those of a folder that is not there would make it.
-    checkpoints = Checkpoints(path) if path.is_dir() else None
-    return None if checkpoints is None or checkpoints.latest_step() is None else checkpoints

@@ -12,7 +12,7 @@ class Summary:
     """The fields of summary.json, in its order. Those with a default are missing in the oldest runs."""
 
     strategy: str  # never auto: what that has picked
-    objective: str
+    objective: str | None  # None where no phase has one
     split: str  # of the questions
     n: int  # questions
     before: Scores

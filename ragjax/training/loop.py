@@ -47,6 +47,7 @@ class PhaseResult:
     trained: dict[str, Variables]  # {"embedder" | "generator": {collection: parameters}} on the host
     cost: Ledger  # dev measurements stand under "evaluation"
     questions: int  # trained on, repetitions counted
+    step: int  # of the state
     passages_cut: Set[str] = frozenset()  # ids of the passages that some prompt has held shortened
     kept: Kept | None = None  # which state that is; None: the last
 
@@ -185,10 +186,11 @@ class Trainer:
     def result(self) -> PhaseResult:
         """What the phase has made so far: the best state, or the one as it is."""
         if self._best is None or self._kept is None or self._kept.step == self.step:
-            trained = jax.device_get(self.state.trainable)
+            step, trained = self.step, jax.device_get(self.state.trainable)
         else:
-            trained = self._best.restore({"trainable": self.state.trainable}, self._kept.step)[1]["trainable"]
-        return PhaseResult(trained, self.ledger, self.questions_seen, self.passages_cut, self._kept)
+            step, trees, _ = self._best.restore({"trainable": self.state.trainable}, self._kept.step)
+            trained = trees["trainable"]
+        return PhaseResult(trained, self.ledger, self.questions_seen, step, self.passages_cut, self._kept)
 
     def _assemble(self) -> Assembled:
         batch = self._sampler.training_batch(self.step)

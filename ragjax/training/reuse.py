@@ -42,9 +42,9 @@ def adopt(run: Run, phase: Phase) -> PhaseResult:
         _, _, extras = Checkpoints(source.checkpoints(phase.name)).restore({})
         taken = {name: extras.get(name) for name in ("cost", "questions", "kept")}
         own.save(found.step, {"trainable": found.trained}, {**taken, "source": str(source.path)})
-    _, trees, extras = own.restore({"trainable": None})
+    step, trees, extras = own.restore({"trainable": None})
     kept = Kept(**extras["kept"]) if extras.get("kept") else None
-    return PhaseResult(trees["trainable"], Ledger(extras["cost"]), extras["questions"], kept=kept)
+    return PhaseResult(trees["trainable"], Ledger(extras["cost"]), extras["questions"], step, kept=kept)
 
 
 def _check_source(source: RunFolder, run: Run, phase: Phase) -> None:

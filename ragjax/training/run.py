@@ -32,6 +32,7 @@ from ragjax.evaluation import (
     strategy_table,
     summarise,
 )
+from ragjax.fields import Checked
 from ragjax.generation import check_decoding
 from ragjax.parallel import device_kinds, group_count, idle_groups, refuse_several_processes
 from ragjax.reporting import write_run_report
@@ -40,7 +41,7 @@ from ragjax.training.estimates import MeasuredPhase, strategy_costs
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.reuse import adopt, source_run
 from ragjax.training.signals import check_prompts, dev_questions, prompt_passages
-from ragjax.training.strategies import STRATEGIES, Phase, choose_strategy, phases_of
+from ragjax.training.strategies import STRATEGIES, Phase, choose_strategy, needs_generator, phases_of, unread_flags
 from ragjax.version import __version__
 from ragjax.voice import say, warn
 
@@ -56,15 +57,21 @@ def train(config: RunConfig) -> Summary:
     Raises:
       UserError: bad input, a run folder that belongs to another configuration, or one of several processes.
     """
-    summary, files = complete(config), RunFolder(Path(config.folder))
+    return train_run(config)[0]
+
+
+def train_run(config: RunConfig) -> tuple[Summary, Run | None]:
+    """`train`, and the run with its models as trained; None where it had ended before, and no model was loaded."""
+    summary, run = complete(config)
+    files = RunFolder(Path(config.folder))
     _print_summary(files, summary)
     if not files.report_file.exists():
         _write_report(files)
-    return summary
+    return summary, run
 
 
-def complete(config: RunConfig, prepared: Run | None = None) -> Summary:
-    """Brings a configuration's run to its end, if it is not there yet.
+def complete(config: RunConfig, prepared: Run | None = None) -> tuple[Summary, Run | None]:
+    """Brings a configuration's run to its end, if it is not there yet: what `train_run` gives, without printing it.
 
     Args:
       config: as for `train`.
@@ -82,7 +89,7 @@ def complete(config: RunConfig, prepared: Run | None = None) -> Summary:
     with files.held():
         files.check_flags(config)
         if summary := files.read_summary():
-            return summary
+            return summary, None
         dataset = prepared.dataset if prepared else dataset or load_dataset(config.data)
         _check_splits(config, dataset, phases)
         _warn_of_idle_devices(config, phases)
@@ -90,7 +97,9 @@ def complete(config: RunConfig, prepared: Run | None = None) -> Summary:
             run = dataclasses.replace(prepared, config=config, files=files)
             files.check_inputs(run.inputs())
         else:
-            generates = config.decode != "none" or any(phase.signal.reads_answers for phase in phases)
+            warn_of_unread_flags(strategy, [phase for phase in phases if not source_run(config, phase)], config)
+            warn_of_repeated_questions(dataset, phases)
+            generates = needs_generator(phases, answers=config.decode != "none")
             run = prepare(config, dataset, check=files.check_inputs, announced=INPUTS, with_generator=generates)
         check_lengths(run, phases, evaluated_questions(run))
         return run_phases(run, phases)
@@ -117,12 +126,15 @@ def evaluated_questions(run: Run) -> Sequence[Question]:
     return getattr(run.dataset, run.config.eval_split)[: run.config.eval_limit or None]
 
 
-def run_phases(run: Run, phases: Sequence[Phase]) -> Summary:
+def run_phases(run: Run, phases: Sequence[Phase]) -> tuple[Summary, Run]:
     """Before, the phases, after; every result goes into the run's folder, the summary last.
 
     Args:
       run: as `prepare` gives it.
       phases: those of one of the strategies.
+
+    Returns:
+      What was found, and the run with its models as trained.
 
     Raises:
       UserError: training diverged, or something cannot be written.
@@ -131,10 +143,11 @@ def run_phases(run: Run, phases: Sequence[Phase]) -> Summary:
         _begin(run, phases)
     before = measure(run, "before")
     results = _train_phases(run, phases)
-    after = measure(run.with_trained(on_device(results)), "after") if phases else before
+    trained = run.with_trained(on_device(results))
+    after = measure(trained, "after") if phases else before
     summary = Summary(
         strategy=next(name for name, those in STRATEGIES.items() if those == tuple(phases)),
-        objective=run.config.objective,
+        objective=run.config.objective if any("objective" in phase.flags for phase in phases) else None,
         split=run.config.eval_split,
         n=len(before.records),
         before=summarise(before.records),
@@ -148,7 +161,8 @@ def run_phases(run: Run, phases: Sequence[Phase]) -> Summary:
         kept={name: None if result.kept is None else result.kept.as_dict() for name, result in results.items()},
     )
     run.files.write_summary(summary)
-    return summary
+    steps = [result.step for result in results.values()]
+    return summary, dataclasses.replace(trained, step=steps[-1] if steps else 0)
 
 
 def _begin(run: Run, phases: Sequence[Phase]) -> None:
@@ -244,6 +258,24 @@ def _strategy_costs(run: Run, results: Mapping[str, PhaseResult]) -> list[dict[s
     return [dataclasses.asdict(cost) for cost in costs]
 
 
+def warn_of_unread_flags(strategy: str, phases: Sequence[Phase], *configs: Checked) -> None:
+    """Says which flags were given in vain: only phases of other strategies, or one that is taken over, read them."""
+    if flags := [flag for config in configs for flag in unread_flags(config, phases)]:
+        *first, last = flags
+        names, verb = (f"{', '.join(first)} and {last}", "change") if first else (last, "changes")
+        warn(f"{names} {verb} nothing here: no phase that is trained with --strategy={strategy} reads that.")
+
+
+def warn_of_repeated_questions(dataset: Dataset, phases: Sequence[Phase]) -> None:
+    """Says where a split asks what an earlier one has asked: what was trained or chosen on is no fair measure."""
+    for split, earlier, repeated in dataset.repeated() if phases else ():
+        warn(
+            f"{len(repeated):,} of the {len(getattr(dataset, split)):,} {split} questions of {dataset.folder} stand in "
+            f'{earlier} too, the first with the id "{repeated[0].id}": their scores will be too good, so remove them '
+            "from one of the two."
+        )
+
+
 def _warn_of_idle_devices(config: RunConfig, phases: Sequence[Phase]) -> None:
     """A device without a question in any step computes for nothing."""
     for phase in phases:
@@ -257,7 +289,8 @@ def _warn_of_idle_devices(config: RunConfig, phases: Sequence[Phase]) -> None:
 
 
 def _print_summary(files: RunFolder, summary: Summary) -> None:
-    say(f"\n{summary.strategy} ({summary.objective}), {summary.n} {summary.split} questions\n")
+    head = f"{summary.strategy} ({summary.objective})" if summary.objective else summary.strategy
+    say(f"\n{head}, {summary.n} {summary.split} questions\n")
     say(before_after_table(summary.before, summary.after, summary.change_95))
     if skipped := summary.skipped_questions:
         say(f"\nskipped by the embedder's training: {skipped} questions without positive_ids")
@@ -287,11 +320,18 @@ def _check_splits(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) 
     for split, needed in ((config.eval_split, True), ("train", bool(phases))):
         if needed and not getattr(dataset, split):
             raise UserError(f"{dataset.folder} has no {split} questions: add {dataset.split_file(split)} to it.")
+    check_training_answers(config, dataset, phases)
+    if config.decode != "none":
+        asked = getattr(dataset, config.eval_split)[: config.eval_limit or None]
+        dataset.check_answers(config.eval_split, asked, f"--decode={config.decode}")
+
+
+def check_training_answers(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) -> None:
+    """Raises UserError, naming it, where a question that a phase needs answers of has none."""
     for phase in phases:
         if phase.signal.reads_answers:
-            dataset.check_answers(f"the phase {phase.name}")
-    if config.decode != "none":
-        dataset.check_answers(f"--decode={config.decode}")
+            for split, questions in (("train", dataset.train), ("dev", dev_questions(config, dataset))):
+                dataset.check_answers(split, questions, f"the phase {phase.name}")
 
 
 def check_lengths(run: Run, phases: Sequence[Phase], asked: Sequence[Question]) -> None:
@@ -301,6 +341,6 @@ def check_lengths(run: Run, phases: Sequence[Phase], asked: Sequence[Question]) 
     """
     config = run.config
     if any(phase.signal.reads_answers for phase in phases):
-        for questions in (run.dataset.train, dev_questions(run)):
+        for questions in (run.dataset.train, dev_questions(config, run.dataset)):
             check_prompts(run.pipeline, questions, prompt_passages(config))
     check_questions(run.pipeline, asked, config)

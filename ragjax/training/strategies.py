@@ -6,7 +6,26 @@ from collections.abc import Mapping, Sequence
 from ragjax.config import RunConfig, Strategy
 from ragjax.data.questions import Question
 from ragjax.errors import UserError
+from ragjax.fields import Checked
 from ragjax.training.signals import ANSWERS, LIKELIHOODS, POSITIVES, Signal
+
+# What every phase reads, and nothing else does.
+_TRAINING = (
+    "gradient_accumulation",
+    "epochs",
+    "max_steps",
+    "warmup_fraction",
+    "weight_decay",
+    "max_grad_norm",
+    "keep",
+    "dev_every",
+    "checkpoint_every",
+)
+# The same of what trains a model.
+_MODEL = {
+    "embedder": ("embedder_lr", "embedder_rates"),
+    "generator": ("generator_lr", "generator_rates", "lora_dropout"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +45,13 @@ class Phase:
     def batch_size(self, config: RunConfig) -> int:
         """Questions per step."""
         return getattr(config, self.signal.batch_size_flag)
+
+    @property
+    def flags(self) -> set[str]:
+        """Fields of RunConfig and SearchConfig that it reads, of those that nothing but phases read."""
+        own = {flag for model in self.trains for flag in _MODEL[model]}
+        retriever = {"retriever_objective", "retriever_temperature"} if _needs_marginal(self) else set()
+        return {*_TRAINING, self.signal.batch_size_flag, *self.signal.flags, *own, *retriever}
 
 
 _RANKING = Phase("embedder", ("embedder",), POSITIVES, {"embedder": 2e-5})
@@ -94,6 +120,22 @@ def phases_of(config: RunConfig) -> tuple[Phase, ...]:
                 f"--strategy={' or '.join(fitting)}, or leave it out."
             )
     return phases
+
+
+def unread_flags(config: Checked, phases: Sequence[Phase]) -> list[str]:
+    """Flags that are given other values than their defaults though none of these phases, only others, read them."""
+    of_phases = {flag for those in STRATEGIES.values() for phase in those for flag in phase.flags}
+    unread = of_phases.difference(*(phase.flags for phase in phases))
+    return [
+        f"--{field.name}"
+        for field in dataclasses.fields(config)
+        if field.name in unread and getattr(config, field.name) != field.default
+    ]
+
+
+def needs_generator(phases: Sequence[Phase], answers: bool) -> bool:
+    """Whether a run with these phases loads a generator. answers: questions are answered besides."""
+    return answers or any(phase.signal.reads_answers for phase in phases)
 
 
 def _needs_marginal(phase: Phase) -> bool:

@@ -28,8 +28,9 @@ import safetensors
 from flax import traverse_util
 
 from ragjax.errors import UserError, reason
-from ragjax.files import read_json_object
+from ragjax.files import read_settings
 from ragjax.models.quantize import quantize as quantize_kernel
+from ragjax.settings import Settings
 from ragjax.weights import tables
 from ragjax.weights.resolve import ModelSource
 from ragjax.weights.tables import Stored, StoredBytes, Table
@@ -45,35 +46,38 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dt
 # ---- settings ----------------------------------------------------------------------------------------------
 
 
-def read_config(source: ModelSource) -> dict[str, Any]:
+def read_config(source: ModelSource) -> Settings:
     """A model's config in Hugging Face's spelling: config.json, or the same made from GGUF metadata.
 
     One field is added: `end_token_ids`, the ids at which generation stops, each once: every end id of
     config.json, then of generation_config.json; [] for a model that has none. Raises UserError for an
     unreadable config.json and for a model type or GGUF setting that is not supported.
     """
+    files = _settings(source)
+    ends = dict.fromkeys(index for settings in files for index in settings.token_ids("eos_token_id"))
+    return Settings(files[0] | {"end_token_ids": list(ends)}, files[0].where)
+
+
+def check_token_ids(source: ModelSource, vocab_size: int) -> None:
+    """Raises UserError, naming file and key, where a token that begins or ends a text lies beyond the vocabulary.
+
+    A padding token may: texts are padded by their lengths.
+    """
+    for settings in _settings(source):
+        for key in ("bos_token_id", "eos_token_id"):
+            if any(index >= vocab_size for index in settings.token_ids(key)):
+                raise settings.fault(key, f", but the model's vocabulary ends at {vocab_size - 1}: correct it")
+
+
+def _settings(source: ModelSource) -> list[Settings]:
+    """The model's settings, then those of its generation, which may be none."""
     if source.format == "gguf":
         from ragjax.weights import gguf
 
-        config = gguf.read_config(gguf.read_gguf(source.path))
-        return config | {"end_token_ids": _ids(config.get("eos_token_id"), source.path)}
-    path = source.path / "config.json"
-    config = read_json_object(path)
-    tables.table_for(config.get("model_type"), path)
-    generation = source.path / "generation_config.json"
-    more = read_json_object(generation).get("eos_token_id") if generation.is_file() else None
-    ends = dict.fromkeys([*_ids(config.get("eos_token_id"), path), *_ids(more, generation)])
-    return config | {"end_token_ids": list(ends)}
-
-
-def _ids(value: Any, where: Path) -> list[int]:
-    """End ids as a list. Raises UserError for what is not an id or a list of them."""
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in ids):
-        raise UserError(
-            f"{where} has eos_token_id = {value!r}, which is not a token id or a list of them: write it as a number"
-        )
-    return ids
+        return [Settings(gguf.read_config(gguf.read_gguf(source.path)), source.path)]
+    config = read_settings(source.path / "config.json")
+    tables.table_for(config.get("model_type"), config.where)
+    return [config, read_settings(source.path / "generation_config.json")]
 
 
 # ---- parameters --------------------------------------------------------------------------------------------

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from ragjax.errors import UserError
-from ragjax.files import read_json, read_json_object
+from ragjax.files import read_json, read_settings
 from ragjax.models.encoders import POOLINGS
+from ragjax.settings import Settings
 from ragjax.weights.resolve import ModelSource
 
 MODULES_FILE = "modules.json"
@@ -68,6 +69,7 @@ NORMALIZE_KEYS = ("module_input_name", "module_output_name")
 PROMPT_KEYS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "model_type")
 # What changes nothing here.
 _WITHOUT_EFFECT = ("unpad_inputs", "word_embedding_dimension", "embedding_dimension")
+_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 _SHORTEST = 3  # two special tokens, and one of the text
@@ -120,20 +122,22 @@ def read_embedder_settings(
     """
     folder = source.path
     modules, pooling_file = _read_modules(folder)
-    encoder_file, encoder = _first_of(folder, ENCODER_FILES)
-    _check_encoder(encoder_file, encoder)
-    tokenizer = _optional(folder / "tokenizer_config.json")
-    named = _optional(folder / PROMPTS_FILE)
+    encoder = read_settings(
+        next((folder / name for name in ENCODER_FILES if (folder / name).is_file()), folder / ENCODER_FILES[0])
+    )
+    _check_encoder(encoder)
+    tokenizer = read_settings(folder / "tokenizer_config.json")
+    named = read_settings(folder / PROMPTS_FILE)
     if pooling_file is None:
         pooling, include_prompt, remarks = "mean", True, _check_plain(folder)
     else:
         pooling, include_prompt = _read_pooling(pooling_file)
-        remarks = _check_similarity(folder / PROMPTS_FILE, named, "Normalize" in modules)
+        remarks = _check_similarity(named, folder, "Normalize" in modules)
     prompts, default, unused = _read_prompts(source, named, query_prefix, passage_prefix)
     settings = EmbedderSettings(
-        max_seq_length=_longest_text(encoder_file, encoder, tokenizer, longest),
-        truncation_side=_truncation_side(folder, tokenizer),
-        lower_case=_switch(encoder_file, encoder, "do_lower_case"),
+        max_seq_length=_longest_text(encoder, tokenizer, longest),
+        truncation_side=tokenizer.one_of("truncation_side", "right", "left", "right"),
+        lower_case=encoder.boolean("do_lower_case"),
         pooling=pooling,
         prompts=prompts,
         default_prompt_name=default,
@@ -185,8 +189,11 @@ def _kind(path: Path, module: Mapping[str, Any]) -> str:
     kind = str(module.get("type"))
     package, _, name = kind.rpartition(".")
     ours = package.partition(".")[0] == "sentence_transformers"
-    if not ours or name not in ("Transformer", "Pooling", "Normalize", "Dropout"):
-        raise UserError(f"{path} asks for a module {kind!r}, which is not supported: choose another model")
+    if not ours or name not in _MODULES:
+        raise UserError(
+            f"{path} asks for a module {kind!r}, but only sentence-transformers' own {', '.join(_MODULES)} are "
+            "supported: choose another model"
+        )
     return name
 
 
@@ -198,9 +205,10 @@ def _inside(path: Path, name: Any) -> Path:
 
 
 def _check_normalize(path: Path) -> None:
-    for key, value in _optional(path).items():
+    settings = read_settings(path)
+    for key, value in settings.items():
         if key not in NORMALIZE_KEYS or value not in (None, "sentence_embedding"):
-            raise UserError(f"{path} has {key} = {value!r}, which is not supported: choose another model")
+            raise settings.fault(key, ", which is not supported: choose another model")
 
 
 def _check_plain(folder: Path) -> list[str]:
@@ -218,34 +226,23 @@ def _check_plain(folder: Path) -> list[str]:
 # ---- the encoder's settings --------------------------------------------------------------------------------
 
 
-def _check_encoder(path: Path, content: Mapping[str, Any]) -> None:
-    _check_known(path, content, ENCODER_KEYS)
+def _check_encoder(settings: Settings) -> None:
+    _check_known(settings, ENCODER_KEYS)
     for key, supported in _ONE_VALUE.items():
-        value = content.get(key)
+        value = settings.get(key)
         if supported == {} and isinstance(value, dict):
             value = {name: setting for name, setting in value.items() if name not in _RUNTIME}
         if value is not None and value != supported:
-            raise UserError(f"{path} has {key} = {value!r}, but only {supported!r} is supported: choose another model")
+            raise settings.fault(key, f", but only {supported!r} is supported: choose another model")
 
 
-def _longest_text(path: Path, content: Mapping[str, Any], tokenizer: Mapping[str, Any], longest: int) -> int:
+def _longest_text(encoder: Settings, tokenizer: Settings, longest: int) -> int:
     """The encoder's own number, else the tokenizer's, and never more than there are positions for."""
-    found, key = content.get("max_seq_length"), "max_seq_length"
-    for name in ("model_max_length", "max_len"):  # the latter before 2020
-        if found is None:
-            found, key, path = tokenizer.get(name), name, path.with_name("tokenizer_config.json")
-    if found is None:
-        return longest
-    if isinstance(found, bool) or not isinstance(found, int | float) or not found >= _SHORTEST:
-        raise UserError(f"{path} has {key} = {found!r}, which is no number of tokens from {_SHORTEST} up: correct it")
-    return int(min(found, longest))
-
-
-def _truncation_side(folder: Path, tokenizer: Mapping[str, Any]) -> str:
-    side = tokenizer.get("truncation_side") or "right"
-    if side not in ("left", "right"):
-        raise UserError(f"{folder / 'tokenizer_config.json'} has truncation_side = {side!r}: write 'left' or 'right'")
-    return side
+    # The last of these before 2020.
+    for settings, key in ((encoder, "max_seq_length"), (tokenizer, "model_max_length"), (tokenizer, "max_len")):
+        if settings.get(key) is not None:
+            return int(min(settings.number(key, least=_SHORTEST), longest))
+    return longest
 
 
 # ---- pooling -----------------------------------------------------------------------------------------------
@@ -255,65 +252,57 @@ def _read_pooling(path: Path) -> tuple[str, bool]:
     """(pooling, include_prompt): the former in either spelling, one name or switches."""
     if not path.is_file():
         raise UserError(f"{path} is missing, and {MODULES_FILE} names it: download or copy the folder again")
-    content = read_json_object(path)
-    _check_known(path, content, POOLING_KEYS)
-    modes = content.get("pooling_mode")
+    settings = read_settings(path)
+    _check_known(settings, POOLING_KEYS)
+    modes = settings.get("pooling_mode")
     if modes is None:
         # Without any that is on, the mean: sentence-transformers 6.2 takes it then, too.
-        modes = [mode for key, mode in POOLING_SWITCHES.items() if _switch(path, content, key)] or ["mean"]
+        modes = [mode for key, mode in POOLING_SWITCHES.items() if settings.boolean(key)] or ["mean"]
     modes = modes if isinstance(modes, list) else [modes]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise UserError(
             f"{path} asks for {' and '.join(map(str, modes)) or 'no'} pooling, but only one of {', '.join(POOLINGS)} "
             "is supported: choose another model"
         )
-    return modes[0], _switch(path, content, "include_prompt", default=True)
+    return modes[0], settings.boolean("include_prompt", True)
 
 
 # ---- prompts and similarity --------------------------------------------------------------------------------
 
 
-def _check_similarity(path: Path, content: Mapping[str, Any], normalised: bool) -> list[str]:
+def _check_similarity(settings: Settings, folder: Path, normalised: bool) -> list[str]:
     """Sentences about what is done otherwise. Raises UserError for a kind of model or of vector that is no such one."""
-    kind = content.get("model_type") or "SentenceTransformer"
-    if kind != "SentenceTransformer":
-        raise UserError(f"{path} has model_type = {kind!r}, but only SentenceTransformer is supported")
-    if content.get("truncate_dim") is not None:
-        raise UserError(
-            f"{path} has truncate_dim = {content['truncate_dim']!r}, which is not supported: set it to null"
-        )
-    name = content.get("similarity_fn_name") or "cosine"
-    if name not in _SIMILARITIES:
-        raise UserError(f"{path} has similarity_fn_name = {name!r}: choose one of {', '.join(_SIMILARITIES)}")
+    settings.one_of("model_type", "SentenceTransformer", "SentenceTransformer")
+    if settings.get("truncate_dim") is not None:
+        raise settings.fault("truncate_dim", ", which is not supported: set it to null")
+    name = settings.one_of("similarity_fn_name", "cosine", *_SIMILARITIES)
     if normalised and name in ("cosine", "dot"):
         return []
     asked = "no unit length" if name == "cosine" else f"the similarity {name!r}"
-    return [f"{path.parent} asks for {asked}; here vectors are scaled to unit length and ranked by cosine."]
+    return [f"{folder} asks for {asked}; here vectors are scaled to unit length and ranked by cosine."]
 
 
 def _read_prompts(
-    source: ModelSource, content: Mapping[str, Any], query: str | None, passage: str | None
+    source: ModelSource, settings: Settings, query: str | None, passage: str | None
 ) -> tuple[dict[str, str], str | None, list[str]]:
     """(prompts by name, the default's name, a sentence where that is used for neither questions nor passages)."""
-    path = source.path / PROMPTS_FILE
-    given = content.get("prompts") or {}
-    if not isinstance(given, dict) or not all(isinstance(text, str | None) for text in given.values()):
-        raise UserError(f"{path} has prompts that are no texts by name: correct it")
-    prompts = {"query": "", "document": ""} | {name: text or "" for name, text in given.items()}
+    given = settings.get("prompts") or {}
+    texts = settings.section("prompts")
+    prompts = {"query": "", "document": ""} | {name: texts.text(name) or "" for name in given}
     if source.known is not None and not any(prompts.values()):
         prompts |= {"query": source.known.query_prefix, "document": source.known.passage_prefix}
     passage_name = next((name for name in _PASSAGE_PROMPTS if name in given), "document")
     prompts |= {name: text for name, text in (("query", query), (passage_name, passage)) if text is not None}
     prompts["document"] = prompts[passage_name]
-    default = content.get("default_prompt_name")
+    default = settings.text("default_prompt_name")
     if default is None:
         return prompts, None, []
     if default not in prompts:
-        raise UserError(f"{path} has default_prompt_name = {default!r}, but no prompt of that name: add it or set null")
+        raise settings.fault("default_prompt_name", ", but no prompt of that name: add it or set null")
     if default in ("query", passage_name) or not prompts[default] or query is not None or passage is not None:
         return prompts, default, []
     remark = (
-        f"the default prompt {default!r} of {path.parent} goes with neither questions nor passages: give "
+        f"the default prompt {default!r} of {source.path} goes with neither questions nor passages: give "
         "--query_prefix and --passage_prefix to put one in front of them."
     )
     return prompts, default, [remark]
@@ -322,27 +311,6 @@ def _read_prompts(
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def _first_of(folder: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
-    """The first of the files that is there, and its content; the first name and {} where none is."""
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name, read_json_object(folder / name)
-    return folder / names[0], {}
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.is_file() else {}
-
-
-def _check_known(path: Path, content: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    if unknown := sorted(set(content) - {*keys, *_WITHOUT_EFFECT}):
-        raise UserError(f"{path} has {unknown[0]!r}, which this version does not know: choose another model")
-
-
-def _switch(path: Path, content: Mapping[str, Any], key: str, default: bool = False) -> bool:
-    value = content.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise UserError(f"{path} has {key} = {value!r}, which is neither true nor false: correct it")
-    return value
+def _check_known(settings: Settings, keys: tuple[str, ...]) -> None:
+    if unknown := sorted(set(settings) - {*keys, *_WITHOUT_EFFECT}):
+        raise UserError(f"{settings.where} has {unknown[0]!r}, which this version does not know: choose another model")

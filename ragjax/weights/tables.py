@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ragjax.errors import UserError
+from ragjax.settings import listed
 
 
 @dataclass(frozen=True)
@@ -236,10 +237,11 @@ GGUF_LLAMA: tuple[GgufRow, ...] = (
 def table_for(model_type: object, where: object) -> Table:
     """The table of a model type. Raises UserError, naming `where`, for a type that is not supported."""
     if not isinstance(model_type, str) or model_type not in TABLES:
-        known = ", ".join(TABLES)
+        encoders = [name for name, table in TABLES.items() if table is not LLAMA]
+        decoders = [name for name, table in TABLES.items() if table is LLAMA]
         raise UserError(
-            f"{where}: model_type {model_type!r} is not supported by this version, which reads {known}: "
-            "choose another model"
+            f"{where}: model_type {model_type!r} is not supported by this version, which reads embedders of the types "
+            f"{listed(encoders)}, and generators of the types {listed(decoders)}: choose another model"
         )
     return TABLES[model_type]
 

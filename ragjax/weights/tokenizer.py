@@ -24,15 +24,17 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, processors
 
 from ragjax.errors import UserError, reason
-from ragjax.files import read_json_object
+from ragjax.files import read_json_object, read_settings, read_text
+from ragjax.settings import Settings
 from ragjax.weights import wordpiece
-from ragjax.weights.load import read_config
+from ragjax.weights.load import check_token_ids, read_config
 from ragjax.weights.resolve import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_OTHER_FORMS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 _AROUND = {"add_bos_token": "bos_token", "add_eos_token": "eos_token"}
 
 
@@ -44,6 +46,7 @@ def load_tokenizer(source: ModelSource, config: Mapping[str, Any] | None = None)
     vocabulary, or a GGUF file splits text in a way that is not supported.
     """
     config = read_config(source) if config is None else config
+    check_token_ids(source, config["vocab_size"])
     if source.format == "gguf":
         from ragjax.weights import gguf_tokenizer
 
@@ -139,15 +142,14 @@ def _from_folder(source: ModelSource, model_type: str) -> tuple[Tokenizer, dict[
         backend, specials = wordpiece.from_vocabulary(folder, model_type, config, settings)
         return backend, settings | specials
     if not path.is_file():
-        mend = "go online to download the rest" if source.origin.startswith("hub") else "add the one of this model"
-        raise UserError(f"{folder} has no tokenizer.json: {mend}")
+        raise UserError(_no_tokenizer(source))
     read_json_object(path)  # its errors name the file; what follows is about the content
     try:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"{path} is not a tokenizer ({reason(error)}): download or copy it again") from error
     if wordpiece.is_wordpiece(model_type, config):
-        wordpiece.follow_settings(backend, config, folder / "tokenizer_config.json")
+        wordpiece.follow_settings(backend, config)
     try:
         _add_missing(backend, config, {token for role, token in settings.items() if role in _SPECIAL}, folder)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -155,35 +157,45 @@ def _from_folder(source: ModelSource, model_type: str) -> tuple[Tokenizer, dict[
             f"{folder}: added_tokens_decoder of tokenizer_config.json, or added_tokens.json, is damaged "
             f"({reason(error)}): download or copy it again"
         ) from error
-    return backend, settings | {name: config[name] for name in _AROUND if config.get(name) is not None}
+    return backend, settings | {name: config.boolean(name, None) for name in _AROUND}
 
 
-def _folder_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _no_tokenizer(source: ModelSource) -> str:
+    """Why a folder without tokenizer.json is refused."""
+    if other := next((name for name in _OTHER_FORMS if (source.path / name).is_file()), None):
+        return (
+            f"{source.path} has {other} but no tokenizer.json, which is the form that is read: load and save the "
+            "tokenizer once with transformers, which writes it"
+        )
+    mend = "go online to download the rest" if source.origin.startswith("hub") else "add the one of this model"
+    return f"{source.path} has no tokenizer.json: {mend}"
+
+
+def _folder_settings(folder: Path) -> tuple[dict[str, Any], Settings]:
     """(special tokens by role and the chat template, tokenizer_config.json)."""
+    older, config = (read_settings(folder / name) for name in ("special_tokens_map.json", "tokenizer_config.json"))
     settings: dict[str, Any] = {}
-    content: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the later one wins
-        content = read_json_object(folder / name) if (folder / name).is_file() else {}
-        tokens = {role: content.get(role) for role in _SPECIAL}
-        settings |= {role: _text(token) for role, token in tokens.items() if token is not None}
-        template = content.get("chat_template", settings.get("chat_template"))
-        if template is not None:
-            settings["chat_template"] = _template(template)
+    for content in (older, config):  # the later one wins
+        tokens = {role: _special_token(content, role) for role in _SPECIAL}
+        settings |= {role: token for role, token in tokens.items() if token is not None}
+        if content.get("chat_template") is not None:
+            settings["chat_template"] = _template(content)
     if (folder / "chat_template.jinja").is_file():  # where transformers writes it since 4.52
-        settings["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    return settings, content
+        settings["chat_template"] = read_text(folder / "chat_template.jinja")
+    return settings, config
 
 
-def _add_missing(backend: Tokenizer, config: Mapping[str, Any], roles: Set[str], folder: Path) -> None:
+def _add_missing(backend: Tokenizer, config: Settings, roles: Set[str], folder: Path) -> None:
     """Adds the tokens that only tokenizer_config.json or added_tokens.json has, with the ids that they give.
 
     The latter does not say which are special: those with a role are.
     """
-    path = folder / "added_tokens.json"
-    older = read_json_object(path) if path.is_file() else {}
-    tokens = {index: AddedToken(text, special=text in roles, normalized=False) for text, index in older.items()}
-    for index, token in (config.get("added_tokens_decoder") or {}).items():
-        options = {name: bool(token.get(name)) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
+    older = read_settings(folder / "added_tokens.json")
+    tokens = {older.integer(text, least=0): AddedToken(text, special=text in roles, normalized=False) for text in older}
+    added = config.section("added_tokens_decoder")
+    for index in added:
+        token = added.section(index)
+        options = {name: token.boolean(name) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
         tokens[int(index)] = AddedToken(token["content"], **options)
     for index, token in sorted(tokens.items()):
         if backend.token_to_id(token.content) is None:
@@ -195,9 +207,22 @@ def _add_missing(backend: Tokenizer, config: Mapping[str, Any], roles: Set[str],
                 )
 
 
-def _text(token: str | dict[str, Any]) -> str:
-    return token["content"] if isinstance(token, dict) else token
+def _special_token(settings: Settings, role: str) -> str | None:
+    """The token of a role, which stands there as text or as an object with its "content"."""
+    if isinstance(settings.get(role), Mapping):
+        return settings.section(role).text("content")
+    return settings.text(role)
 
 
-def _template(template: str | list[dict[str, str]]) -> str | dict[str, str]:
-    return template if isinstance(template, str) else {entry["name"]: entry["template"] for entry in template}
+def _template(settings: Settings) -> str | dict[str, str]:
+    """The chat template, or several of them by name."""
+    template = settings["chat_template"]
+    if not isinstance(template, list):
+        return settings.text("chat_template") or ""
+    try:
+        return {entry["name"]: entry["template"] for entry in template}
+    except (KeyError, TypeError):
+        raise UserError(
+            f'{settings.where} has a chat_template that is no text and no list of {{"name", "template"}}: download or '
+            "copy it again"
+        ) from None

@@ -6,12 +6,12 @@ accents and Chinese characters goes before what tokenizer.json says. The same ho
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from ragjax.errors import UserError, reason
-from ragjax.files import read_json_object
+from ragjax.files import read_settings
+from ragjax.settings import Settings
 
 # model_type -> the special tokens that its tokenizer has where tokenizer_config.json names none.
 _SPECIALS = {
@@ -38,20 +38,20 @@ MODEL_TYPES = tuple(_CLASSES)
 NORMALISATION = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 
 
-def is_wordpiece(model_type: str, config: Mapping[str, Any]) -> bool:
+def is_wordpiece(model_type: str, config: Settings) -> bool:
     """Whether a model's tokenizer is of the class that transformers builds for its type."""
-    named = str(config.get("tokenizer_class") or _CLASSES.get(model_type)).removesuffix("Fast")
+    named = str(config.text("tokenizer_class") or _CLASSES.get(model_type)).removesuffix("Fast")
     return model_type in _CLASSES and named == _CLASSES[model_type]
 
 
-def follow_settings(backend: Tokenizer, config: Mapping[str, Any], where: Path) -> None:
+def follow_settings(backend: Tokenizer, config: Settings) -> None:
     """Gives a tokenizer of this class the normalisation that its tokenizer_config.json asks for.
 
-    Raises UserError, naming `where`, for a setting that is neither true nor false.
+    Raises UserError, naming that file, for a setting that is neither true nor false.
     """
     # Another normaliser says by itself what is done, and no version of transformers changes it by these settings.
     if isinstance(backend.normalizer, normalizers.BertNormalizer):
-        backend.normalizer = _normalizer(config, where)
+        backend.normalizer = _normalizer(config)
 
 
 def lower_case_first(backend: Tokenizer) -> None:
@@ -61,7 +61,7 @@ def lower_case_first(backend: Tokenizer) -> None:
 
 
 def from_vocabulary(
-    folder: Path, model_type: str, config: Mapping[str, Any], named: Mapping[str, str]
+    folder: Path, model_type: str, config: Settings, named: Mapping[str, str]
 ) -> tuple[Tokenizer, dict[str, str]]:
     """The tokenizer of a folder with vocab.txt but no tokenizer.json, and its special tokens by role.
 
@@ -83,7 +83,7 @@ def from_vocabulary(
     for role in ("cls_token", "sep_token", "unk_token"):
         if specials[role] not in vocabulary:
             raise UserError(f"{path} lacks the {role} {specials[role]!r}: use the one that belongs to this model")
-    backend.normalizer = _normalizer(config, folder / "tokenizer_config.json")
+    backend.normalizer = _normalizer(config)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     first, last = specials["cls_token"], specials["sep_token"]
@@ -98,11 +98,8 @@ def from_vocabulary(
     return backend, specials
 
 
-def _normalizer(config: Mapping[str, Any], where: Path) -> normalizers.BertNormalizer:
-    settings = {key: config.get(key, default) for key, default in NORMALISATION.items()}
-    for key, value in settings.items():
-        if not isinstance(value, bool) and not (key == "strip_accents" and value is None):
-            raise UserError(f"{where} has {key} = {value!r}, which is neither true nor false: correct it")
+def _normalizer(config: Settings) -> normalizers.BertNormalizer:
+    settings = {key: config.boolean(key, default) for key, default in NORMALISATION.items()}
     return normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=settings["tokenize_chinese_chars"],
@@ -111,13 +108,14 @@ def _normalizer(config: Mapping[str, Any], where: Path) -> normalizers.BertNorma
     )
 
 
-def _add_tokens(backend: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
+def _add_tokens(backend: Tokenizer, folder: Path, config: Settings) -> None:
     """Adds what stands behind the vocabulary, in added_tokens.json or in tokenizer_config.json.
 
     Raises UserError where an id is not the next one: the tokens between would be missing.
     """
     path = folder / "added_tokens.json"
-    added = dict(read_json_object(path)) if path.is_file() else {}
+    older = read_settings(path)
+    added = {text: older.integer(text, least=0) for text in older}
     if isinstance(more := config.get("added_tokens_decoder"), dict):
         path = folder / "tokenizer_config.json"
         added |= {entry["content"]: int(number) for number, entry in more.items()}

@@ -44,8 +44,8 @@ def test_a_folder_is_read_without_answers(tmp_path):
     assert dataset.train == [Question("1", "what is ice", (), ("d1",))]
     assert dataset.dev == []
     assert dataset.note == "BEIR's layout, without answers"
-    with pytest.raises(UserError, match=r"--decode=concat needs answers.*--decode=none.*--strategy=embedder"):
-        dataset.check_answers("--decode=concat")
+    with pytest.raises(UserError, match=r'queries.jsonl: the question with the id "1" has no answers, which --decode='):
+        dataset.check_answers("test", dataset.test, "--decode=concat")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,7 @@ def test_dev_has_other_names_elsewhere(tmp_path, name):
     dataset = load_dataset(tmp_path)
     assert dataset.dev == [Question("1", "Ice?", ("water",), ())]
     assert dataset.note == f"dev from {name}"
-    dataset.check_answers("--decode=concat")
+    dataset.check_answers("dev", dataset.dev, "--decode=concat")
+    assert dataset.files == {"dev": tmp_path / name}
     (tmp_path / "dev.jsonl").write_text("")
     assert f"both dev.jsonl and {name}" in refused(tmp_path)

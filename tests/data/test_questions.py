@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ragjax.data.questions import Passage, Question, read_corpus, read_questions
+from ragjax.data.questions import Passage, Question, check_answers, read_corpus, read_questions
 from ragjax.errors import UserError
 
 PASSAGE = {"id": "p1", "title": "Paris", "text": "The capital of France."}
@@ -69,16 +69,31 @@ def test_read_questions(tmp_path):
         {"id": "q2", "question": "?", "answers": ["The", "b", "b"], "positive_ids": []},
         {"id": "q3", "question": "x", "answers": ["c"]},
         {"id": "q4", "question": "y", "answers": ["d"], "positive_ids": ["p1", "p2", "p1"]},
+        {"id": "q5", "question": "z", "positive_ids": ["p1"]},
+        {"id": "q6", "question": "z", "answers": None},
+        {"id": "q7", "question": "z", "answers": []},
     )
     expected = [
         Question("q1", "Capital of France?", ("Paris",), ("p1",)),
         Question("q2", "?", ("The", "b", "b"), ()),
         Question("q3", "x", ("c",), ()),
         Question("q4", "y", ("d",), ("p1", "p2")),
+        Question("q5", "z", (), ("p1",)),
+        Question("q6", "z", (), ()),
+        Question("q7", "z", (), ()),
     ]
     assert read_questions(path, {"p1", "p2"}) == expected
     assert read_questions(path, None) == expected
     assert read_questions(write(tmp_path, name="empty.jsonl"), {"p1"}) == []
+
+
+def test_a_question_without_answers_is_named_where_they_are_needed(tmp_path):
+    path = write(tmp_path, QUESTION, {"id": "q2", "question": "?"}, {"id": "q3", "question": "?"}, name="dev.jsonl")
+    asked = read_questions(path)
+    check_answers(asked[:1], path, "--decode=concat")
+    message = fault_of(check_answers, asked, path, "--decode=concat")
+    assert f'{path}: the question with the id "q2" has no answers, which --decode=concat needs: ' in message
+    assert "--decode=none and --strategy=embedder, which need none" in message
 
 
 def test_byte_order_mark_and_missing_last_newline_are_read(tmp_path):
@@ -128,10 +143,7 @@ BAD_QUESTIONS = [
     (without("question"), '"question" is missing'),
     ({**QUESTION, "question": ""}, '"question" is empty'),
     ({**QUESTION, "question": {"text": "x"}}, '"question" is an object'),
-    (without("answers"), '"answers" is missing'),
-    ({**QUESTION, "answers": []}, '"answers" is empty'),
     ({**QUESTION, "answers": "Paris"}, '"answers" is a string'),
-    ({**QUESTION, "answers": None}, '"answers" is null'),
     ({**QUESTION, "answers": ["Paris", ""]}, 'entry 2 of "answers" is empty'),
     ({**QUESTION, "answers": [1889]}, 'entry 1 of "answers" is a number'),
     ({**QUESTION, "positive_ids": "p1"}, '"positive_ids" is a string'),

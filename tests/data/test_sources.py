@@ -64,6 +64,28 @@ def test_the_hash_is_of_the_content(tmp_path):
     assert len(hashes | {plain}) == len(others) + 1
 
 
+def test_questions_that_stand_in_two_splits_are_found(tmp_path):
+    """By text and id, or by text and answers: an id alone, or a text alone, may belong to two questions."""
+
+    def asked(identity, question, *answers):
+        return {"id": identity, "question": question, "answers": answers}
+
+    train = [asked("a", "Same?", "yes"), asked("b", "Renamed?", "x", "y"), asked("c", "Id alone?", "z")]
+    train += [asked("d", "Text alone?", "one"), asked("e", "Bare?")]
+    test = [
+        asked("e", "Bare?"),
+        asked("a", "Same?", "no"),
+        asked("b2", "Renamed?", "y", "x"),
+        asked("c", "Other?", "z"),
+    ]
+    test += [asked("d2", "Text alone?", "two"), asked("f2", "No answers?")]
+    folder = write(tmp_path, corpus=CORPUS, train=train, dev=[asked("f", "No answers?"), train[0]], test=test)
+    dataset = load_dataset(folder)
+    found = {(split, earlier): [each.id for each in repeated] for split, earlier, repeated in dataset.repeated()}
+    assert found == {("dev", "train"): ["a"], ("test", "train"): ["e", "a", "b2"], ("test", "dev"): ["a"]}
+    assert dataset.note == "4 of them without answers"
+
+
 def test_a_local_folder_comes_before_a_name(tmp_path, monkeypatch):
     write(tmp_path / "sample", corpus=CORPUS, test=TEST)
     write(tmp_path / "hotpotqa", corpus=CORPUS, test=TEST)

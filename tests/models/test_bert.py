@@ -158,7 +158,7 @@ def test_config_is_read():
 
 
 def test_what_config_leaves_out_is_bert_bases():
-    config = BertConfig.from_hf({"model_type": "bert", "hidden_size": 96})
+    config = BertConfig.from_hf({"model_type": "bert", "hidden_size": 96, "layer_norm_eps": None})
     assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (96, 3072, 12)
     assert (config.vocab_size, config.type_vocab_size, config.max_position_embeddings) == (30522, 2, 512)
     assert (config.num_attention_heads, config.layer_norm_eps) == (12, 1e-12)
@@ -171,10 +171,11 @@ def test_what_config_leaves_out_is_bert_bases():
         ({"model_type": "roberta"}, "model_type = 'roberta'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
         ({"is_decoder": True}, "is_decoder = True"),
+        ({"is_decoder": 0}, "is_decoder = 0, but only False is supported"),
         ({"add_cross_attention": True}, "add_cross_attention = True"),
-        ({"layer_norm_eps": None}, "layer_norm_eps = None, which is no positive number"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps = 0 where a number above 0 is needed"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps = nan"),
-        ({"type_vocab_size": 0}, "type_vocab_size = 0, which is no positive whole number"),
+        ({"type_vocab_size": 0}, "type_vocab_size = 0 where a whole number from 1 on is needed"),
         ({"hidden_size": "16"}, "hidden_size = '16'"),
         ({"num_attention_heads": True}, "num_attention_heads = True"),
     ],

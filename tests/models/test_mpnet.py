@@ -194,8 +194,8 @@ def test_config_is_read():
         ({"model_type": "bert"}, "model_type = 'bert'"),
         ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets = 64"),
         ({"num_attention_heads": 3}, "num_attention_heads = 3"),
-        ({"layer_norm_eps": -1e-5}, "layer_norm_eps = -1e-05, which is no positive number"),
-        ({"max_position_embeddings": None}, "max_position_embeddings = None"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps = -1e-05 where a number above 0 is needed"),
+        ({"max_position_embeddings": "514"}, "max_position_embeddings = '514'"),
     ],
 )
 def test_what_would_change_the_result_is_an_error_that_names_it(changes, named):

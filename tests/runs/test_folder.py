@@ -99,6 +99,24 @@ def test_a_record_of_something_else_is_refused(begun, part, value, fault):
         begun.record()
 
 
+def test_another_programs_config_json_is_no_runs(begun):
+    """A model's folder, say, given as --run_dir."""
+    write_json(begun.config_file, {"model_type": "llama"})
+    for ask in (begun.record, lambda: begun.check_flags(RunConfig()), lambda: begun.check_inputs(INPUTS)):
+        with pytest.raises(
+            UserError, match=r"config\.json does not describe a run of this version \(it lacks 'flags'\)"
+        ):
+            ask()
+
+
+def test_a_recorded_flag_of_another_kind_is_named_with_its_file(begun):
+    content = json.loads(begun.config_file.read_text())
+    content["flags"]["top_k"] = "2"
+    write_json(begun.config_file, content)
+    with pytest.raises(UserError, match=rf"{begun.config_file} does not .* version: top_k='2' is not a whole number"):
+        begun.record()
+
+
 def test_a_folder_without_a_run_has_no_record(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path} holds no config.json: give --run_dir the folder of a ragjax."):
         RunFolder(tmp_path).record()

@@ -180,6 +180,7 @@ def test_without_dev_questions_the_last_state_is_kept_and_that_is_said(world, tm
     config = world.config(tmp_path / "run", strategy="generator", keep="best", data=str(data), max_steps=1)
     summary = train(config)
     assert summary.kept == {"generator": None}
+    assert not (tmp_path / "run" / "best").exists()
     assert "the last state is kept, because no dev questions tell which is the best" in capsys.readouterr().out
 
 

@@ -73,9 +73,57 @@ def test_data_without_answers_serve_retrieval_alone(world, tmp_path, capsys):
         assert other["answer_in_context"] in (0, 1)
         assert line["passages"] == other["passages"]
     for refused in ({"strategy": "joint"}, {"strategy": "none", "decode": "concat"}):
-        assert "needs answers, and the questions of" in refusal(world.config(tmp_path / "other", data=data, **refused))
-    with pytest.raises(UserError, match="--decode=concat needs answers"):
+        message = refusal(world.config(tmp_path / "other", data=data, **refused))
+        assert f"{data}/queries.jsonl: the question with the id" in message and "has no answers, which" in message
+    with pytest.raises(UserError, match="has no answers, which --decode=concat needs"):
         evaluate_runs(EvaluateConfig(run_dir=str(tmp_path / "run"), decode="concat"), {})
+
+
+@pytest.mark.parametrize("nothing", [..., None, []], ids=["missing", "null", "empty"])
+def test_a_folder_of_ones_own_may_lack_answers_where_none_are_read(world, tmp_path, capsys, nothing):
+    splits = questions()
+    for asked in splits.values():
+        for question in asked:
+            del question["answers"]
+            question |= {} if nothing is ... else {"answers": nothing}
+    data = str(write_data(tmp_path / "data", passages(), splits))
+    config = world.config(tmp_path / "run", data=data, strategy="embedder", max_steps=1)
+    same = world.config(tmp_path / "answered", strategy="embedder", max_steps=1)
+    assert train(config).after["recall_at_5"] == train(same).after["recall_at_5"]
+    assert "(22 of them without answers)" in capsys.readouterr().out
+    found = evaluate_runs(EvaluateConfig(run_dir=str(tmp_path / "run"), questions=f"{data}/dev.jsonl"), {})
+    assert (found.n, found.results[0].scores["f1"]) == (4, None)
+    with pytest.raises(UserError, match=r'dev.jsonl: the question with the id "dev-12" has no answers, which --decode'):
+        evaluate_runs(EvaluateConfig(run_dir=str(tmp_path / "run"), questions=f"{data}/dev.jsonl", decode="concat"), {})
+
+
+@pytest.mark.parametrize(("split", "asked"), [("train", 11), ("dev", 2), ("test", 5)])
+def test_one_question_without_answers_is_named_where_they_are_read(world, tmp_path, split, asked):
+    splits = questions()
+    question = splits[split][asked]
+    question["answers"] = []
+    data = str(write_data(tmp_path / "data", passages(), splits))
+    needs = "--decode=concat" if split == "test" else "the phase joint"
+    sentence = f'{data}/{split}.jsonl: the question with the id "{question["id"]}" has no answers, which {needs} needs'
+    assert sentence in refusal(world.config(tmp_path / "run", data=data))
+    # Beyond what is read it is no fault.
+    config = world.config(tmp_path / "run", data=data, eval_limit=5, dev_limit=2, max_steps=1)
+    if split == "train":
+        assert sentence in refusal(config)
+    else:
+        assert train(config).n == 5
+
+
+def test_questions_of_two_splits_are_warned_of(world, tmp_path, capsys):
+    splits = questions()
+    splits["test"][1:3] = [splits["train"][4], splits["train"][2] | {"id": "renamed"}]
+    data = str(write_data(tmp_path / "data", passages(), splits))
+    config = world.config(tmp_path / "run", data=data, strategy="generator", max_steps=1, eval_limit=1)
+    train(config)
+    said = capsys.readouterr().err
+    assert f'2 of the 6 test questions of {data} stand in train too, the first with the id "train-4": ' in said
+    train(dataclasses.replace(config, strategy="none", run_dir=str(tmp_path / "none")))
+    assert "stand in" not in capsys.readouterr().err  # nothing is learnt from them
 
 
 @pytest.mark.parametrize(("split", "asked"), [("train", 3), ("dev", 2), ("test", 5)])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ragjax.checkpoints import Checkpoints
-from ragjax.config import RunConfig
+from ragjax.config import DecodeConfig, RunConfig, SearchConfig
 from ragjax.costs import Cost
 from ragjax.data.questions import Question
 from ragjax.data.sources import load_dataset
@@ -20,7 +20,7 @@ from ragjax.training import run as run_module
 from ragjax.training import train
 from ragjax.training.loop import train_phase
 from ragjax.training.signals import LikelihoodAssembler, RankingAssembler
-from ragjax.training.strategies import STRATEGIES, choose_strategy
+from ragjax.training.strategies import STRATEGIES, choose_strategy, unread_flags
 from tests.tiny_runs import changed, flat, passages, questions, read_lines, refusal, tiny_world, write_data
 
 pytestmark = pytest.mark.slow
@@ -44,6 +44,60 @@ def config_of(world, name: str, **changes: Any) -> RunConfig:
     """The same flags for every strategy; at this rate of the embedder its loss falls and what it finds changes."""
     values = {"max_steps": STEPS, "batch_size": BATCH, "ranking_batch_size": BATCH, "embedder_lr": 3e-4}
     return world.config(world.folder / "strategies" / name, **values | {"eval_limit": 2} | changes)
+
+
+# What others than phases read.
+GENERAL = {
+    *(field.name for field in dataclasses.fields(DecodeConfig)),
+    *("strategy", "embedder", "query_prefix", "passage_prefix", "generator", "data", "run_dir", "top_k", "score_scale"),
+    *("embedder_run", "generator_run", "lora_rank", "lora_alpha", "lora_targets", "prompt", "max_passage_tokens"),
+    *("seed", "eval_split", "eval_limit", "eval_batch_size", "dtype", "quantize", "scan_layers", "remat"),
+}  # fmt: skip
+
+
+def test_every_flag_belongs_to_phases_or_to_all_else():
+    of_phases = {flag for phases in STRATEGIES.values() for phase in phases for flag in phase.flags}
+    names = {field.name for config in (RunConfig, SearchConfig) for field in dataclasses.fields(config)}
+    assert of_phases | GENERAL | {"select", "halving", "grid"} == names
+    assert not of_phases & GENERAL
+
+
+@pytest.mark.parametrize(
+    ("strategy", "flags", "unread"),
+    [
+        ("embedder", {"generator_lr": 1e-3, "objective": "rag_sequence", "batch_size": 9}, True),
+        ("embedder", {"embedder_lr": 1e-3, "hard_negatives": 0, "ranking_batch_size": 2, "epochs": 3}, False),
+        ("generator", {"ranking_batch_size": 2, "negative_margin": 0.2, "embedder_lr": 1e-3}, True),
+        ("generator", {"generator_lr": 1e-3, "batch_size": 9, "lora_dropout": 0.1, "objective": "concat_nll"}, False),
+        # The default, and what all read.
+        ("generator", {"ranking_batch_size": 8, "generator": "other", "top_k": 2}, False),
+        ("independent", {"ranking_batch_size": 2, "embedder_lr": 1e-3, "generator_lr": 1e-3, "dev_limit": 3}, False),
+        ("two_phase", {"retriever_objective": "emdr2", "retriever_temperature": 2.0, "lora_dropout": 0.1}, False),
+        ("two_phase", {"hard_negatives": 0}, True),
+        ("none", {"epochs": 2, "keep": "last", "batch_size": 2}, True),
+    ],
+)
+def test_flags_that_no_phase_reads(strategy, flags, unread):
+    found = unread_flags(RunConfig(strategy=strategy, **flags), STRATEGIES[strategy])
+    assert set(found) == {f"--{name}" for name in (flags if unread else ())}
+
+
+def test_flags_that_are_given_in_vain_are_warned_of(world, tmp_path, capsys):
+    flags = {"strategy": "embedder", "max_steps": 1, "decode": "none", "batch_size": 4, "dev_limit": 24}
+    train(world.config(tmp_path / "run", **flags))
+    assert capsys.readouterr().err.startswith(
+        "warning: --generator_lr changes nothing here: no phase that is trained with --strategy=embedder reads that.\n"
+    )
+    again = {"generator_lr": None, "run_dir": str(tmp_path / "other")}
+    train(world.config(**flags | again))
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("strategy", "head"), [("embedder", "embedder"), ("generator", "generator (rag_token)")])
+def test_the_head_names_an_objective_where_one_is_used(world, tmp_path, capsys, strategy, head):
+    config = world.config(tmp_path / "run", strategy=strategy, max_steps=1, eval_limit=1)
+    assert train(config).objective == ("rag_token" if "(" in head else None)
+    assert f"\n{head}, 1 test questions\n" in capsys.readouterr().out
 
 
 @dataclasses.dataclass

@@ -22,6 +22,7 @@ from ragjax.weights.gguf_tokenizer import CUTS
 from ragjax.weights.resolve import KNOWN_MODELS
 from tests.checkout import ROOT, in_checkout
 from tests.tiny import CHAT_TEMPLATE, write_tiny_gguf, write_tiny_llama
+from tests.tiny_folders import edit, other_kinds
 
 DOCUMENT = ROOT / "docs" / "models.md"
 TOKENS = np.random.default_rng(1).integers(0, 384, (1, 40))
@@ -208,6 +209,72 @@ def test_a_key_of_tokenizer_config_json_is_followed(tmp_path, key):
         return folder
 
     assert_followed(lambda: write(**base), lambda: write(**base | {key: value}))
+
+
+WRONG = [
+    *(("config.json", key, base, wrong) for key, (base, value) in CONFIG.items() for wrong in other_kinds(value)),
+    *(
+        ("config.json", key, {**WIDE, "rope_scaling": base | {key: wrong}}, ...)
+        for key, [(base, value), *_] in ROPE.items()
+        for wrong in other_kinds(value)
+    ),
+    *(
+        ("tokenizer_config.json", key, {}, wrong)
+        for key, (_, value) in TOKENIZER.items()
+        for wrong in other_kinds(value)
+    ),
+    ("generation_config.json", "eos_token_id", {}, "2"),
+    ("special_tokens_map.json", "eos_token", {}, 3),
+    ("tokenizer_config.json", "eos_token", {}, {"content": 3}),
+    ("tokenizer_config.json", "special", {}, {"384": {"content": "<think>", "special": "false"}}),
+]
+
+
+@pytest.mark.parametrize(("file", "key", "base", "wrong"), WRONG)
+def test_a_value_of_another_kind_is_refused_by_file_and_key(tmp_path, file, key, base, wrong):
+    """Text in place of true or false, of a number, and so on; "..." is wrong in the base already."""
+    folder = write_tiny_llama(tmp_path, **base)
+    if wrong is not ...:
+        edit(folder / file, **{"added_tokens_decoder" if key == "special" else key: wrong})
+    with pytest.raises(UserError) as caught:
+        load_generator(folder)
+    message = str(caught.value)
+    assert str(folder) in message and "\n" not in message
+    if "quantization" not in key and key != "compression_config":  # one sentence for all three
+        assert f"{folder / file} has" in message or f"{folder / file}: " in message
+        assert key in message or (key == "rope_type" and "rope type" in message)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("ids", [384, [2, 100000]])
+def test_an_end_token_beyond_the_vocabulary_is_refused(tmp_path, name, ids):
+    folder = write_tiny_llama(tmp_path)
+    edit(folder / name, eos_token_id=ids)
+    with pytest.raises(UserError) as caught:
+        load_generator(folder)
+    assert f"{folder / name} has eos_token_id = {ids!r}, but the model's vocabulary ends at 383" in str(caught.value)
+
+
+def test_other_special_tokens_beyond_the_vocabulary(tmp_path):
+    """A first token is refused; a padding token is never fed, and many fine-tunes have one beyond."""
+    folder = write_tiny_llama(tmp_path)
+    edit(folder / "config.json", pad_token_id=384)
+    load_generator(folder)
+    edit(folder / "config.json", bos_token_id=384)
+    with pytest.raises(UserError, match="config.json has bos_token_id = 384, but the model's vocabulary ends at 383"):
+        load_generator(folder)
+
+
+def test_a_theta_of_another_kind_is_found_where_it_stands(tmp_path):
+    folder = write_tiny_llama(tmp_path, rope_theta="10000")
+    with pytest.raises(UserError) as caught:
+        load_generator(folder)
+    path = folder / "config.json"
+    assert str(caught.value) == f"{path} has rope_theta = '10000' where a number above 1 is needed: correct it"
+    write_tiny_llama(folder, rope_scaling=LINEAR | {"rope_theta": "10000"})
+    with pytest.raises(UserError) as caught:
+        load_generator(folder)
+    assert f"{path} has rope_theta = '10000' in rope_scaling where" in str(caught.value)
 
 
 def test_an_end_token_that_is_put_behind_texts_is_not_put_behind_prompts(tmp_path):

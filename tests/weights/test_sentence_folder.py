@@ -141,7 +141,7 @@ def test_what_is_ranked_otherwise_is_said(folder, similarity, normalised, words)
 @pytest.mark.parametrize(
     ("kind", "path", "words"),
     [
-        ("sentence_transformers.models.Dense", "2_Dense", "asks for a module 'sentence_transformers.models.Dense'"),
+        ("sentence_transformers.models.Dense", "2_Dense", "Dense', but only sentence-transformers' own Transf"),
         ("sentence_transformers.models.LayerNorm", "2_LayerNorm", "LayerNorm"),
         ("custom_st.Transformer", "2_Custom", "asks for a module 'custom_st.Transformer'"),
         ("sentence_transformers.models.Pooling", "3_Pooling", "modules Transformer, Pooling, Pooling, Normalize"),
@@ -256,8 +256,12 @@ def test_pooling_without_the_prompt(folder):
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "model_type = 'SparseEncoder'"),
         ("config_sentence_transformers.json", {"similarity_fn_name": "maxsim"}, "similarity_fn_name = 'maxsim'"),
         ("config_sentence_transformers.json", {"default_prompt_name": "x"}, "default_prompt_name = 'x'"),
-        ("config_sentence_transformers.json", {"prompts": {"query": 1}}, "prompts that are no texts"),
-        ("config_sentence_transformers.json", {"prompts": ["query"]}, "prompts that are no texts"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": 1}},
+            "has query = 1 in prompts where text is",
+        ),
+        ("config_sentence_transformers.json", {"prompts": ["query"]}, "prompts = ['query'] where an object is needed"),
         ("2_Normalize/config.json", {"module_input_name": "token_embeddings"}, "module_input_name = 'token_embedd"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -237,7 +238,9 @@ def test_chat_templates_of_every_form(tmp_path):
 def test_a_folder_without_tokenizer(tmp_path):
     folder = write_tiny_llama(tmp_path)
     (folder / "tokenizer.json").unlink()
-    assert "has no tokenizer.json" in refusal(folder)
+    assert "has no tokenizer.json: add the one of this model" in refusal(folder)
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    assert "has tokenizer.model but no tokenizer.json, which is the form that is read: load and save" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -317,9 +320,13 @@ def test_tokens_that_only_the_settings_have_are_added(tmp_path):
     assert tokenizer("<think>")["input_ids"] == [384]
     assert 385 not in tokenizer("<|turn|>")["input_ids"]
     assert tokenizer("<|turn|>", split_special_tokens=False)["input_ids"] == [385]
+    for index, mend in (("386", "where a whole number from 0 on is needed"), (-1, "where a whole number from 0 on")):
+        (folder / "added_tokens.json").write_text(json.dumps({"<x>": index}))
+        assert f"added_tokens.json has <x> = {index!r} {mend}" in refusal(folder)
+    (folder / "added_tokens.json").unlink()
     for damaged in ({"x": {"content": "<a>"}}, {"384": {}}, {"384": "<a>"}, ["<a>"]):
         settings_of(folder, added_tokens_decoder=damaged)
-        assert "added_tokens_decoder of tokenizer_config.json, or added_tokens.json, is damaged" in refusal(folder)
+        assert re.search("tokenizer_config.json.* (is damaged|is needed)", refusal(folder))
     settings_of(folder, added_tokens_decoder={"399": {"content": "<far>", "special": True}})
     assert "gives '<far>' the id 399, which tokenizer.json leaves no room for" in refusal(folder)
 
@@ -369,3 +376,12 @@ assert dict(os.environ) == before
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSFORMERS_")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_template_that_cannot_be_read_is_named(tmp_path):
+    folder = write_tiny_llama(tmp_path)
+    settings_of(folder, chat_template=[{"name": "default"}])
+    assert "tokenizer_config.json has a chat_template that is no text and no list of" in refusal(folder)
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    settings_of(folder, chat_template=None)
+    assert "chat_template.jinja is not UTF-8 text (invalid start byte at byte 0): save it in UTF-8" in refusal(folder)

@@ -104,7 +104,7 @@ def test_settings_go_before_what_tokenizer_json_says(tmp_path):
     ("change", "words"),
     [
         ({"tokenizer_class": "BertJapaneseTokenizer"}, "only a BertTokenizer is made, not a BertJapaneseTokenizer"),
-        ({"do_lower_case": "yes"}, "tokenizer_config.json has do_lower_case = 'yes', which is neither true nor false"),
+        ({"do_lower_case": "yes"}, "tokenizer_config.json has do_lower_case = 'yes' where true or false is needed"),
         ({"cls_token": "[START]"}, "lacks the cls_token '\\[START\\]'"),
         ({"unk_token": "<unk>"}, "lacks the unk_token '<unk>'"),
     ],

@@ -170,6 +170,7 @@ ANSWERS = Signal(
     learns_from=every_question,
     reads_answers=True,
     batch_size_flag="batch_size",
+    flags=("objective", "loss_reduction", "dev_limit"),
     cost_parts={
         ("generator",): ("generator_train", "embedder_forward", "search"),
         ("embedder", "generator"): ("generator_train", "embedder_train", "search"),

@@ -165,6 +165,7 @@ LIKELIHOODS = Signal(
     learns_from=every_question,
     reads_answers=True,
     batch_size_flag="batch_size",
+    flags=("objective", "loss_reduction", "dev_limit"),
     cost_parts={("embedder",): ("generator_forward", "embedder_train", "search")},
     scores_once=True,
 )

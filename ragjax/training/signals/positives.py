@@ -183,5 +183,6 @@ POSITIVES = Signal(
     learns_from=is_labelled,
     reads_answers=False,
     batch_size_flag="ranking_batch_size",
+    flags=("ranking_scale", "hard_negatives", "negative_filter", "negative_margin"),
     cost_parts={("embedder",): ("embedder_train",)},
 )

@@ -7,8 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ragjax.arrays import ModelVariables
+from ragjax.config import RunConfig
 from ragjax.costs import Cost, Ledger, ModelSize, forward_flops, train_flops
 from ragjax.data.questions import Question
+from ragjax.data.sources import Dataset
 from ragjax.runs import Run
 from ragjax.training.objectives import Objective
 from ragjax.training.sampling import QuestionBatch, Sampler
@@ -86,6 +88,7 @@ class Signal:
     learns_from: Callable[[Question], bool]  # whether it can use a question
     reads_answers: bool  # a generator, in the graph or frozen, says how likely they are
     batch_size_flag: str  # of RunConfig
+    flags: tuple[str, ...]  # besides that one, those of RunConfig that only phases with such signals read
     # The parts of a question's cost (`ragjax.training.estimates`), by what is trained.
     cost_parts: Mapping[tuple[str, ...], tuple[str, ...]]
     scores_once: bool = False  # the generator works in the first epoch only
@@ -106,9 +109,11 @@ def model_work(size: ModelSize, lengths: Sequence[int], head_positions: int, tra
 def answer_sampler(run: Run) -> Sampler:
     """The questions of a phase that learns from answers."""
     config, dataset = run.config, run.dataset
-    return Sampler(dataset.train, dev_questions(run), config.batch_size, config.seed, run.embedder.query_tokens)
+    return Sampler(
+        dataset.train, dev_questions(config, dataset), config.batch_size, config.seed, run.embedder.query_tokens
+    )
 
 
-def dev_questions(run: Run) -> Sequence[Question]:
+def dev_questions(config: RunConfig, dataset: Dataset) -> Sequence[Question]:
     """Questions of the dev loss; none where --dev_every=0."""
-    return [] if run.config.dev_every == 0 else run.dataset.dev[: run.config.dev_limit]
+    return [] if config.dev_every == 0 else dataset.dev[: config.dev_limit]
