@@ -140,7 +140,7 @@ def _checked_items(field: dataclasses.Field, value: Any) -> tuple:
     elif items is str:
         if "" in (found or ("",)):
             raise UserError(f"--{name}={text} has an empty name in its list: give names, separated by commas.")
-        return tuple(map(expanded, found))
+        return tuple(expanded(str(name)) for name in found)
     elif not found or not all(item in field.metadata["range"] for item in found):
         numbers, example = "positive numbers", "1,5,10" if items is int else "1e-6,3e-6,1e-5"
         if 0 in field.metadata["range"]:

@@ -222,5 +222,7 @@ class Execution:
 
 def _embedder_learns_from(cell: Planned) -> str | None:
     """ "labels" or "answers"; None where its embedder stays as it is."""
-    phase = next((phase for phase in cell.phases if "embedder" in phase.trains), None)
-    return phase and ("answers" if phase.signal.reads_answers else "labels")
+    for phase in cell.phases:
+        if "embedder" in phase.trains:
+            return "answers" if phase.signal.reads_answers else "labels"
+    return None

@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ragjax.config import ROWS, CompareConfig, RunConfig
 from ragjax.runs import RunFolder
@@ -76,7 +77,7 @@ def plan_cells(config: RunConfig, options: CompareConfig) -> list[Planned]:
         if row == "none" and seed != options.seeds[0]:
             continue
         strategy, objective = _ROWS[row]
-        own = {"strategy": strategy, "objective": objective or config.objective}
+        own: dict[str, Any] = {"strategy": strategy, "objective": objective or config.objective}
         if not any("embedder" in phase.trains and phase.signal.reads_answers for phase in STRATEGIES[strategy]):
             own["retriever_objective"] = RunConfig.retriever_objective  # it has no embedder to move by answers
         pair = f"{folders[embedder]}-{folders[generator]}"

@@ -120,7 +120,8 @@ def comparison_table(rows: Sequence[Mapping]) -> str:
         change = row["change"]
         span = "-" if change is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*change)
         scores = [_number(row[name], ".3f") for name in ("em", "f1", "recall_at_5")]
-        lines.append((row["label"], *scores, span, _number(row["seconds"], ",.0f"), _number(row["relative"], ".2f")))
+        cost = (_number(row["seconds"], ",.0f"), _number(row["relative"], ".2f"))
+        lines.append((row["label"], scores[0], scores[1], scores[2], span, *cost))
     return _aligned(lines)
 
 

@@ -97,7 +97,7 @@ def test_a_cell_that_has_begun_goes_on_with_what_it_took_then(tmp_path):
         ({"seeds": "0,x"}, "--seeds=0,x is not a list of numbers from 0 on: write it as 0,1"),
         ({"seeds": "-1"}, "--seeds=-1 is not a list of numbers from 0 on"),
         ({"seeds": "0.5"}, "--seeds=0.5 is not a list of numbers from 0 on"),
-        ({"embedders": "minilm,,mpnet"}, "--embedders=minilm,,mpnet has an empty name in its list"),
+        ({"embedders": "minilm,,mpnet"}, "--embedders=minilm,,mpnet has an empty entry"),
         ({"generators": ""}, "--generators= has an empty name in its list"),
     ],
 )
