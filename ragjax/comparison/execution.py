@@ -18,13 +18,13 @@ from ragjax.errors import UserError, reason
 from ragjax.evaluation import copy_predictions
 from ragjax.files import read_json_object, write_atomic
 from ragjax.models.lora import COLLECTION
-from ragjax.pipeline import load_models
+from ragjax.pipeline import load_untrained_embedder, load_untrained_generator
 from ragjax.pretrained import Embedder, Generator, init_lora
 from ragjax.rates import search_rates
 from ragjax.reporting import Cell
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.run import complete
-from ragjax.training.strategies import STRATEGIES
+from ragjax.training.strategies import STRATEGIES, needs_generator
 from ragjax.voice import say, warn
 
 # Dev questions for the dev loss of a search: enough that it tells rates apart.
@@ -185,14 +185,17 @@ class Execution:
             self._prepared[cell.pair] = run
             self._models.clear()
         run = self._prepared[cell.pair]
-        if run.config.seed != config.seed and config.lora_rank and run.pipeline.reader:
+        if config.lora_rank and run.pipeline.reader:
             run = run.with_trained({"generator": {COLLECTION: init_lora(run.generator, config.seed)}})
         return run
 
     def _load(self, pair: str, config: RunConfig) -> tuple[Embedder, Generator | None]:
         if pair not in self._models:
             self._models.clear()
-            self._models[pair] = load_models(config)
+            phases = [phase for cell in self._cells for phase in cell.phases]
+            generates = needs_generator(phases, answers=config.decode != "none")
+            generator = load_untrained_generator(config) if generates else None
+            self._models[pair] = load_untrained_embedder(config), generator
         return self._models[pair]
 
     def _share_before(self, cell: Planned) -> None:

@@ -123,7 +123,7 @@ def test_the_report_says_what_the_cells_say(whole):
 def test_a_finished_comparison_is_reported_again_and_nothing_is_run(whole, world, monkeypatch, capsys):
     config, report, _ = whole
     monkeypatch.setattr(run_module, "run_phases", None)
-    monkeypatch.setattr(execution_module, "load_models", None)
+    monkeypatch.setattr(execution_module, "load_untrained_embedder", None)
     again = ragjax.compare(config, options(world))
     assert again.findings == report.findings
     assert "No Ft." in capsys.readouterr().out
@@ -190,6 +190,29 @@ def test_rows_that_need_labels_say_so_where_there_are_none(world, tmp_path):
     for row in ("embedder", "independent"):
         assert "positive_ids" in lines[row, "0"]["failure"]
     assert lines["generator", "0"]["failure"] == "" and lines["generator", "0"]["recall_at_5_after"] == ""
+
+
+def test_retrieval_alone_needs_neither_answers_nor_a_generator(world, tmp_path, monkeypatch):
+    splits = {split: [q | {"answers": []} for q in those] for split, those in questions().items()}
+    data = write_data(tmp_path / "unanswered", passages(), splits)
+    monkeypatch.setattr(execution_module, "load_untrained_generator", None)
+    config = shared(world, tmp_path / "cmp", data=str(data), decode="none")
+    report = ragjax.compare(config, options(world, strategies="none,embedder"))
+    lines = reported(config.run_dir)
+    assert {line["failure"] for line in lines.values()} == {""}
+    assert lines["embedder", "0"]["f1_after"] == "" and float(lines["embedder", "0"]["recall_at_5_after"]) > 0
+    assert any("Recall@5" in sentence for sentence in report.advice)
+
+
+def test_each_seed_begins_with_adapters_of_its_own(world, tmp_path):
+    """Also where another seed's cell was the first one to be prepared."""
+    config = shared(world, tmp_path / "cmp", max_steps=1, dev_every=0, keep="last")
+    ragjax.compare(config, options(world, strategies="none,generator", seeds="1,0"))
+    for seed in (0, 1):
+        (cell,) = [c for c in plan_cells(config, options(world, seeds=str(seed))) if c.row == "generator"]
+        train(dataclasses.replace(cell.config, run_dir=str(tmp_path / f"alone{seed}")))
+        alone = (tmp_path / f"alone{seed}" / "metrics.jsonl").read_bytes()
+        assert cell.files.metrics_file.read_bytes() == alone
 
 
 def test_a_cell_that_was_edited_is_refused_and_the_others_are_reported(world, tmp_path):
