@@ -182,7 +182,7 @@ class _Judge:
             found.append(_needed(self._best.label, lead, self._n))
         trained = [len(each.seeds) for each in self._rows.values() if each.row != "none"]
         if trained and min(trained) < _FEW_SEEDS:
-            found.append("Runs with further seeds (--seed) would tell how much of this is the luck of one training.")
+            found.append("Runs with further seeds (--seeds) would tell how much of this is the luck of one training.")
         if self._pair.counts["recall_at_5"] == 0:
             found.append(
                 "Labelled passages (positive_ids) would tell what the embedder finds, and let it be trained alone."
