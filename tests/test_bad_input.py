@@ -108,7 +108,7 @@ def bad_data(folder: Path, fault: str) -> Path:
         ("empty corpus", ["corpus.jsonl.gz", "no passages"]),
         ("duplicate id", ["corpus.jsonl.gz, line 5", '"p1"']),
         ("unknown positive", ["train.jsonl, line 1", '"p99"']),
-        ("empty answers", ["train.jsonl, line 1", '"answers"']),
+        ("empty answers", ["train.jsonl: the question with the id", '"answers"']),
         ("no train", ["no train questions"]),
         ("empty test", ["no test questions"]),
     ],

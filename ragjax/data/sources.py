@@ -55,7 +55,7 @@ class Dataset:
         return f"qrels/{split}.tsv" if (self.folder / "qrels").is_dir() else f"{split}.jsonl"
 
     def check_answers(self, split: str, questions: Iterable[Question], flag: str) -> None:
-        """`check_answers` of questions of a split, which its file is named for."""
+        """`ragjax.data.questions.check_answers` of questions of a split, whose file it names."""
         check_answers(questions, self.files.get(split, self.folder), flag)
 
 

@@ -170,7 +170,7 @@ def read_rope(config: Settings) -> tuple[float, RopeScaling]:
             "model.",
         )
     theta = (given if "rope_theta" in given else config).number("rope_theta", 10000.0, above=1)
-    return float(theta), make(given, config)
+    return theta, make(given, config)
 
 
 def _trained(config: Settings) -> int:

@@ -140,7 +140,7 @@ def test_a_run_killed_at_moments_of_every_kind_ends_like_one_that_was_not(world,
     checkpoints, metrics = folder / "checkpoints" / "joint", folder / "metrics.jsonl"
 
     def steps_kept():
-        return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+        return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
 
     killed(world, folder, "before 2")  # in the second batch of the table before
     assert not (folder / "predictions" / "test.before.jsonl").exists()
@@ -172,7 +172,7 @@ def test_a_run_of_two_phases_killed_in_each_ends_like_one_that_was_not(world):
     lines = (whole / "likelihoods.jsonl").read_bytes().splitlines(keepends=True)
 
     def steps_kept(phase):
-        return sorted(int(path.name) for path in (checkpoints / phase).iterdir() if path.name.isdigit())
+        return sorted(int(path.name) for path in (checkpoints / phase).glob("*") if path.name.isdigit())
 
     killed(world, folder, "step 3 generator", **flags)
     assert steps_kept("generator") == [2]
