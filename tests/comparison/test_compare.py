@@ -36,7 +36,11 @@ def world(tmp_path_factory):
 
 
 def shared(world: World, folder, **changes) -> RunConfig:
-    return world.config(folder, **{"max_steps": 3, "keep": "best", "eval_limit": 4} | changes)
+    return world.config(folder, **{"max_steps": 2, "dev_every": 1, "keep": "best", "eval_limit": 4} | changes)
+
+
+# Where it does not matter what is learnt.
+QUICK = {"max_steps": 1, "keep": "last", "dev_every": 0, "eval_limit": 1}
 
 
 def options(world: World, **changes) -> CompareConfig:
@@ -149,14 +153,15 @@ def test_rows_and_seeds_can_be_added_later(whole, world, monkeypatch):
 
 
 def test_what_fails_is_shown_and_the_others_go_on_then_and_later(world, tmp_path, monkeypatch, capsys):
-    """First the generator diverges and joint training meets a fault; the second time both end well."""
-    config, chosen = shared(world, tmp_path / "cmp"), options(world, strategies="none,generator,two_phase,rag_token")
+    """First the embedder diverges and the generator meets a fault; the second time both end well."""
+    config = shared(world, tmp_path / "cmp", **QUICK)
+    chosen = options(world, strategies="none,embedder,generator,independent")
     complete = run_module.complete
 
     def failing(its, prepared=None):
+        if its.strategy == "embedder":
+            raise DivergedError("Step 2 has a non-finite loss: lower --embedder_lr in a new --run_dir.")
         if its.strategy == "generator":
-            raise DivergedError("Step 2 has a non-finite loss: lower --generator_lr in a new --run_dir.")
-        if its.strategy == "joint":
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile running")
         return complete(its, prepared)
 
@@ -164,39 +169,37 @@ def test_what_fails_is_shown_and_the_others_go_on_then_and_later(world, tmp_path
     ragjax.compare(config, chosen)
     printed = capsys.readouterr()
     lines = reported(config.run_dir)
-    assert lines["generator", "0"]["failure"].startswith("Step 2 has a non-finite loss")
-    trace = cell_of(config.run_dir, "rag_token").path / "error.txt"
-    assert (
-        f"RuntimeError: RESOURCE_EXHAUSTED: Out of memory (the traceback is in {trace})"
-        in lines["rag_token", "0"]["failure"]
-    )
+    assert lines["embedder", "0"]["failure"].startswith("Step 2 has a non-finite loss")
+    trace = cell_of(config.run_dir, "generator").path / "error.txt"
+    sentence = f"RuntimeError: RESOURCE_EXHAUSTED: Out of memory (the traceback is in {trace})"
+    assert lines["generator", "0"]["failure"] == sentence
     assert "in failing" in trace.read_text()
-    assert "Ft. Gen. has no result: Step 2 has a non-finite loss" in printed.out
-    assert lines["two_phase", "0"]["failure"] == lines["none", "0"]["failure"] == ""
-    kept = cell_of(config.run_dir, "two_phase").summary_file.read_bytes()
+    assert "Ft. Embed. has no result: Step 2 has a non-finite loss" in printed.out
+    assert lines["independent", "0"]["failure"] == lines["none", "0"]["failure"] == ""
+    kept = cell_of(config.run_dir, "independent").summary_file.read_bytes()
     monkeypatch.setattr(execution_module, "complete", complete)
     ragjax.compare(config, chosen)
     assert {line["failure"] for line in reported(config.run_dir).values()} == {""}
-    # It has trained a generator of its own, and now that there is another one it is still the same run.
-    assert cell_of(config.run_dir, "two_phase").summary_file.read_bytes() == kept
+    # It has trained models of its own, and now that there are others it is still the same run.
+    assert cell_of(config.run_dir, "independent").summary_file.read_bytes() == kept
 
 
 def test_rows_that_need_labels_say_so_where_there_are_none(world, tmp_path):
     splits = {split: [q | {"positive_ids": []} for q in those] for split, those in questions().items()}
     data = write_data(tmp_path / "unlabelled", passages(), splits)
-    config = shared(world, tmp_path / "cmp", data=str(data))
-    ragjax.compare(config, options(world, strategies="none,embedder,independent,generator"))
+    config = shared(world, tmp_path / "cmp", data=str(data), **QUICK)
+    ragjax.compare(config, options(world, strategies="none,embedder,independent"))
     lines = reported(config.run_dir)
     for row in ("embedder", "independent"):
         assert "positive_ids" in lines[row, "0"]["failure"]
-    assert lines["generator", "0"]["failure"] == "" and lines["generator", "0"]["recall_at_5_after"] == ""
+    assert lines["none", "0"]["failure"] == "" and lines["none", "0"]["recall_at_5_after"] == ""
 
 
 def test_retrieval_alone_needs_neither_answers_nor_a_generator(world, tmp_path, monkeypatch):
     splits = {split: [q | {"answers": []} for q in those] for split, those in questions().items()}
     data = write_data(tmp_path / "unanswered", passages(), splits)
     monkeypatch.setattr(execution_module, "load_untrained_generator", None)
-    config = shared(world, tmp_path / "cmp", data=str(data), decode="none")
+    config = shared(world, tmp_path / "cmp", data=str(data), decode="none", max_steps=1)
     report = ragjax.compare(config, options(world, strategies="none,embedder"))
     lines = reported(config.run_dir)
     assert {line["failure"] for line in lines.values()} == {""}
@@ -206,7 +209,7 @@ def test_retrieval_alone_needs_neither_answers_nor_a_generator(world, tmp_path, 
 
 def test_each_seed_begins_with_adapters_of_its_own(world, tmp_path):
     """Also where another seed's cell was the first one to be prepared."""
-    config = shared(world, tmp_path / "cmp", max_steps=1, dev_every=0, keep="last")
+    config = shared(world, tmp_path / "cmp", **QUICK)
     ragjax.compare(config, options(world, strategies="none,generator", seeds="1,0"))
     for seed in (0, 1):
         (cell,) = [c for c in plan_cells(config, options(world, seeds=str(seed))) if c.row == "generator"]
@@ -216,26 +219,28 @@ def test_each_seed_begins_with_adapters_of_its_own(world, tmp_path):
 
 
 def test_a_cell_that_was_edited_is_refused_and_the_others_are_reported(world, tmp_path):
-    config, chosen = shared(world, tmp_path / "cmp", max_steps=1), options(world, strategies="none,embedder,generator")
+    config, chosen = shared(world, tmp_path / "cmp", **QUICK), options(world, strategies="none,embedder")
     ragjax.compare(config, chosen)
     edited = cell_of(config.run_dir, "embedder").config_file
     content = read_json(edited)
     content["flags"]["ranking_scale"] = 7.0
-    edited.write_text(json.dumps(content), encoding="utf-8")
-    cell_of(config.run_dir, "generator").config_file.write_text("{}", encoding="utf-8")
-    ragjax.compare(config, chosen)
-    lines = reported(config.run_dir)
-    assert "holds a run with --ranking_scale=7.0 (now 20.0)" in lines["embedder", "0"]["failure"]
-    assert "does not describe a run of this version" in lines["generator", "0"]["failure"]
-    assert lines["none", "0"]["failure"] == ""
+    for text, sentence in (
+        (json.dumps(content), "holds a run with --ranking_scale=7.0 (now 20.0)"),
+        ("{}", "does not describe a run of this version"),
+    ):
+        edited.write_text(text, encoding="utf-8")
+        ragjax.compare(config, chosen)
+        lines = reported(config.run_dir)
+        assert sentence in lines["embedder", "0"]["failure"]
+        assert lines["none", "0"]["failure"] == ""
 
 
 def test_rates_are_searched_inside(world, tmp_path):
     """Labels by Recall@5, answers by the dev loss, over the generator that the comparison has tuned."""
-    config = shared(world, tmp_path / "cmp", embedder_lr=None, eval_limit=2, max_steps=2)
+    config = shared(world, tmp_path / "cmp", **QUICK | {"dev_every": 1}, embedder_lr=None)
     rates = (1e-4, 1e-2)
-    chosen = options(world, strategies="none,embedder,two_phase,rag_token,generator", search=True, embedder_rates=rates)
-    report = ragjax.compare(config, chosen)
+    chosen = options(world, strategies="embedder,generator,two_phase", search=True, embedder_rates=rates)
+    ragjax.compare(config, chosen)
     found = {
         kind: read_json(RunFolder(Path(config.run_dir)).search("bert-llama", kind).search_file)
         for kind in ("labels", "answers")
@@ -244,22 +249,13 @@ def test_rates_are_searched_inside(world, tmp_path):
     assert set(losses) == set(rates) and found["answers"]["winner"] == {"embedder": min(losses, key=losses.get)}
     recalls = {trial["rates"]["embedder"]: trial["recall_at_5"] for trial in found["labels"]["trials"]}
     assert recalls[found["labels"]["winner"]["embedder"]] == max(recalls.values())
-    generator = str(cell_of(config.run_dir, "generator").path)
-    assert found["answers"]["flags"]["generator_run"] == generator
+    assert found["answers"]["flags"]["generator_run"] == str(cell_of(config.run_dir, "generator").path)
     used = {
-        row: read_json(cell_of(config.run_dir, row).config_file)["flags"]["embedder_lr"]
-        for row in reported_rows(report)
+        row: read_json(cell_of(config.run_dir, row).config_file)["flags"]["embedder_lr"] for row in chosen.strategies
     }
     winners = {kind: search["winner"]["embedder"] for kind, search in found.items()}
-    assert used == {
-        "none": None, "generator": None, "embedder": winners["labels"],
-        "two_phase": winners["answers"], "rag_token": winners["answers"],
-    }  # fmt: skip
+    assert used == {"embedder": winners["labels"], "generator": None, "two_phase": winners["answers"]}
     ragjax.compare(config, chosen)  # finds its searches and runs again
-
-
-def reported_rows(report) -> list[str]:
-    return [cell.row for cell in report.findings.cells]
 
 
 def test_a_plan_is_printed_and_nothing_is_written(world, tmp_path, capsys):
@@ -339,7 +335,7 @@ def test_all_four_kinds_of_pipelines_are_compared(world):
     write_tiny_mpnet(world.folder / "mpnet")
     mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 40}
     write_tiny_llama(world.folder / "mistral", seed=3, **mistral)
-    config = shared(world, world.folder / "four", max_steps=1, eval_limit=1, dev_limit=1)
+    config = shared(world, world.folder / "four", **QUICK)
     kinds = {
         name: [str(world.folder / kind) for kind in those]
         for name, those in {"embedders": ("bert", "mpnet"), "generators": ("llama", "mistral")}.items()
@@ -364,7 +360,7 @@ def test_all_four_kinds_of_pipelines_are_compared(world):
 def test_kills_at_random_moments_end_in_the_same_table(world):
     """The command, killed without warning again and again, until a run of it comes to its end."""
     config = shared(world, world.folder / "killed", max_steps=2, eval_limit=2)
-    chosen = options(world, strategies="none,embedder,generator,two_phase")
+    chosen = options(world, strategies="none,embedder,generator")
     flags = [*changed_flags(config, RunConfig()), *changed_flags(chosen, CompareConfig())]
     decided = ("strategy", "embedder", "generator", "seed")
     command = [sys.executable, "-m", "ragjax.compare"] + [
