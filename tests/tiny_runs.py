@@ -23,6 +23,7 @@ from ragjax.errors import UserError
 from ragjax.fields import flag_text
 from ragjax.pipeline import Pipeline
 from ragjax.runs import Run, RunFolder
+from ragjax.training import run as run_module
 from ragjax.training import train
 from ragjax.training.sampling import QuestionBatch
 from ragjax.training.signals import Assembler
@@ -106,11 +107,18 @@ def tiny_world(factory: pytest.TempPathFactory) -> Iterator[World]:
     before = {name: getattr(jax.config, name) for name in options}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAGJAX_CACHE", str(folder / "cache"))
+        # A page takes a second to draw, and there are hundreds of runs; tests/reporting has what draws them.
+        patch.setattr(run_module, "write_run_report", _write_empty_page)
         _configure(options)
         try:
             yield World(folder, folder / "bert", folder / "llama", folder / "data")
         finally:
             _configure(before)
+
+
+def _write_empty_page(files: RunFolder) -> Path:
+    files.report_file.write_text("", encoding="utf-8")
+    return files.report_file
 
 
 def _configure(options: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ragjax.reporting import write_run_report
 from ragjax.training import run as training_run
 from ragjax.training import train
 from tests.tiny_runs import tiny_world
@@ -28,6 +29,7 @@ def test_training_ends_with_a_page(world, tmp_path, capsys, monkeypatch):
     assert summary.n == 6
     assert not page.exists()
     assert f"{page} was not written (no pen): the same command tries again." in capsys.readouterr().err
+    monkeypatch.setattr(training_run, "write_run_report", write_run_report)
     assert train(config).after == summary.after
     assert f"report: {page}" in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")

@@ -149,6 +149,7 @@ def test_a_run_folder_holds_these_files_and_no_others(trained):
         "config.json",
         "metrics.jsonl",
         "predictions",
+        "report.html",
         "summary.json",
         "tensorboard",
     }

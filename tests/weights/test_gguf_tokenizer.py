@@ -291,7 +291,6 @@ def test_a_setting_that_is_not_followed_is_named(tmp_path, name, value, shown):
         ("add_token_types", lambda types: types[:-1]),
         ("add_token_merges", lambda merges: [*merges, "no-such token"]),
         ("add_token_merges", lambda merges: [*merges, "unsplit"]),
-        ("add_eos_token_id", lambda _: 100_000),
     ],
 )
 def test_incomplete_tokenizer_data(tmp_path, monkeypatch, method, replace):

@@ -143,7 +143,9 @@ def test_gguf_names_are_llama_cpps():
 
 
 def test_an_unknown_model_type_is_named_with_those_that_are_read():
-    with pytest.raises(UserError, match=r"some/config.json: model_type 'gpt_neox' .* bert, mpnet, llama"):
+    with pytest.raises(
+        UserError, match=r"some/config.json: model_type 'gpt_neox' is not supported .* 'bert' and 'mpnet', .* 'llama'"
+    ):
         table_for("gpt_neox", "some/config.json")
     with pytest.raises(UserError, match="model_type None"):
         table_for(None, "some/config.json")
