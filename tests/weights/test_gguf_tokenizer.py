@@ -297,3 +297,10 @@ def test_incomplete_tokenizer_data(tmp_path, monkeypatch, method, replace):
     write = getattr(package.GGUFWriter, method)
     instead(monkeypatch, **{method: lambda self, value: write(self, replace(value))})
     assert "incomplete or damaged" in refusal(write_tiny_gguf(tmp_path / "tiny.gguf"))
+
+
+def test_an_end_token_beyond_the_vocabulary(tmp_path, monkeypatch):
+    write = package.GGUFWriter.add_eos_token_id
+    instead(monkeypatch, add_eos_token_id=lambda self, _: write(self, 100_000))
+    sentence = "eos_token_id = 100000, but the model's vocabulary ends at 383"
+    assert sentence in refusal(write_tiny_gguf(tmp_path / "tiny.gguf"))
