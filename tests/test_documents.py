@@ -181,6 +181,7 @@ def test_tables_of_results_are_those_of_their_files():
         "hotpotqa.joint.json",
         "hotpotqa.generator.json",
         "torch_lora.hotpotqa.json",
+        "popqa.generator.json",
     ]
     for name, table in tables:
         found = result(name)

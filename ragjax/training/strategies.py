@@ -57,7 +57,7 @@ class Phase:
 _RANKING = Phase("embedder", ("embedder",), POSITIVES, {"embedder": 2e-5})
 # Never gold passages: the generator has to cope with what retrieval finds (Lawton et al. 2025, section 3).
 _GENERATOR = Phase("generator", ("generator",), ANSWERS, {"generator": 2e-4})
-_RETRIEVER = Phase("retriever", ("embedder",), LIKELIHOODS, {"embedder": 1e-6})
+_RETRIEVER = Phase("retriever", ("embedder",), LIKELIHOODS, {"embedder": 3e-5})
 _JOINT = Phase("joint", ("embedder", "generator"), ANSWERS, {"embedder": 1e-6, "generator": 2e-4})
 
 STRATEGIES: dict[str, tuple[Phase, ...]] = {
