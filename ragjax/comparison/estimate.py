@@ -63,15 +63,14 @@ class Pace:
         step = _EMBEDDER_STEP * self.question_seconds if "embedder" in phase.trains else 0.0
         if not phase.signal.reads_answers:
             return questions * step
-        scored = 0.0
-        if "generator" in phase.trains:
-            step += self.prompts_seconds * _STEP_PER_FORWARD * (1.0 if config.lora_rank else _FULL_PER_ADAPTERS)
-        else:  # each pair once
-            scored = min(questions, len(learnt)) * _PAIRS_SCORED
+        dev = min(config.dev_limit, len(dataset.dev))
         every = measured_every(config, steps)
         measurements = 1 + math.ceil(steps / every) if every else 0
-        scored += measurements * min(config.dev_limit, len(dataset.dev))
-        return questions * step + scored * self.prompts_seconds
+        if "generator" in phase.trains:
+            step += self.prompts_seconds * _STEP_PER_FORWARD * (1.0 if config.lora_rank else _FULL_PER_ADAPTERS)
+            return questions * step + measurements * dev * self.prompts_seconds
+        scored = min(questions, len(learnt)) + (dev if measurements else 0)  # each pair once, dev's too
+        return questions * step + scored * _PAIRS_SCORED * self.prompts_seconds
 
     def cell_seconds(self, cell: Planned, dataset: Dataset) -> float:
         """A cell's own training, and its answers after (those before are shared), or the latter alone for `none`."""
