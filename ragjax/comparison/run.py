@@ -42,7 +42,8 @@ def compare(config: RunConfig, options: CompareConfig | None = None) -> Report |
       What was written; None for a dry run.
 
     Raises:
-      UserError: bad input, a folder that holds another comparison, too little disk, or one of several processes.
+      UserError: bad input, a folder that holds another comparison, too little disk, no run that came to its end, or one
+        of several processes.
     """
     options = options or CompareConfig()
     refuse_several_processes()
@@ -74,6 +75,9 @@ def compare(config: RunConfig, options: CompareConfig | None = None) -> Report |
             with_texts=options.texts,
         )
     _print(report)
+    failures = [cell.failure for cell in comparison.reported()]
+    if all(failures):
+        raise UserError(f"no run has a result: {failures[0]}")
     return report
 
 

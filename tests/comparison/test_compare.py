@@ -316,6 +316,14 @@ def test_a_folder_of_another_comparison_is_refused(whole, world, changes, chosen
     assert {path: path.read_bytes() for path in Path(config.run_dir).rglob("*.json")} == before
 
 
+def test_a_comparison_without_any_result_ends_with_the_reason(world, tmp_path, capsys):
+    config = shared(world, tmp_path / "cmp", top_k=99)
+    with pytest.raises(UserError, match=r"no run has a result: --top_k=99 is more than the 30 passages: lower it\."):
+        ragjax.compare(config, options(world, strategies="none,embedder"))
+    assert reported(config.run_dir)["none", "0"]["failure"] == "--top_k=99 is more than the 30 passages: lower it."
+    assert "No run has a result" in capsys.readouterr().out
+
+
 def test_the_folder_of_a_run_is_no_place_for_a_comparison(whole, world):
     config, _, _ = whole
     with pytest.raises(UserError, match=r"generator holds a run: choose another --run_dir for the comparison"):
