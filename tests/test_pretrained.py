@@ -11,8 +11,9 @@ import pytest
 from ragjax.costs import ModelSize
 from ragjax.errors import UserError
 from ragjax.models.bert import Bert, BertConfig
+from ragjax.models.lora import LoraConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
-from ragjax.pretrained import load_embedder, load_generator
+from ragjax.pretrained import init_lora, load_embedder, load_generator
 from ragjax.weights import read_config, resolve_model
 from ragjax.weights.load import read_safetensors_header
 from tests.tiny import require_model, write_tiny_bert, write_tiny_llama, write_tiny_mpnet
@@ -141,6 +142,26 @@ def test_another_tokenizer_or_another_end_token_makes_another_model(tmp_path):
     (generator / "generation_config.json").write_text('{"eos_token_id": [2, 5]}', encoding="utf-8")
     assert load_embedder(embedder).key != before[0]
     assert load_generator(generator).key != before[1]
+
+
+def test_a_generators_key_names_its_adapters_once_they_say_something(tmp_path):
+    """Fresh ones change no probability, whatever seed has drawn them."""
+    bare = load_generator(write_tiny_llama(tmp_path), lora=LoraConfig(rank=2))
+    fresh = [dataclasses.replace(bare, lora=init_lora(bare, seed)) for seed in (0, 1)]
+    assert fresh[0].key == fresh[1].key
+
+    def moved(generator, size):
+        lora = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf + size * (path[-1].key == "lora_b"), generator.lora
+        )
+        return dataclasses.replace(generator, lora=lora)
+
+    keys = [moved(generator, size).key for generator in fresh for size in (1e-3, 2e-3)]
+    assert len({fresh[0].key, *keys}) == 5
+    tokens = np.arange(1, 9)[None]
+    same, other = fresh[1].logits(tokens), moved(fresh[0], 1e-3).logits(tokens)
+    np.testing.assert_array_equal(fresh[0].logits(tokens), same)
+    assert np.abs(np.asarray(other) - np.asarray(same)).max() > 0
 
 
 def test_an_embedders_key_names_its_trained_weights(tmp_path):
