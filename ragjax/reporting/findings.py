@@ -109,10 +109,15 @@ def find(cells: Sequence[Cell], title: str, command: str, with_places: bool = Tr
     if not cells:
         raise UserError("there is no run to report on: give at least one.")
     _check(cells)
+    return Findings(title, command, tuple(_pair(those, with_places) for those in by_pair(cells)))
+
+
+def by_pair(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells of each pair of models, in the order of `Findings.pairs`."""
     pairs: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         pairs.setdefault((cell.embedder, cell.generator), []).append(cell)
-    return Findings(title, command, tuple(_pair(*names, those, with_places) for names, those in pairs.items()))
+    return list(pairs.values())
 
 
 def record_of(cell: Cell) -> RunRecord | None:
@@ -138,7 +143,7 @@ def _check(cells: Sequence[Cell]) -> None:
             raise UserError(f"{cell.files.path} is not finished: run its command again, then report on it.")
 
 
-def _pair(embedder: str, generator: str, cells: Sequence[Cell], with_places: bool) -> PairFindings:
+def _pair(cells: Sequence[Cell], with_places: bool) -> PairFindings:
     measured = [_measure(cell) for cell in cells if not cell.failure]
     _check_same_questions(measured)
     by_row = {row: [m for m in measured if m.cell.row == row] for row in LABELS}
@@ -149,8 +154,8 @@ def _pair(embedder: str, generator: str, cells: Sequence[Cell], with_places: boo
     first = measured[0] if measured else None
     rows = {row: [cell for cell in cells if cell.row == row] for row in LABELS}
     return PairFindings(
-        shown(embedder, with_places),
-        shown(generator, with_places),
+        shown(cells[0].embedder, with_places),
+        shown(cells[0].generator, with_places),
         split=first.summary.split if first else "",
         n=len(first.ids) if first else 0,
         counts={name: sum(v is not None for v in first.before[name]) for name in METRICS} if first else {},

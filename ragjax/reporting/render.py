@@ -22,7 +22,7 @@ from ragjax.reporting.advice import Advice, advise
 from ragjax.reporting.cells import LABELS, REFERENCE, Cell, row_of
 from ragjax.reporting.curves import read_search
 from ragjax.reporting.examples import Examples, find_examples
-from ragjax.reporting.findings import Findings, PairFindings, RowFindings, as_json, find
+from ragjax.reporting.findings import Findings, PairFindings, RowFindings, as_json, by_pair, find
 from ragjax.reporting.pictures import PairPictures, draw_pair, draw_search
 from ragjax.reporting.setups import read_setup
 from ragjax.runs import RunFolder, Summary
@@ -113,8 +113,8 @@ def _content(
     content = {
         "findings": findings,
         "pairs": [
-            _pair(number, pair, its, cells, with_texts)
-            for number, (pair, its) in enumerate(zip(findings.pairs, advice, strict=True))
+            _pair(number, pair, its, own, with_texts)
+            for number, (pair, its, own) in enumerate(zip(findings.pairs, advice, by_pair(cells), strict=True))
         ],
         "searches": [(search, draw_search(search, f"search-{number}")) for number, search in enumerate(searched)],
         "setup": read_setup(cells, with_texts),
@@ -127,8 +127,8 @@ def _content(
     return findings, advice, content
 
 
-def _pair(number: int, pair: PairFindings, advice: Advice, cells: Sequence[Cell], with_texts: bool) -> _Pair:
-    own = [cell for cell in cells if (cell.embedder, cell.generator) == (pair.embedder, pair.generator)]
+def _pair(number: int, pair: PairFindings, advice: Advice, own: Sequence[Cell], with_texts: bool) -> _Pair:
+    """own: the pair's cells."""
     shown = _shown(pair, advice, own)
     summary = shown.files.read_summary() if shown else None
     unit = formats.time_unit(max((sum(row.parts.get(p, 0.0) for p in TRAINING_PARTS) for row in pair.rows), default=0))

@@ -154,6 +154,23 @@ def test_titles_and_texts_come_from_the_data_while_they_are_there(tmp_path):
     assert "p0" in page()
 
 
+def test_models_in_folders_have_their_examples_without_places_too(tmp_path):
+    """Two embedders whose folders have one name are two pairs, each with the examples of its own run."""
+    cells = [
+        write_run(tmp_path / name, "generator", lines([0.0]), lines([1.0]), embedder=f"/models/{name}/tuned")
+        for name in ("one", "two")
+    ]
+    cells = [
+        dataclasses.replace(cell, embedder=f"/models/{name}/tuned")
+        for cell, name in zip(cells, ("one", "two"), strict=True)
+    ]
+    pages = [
+        write_report(cells, tmp_path / "out", command="", title="", with_texts=texts).html.read_text(encoding="utf-8")
+        for texts in (True, False)
+    ]
+    assert [page.count("q0") for page in pages] == [len(cells)] * 2
+
+
 def test_without_texts_only_ids_and_figures_are_published(tmp_path):
     before, after = (lines(f1, question="A secret?", prediction="secret", answers=["secret"]) for f1 in ([0.0], [1.0]))
     cell = write_run(tmp_path / "home" / "run", "generator", before, after, data=str(tmp_path / "home" / "licensed"))
