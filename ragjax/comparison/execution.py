@@ -53,18 +53,19 @@ class Execution:
         for pair in dict.fromkeys(cell.pair for cell in left):
             config = next(cell.config for cell in left if cell.pair == pair)
             self._paces[pair] = measure_pace(config, self._dataset, *self._load(pair, config))
-        lines = [(cell.describe(), duration(seconds)) for cell, seconds in self._expected(left)]
+        expected = self._expected(left)
+        lines = [(cell.describe(), duration(seconds)) for cell, seconds in expected]
         width = max(len(name) for name, _ in lines)
         say(f"\n{len(left)} of {len(self._cells)} runs are left, about\n")
         say("\n".join(f"  {name.ljust(width)}  {took:>10}" for name, took in lines))
-        needed = sum(self._paces[cell.pair].cell_bytes(cell) for cell, _ in self._expected(left))
+        needed = sum(self._paces[cell.pair].cell_bytes(cell) for cell, _ in expected)
         free = shutil.disk_usage(
             next(path for path in (self._files.path, *self._files.path.parents) if path.exists())
         ).free
         memory = max(pace.memory_bytes([c for c in left if c.pair == pair]) for pair, pace in self._paces.items())
         encoding = sum(pace.encode_seconds(self._dataset) for pace in self._paces.values())
         say(
-            f"\nIn all about {duration(sum(seconds for _, seconds in self._expected(left)))}, and up to "
+            f"\nIn all about {duration(sum(seconds for _, seconds in expected))}, and up to "
             f"{duration(encoding)} of encoding where the passages' vectors are not in the cache; {needed / 1e9:.1f} GB "
             f"of disk ({free / 1e9:.1f} GB are free); {memory / 1e9:.1f} GB of memory for weights and optimizer, "
             "activations apart.\n",

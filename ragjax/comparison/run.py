@@ -18,8 +18,8 @@ from ragjax.config import CompareConfig, RunConfig
 from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation import comparison_table
-from ragjax.fields import changed_flags, differing_fields, flag_text
-from ragjax.files import read_json_object, write_json
+from ragjax.fields import changed_flags
+from ragjax.files import write_json
 from ragjax.parallel import refuse_several_processes
 from ragjax.reporting import Report, write_report
 from ragjax.runs import RunFolder
@@ -58,12 +58,12 @@ def compare(config: RunConfig, options: CompareConfig | None = None) -> Report |
             "leave --search out."
         )
     warn_of_repeated_questions(dataset, [phase for cell in cells for phase in cell.phases])
+    comparison = Execution(config, options, cells, dataset)
     if options.dry_run:
-        Execution(config, options, cells, dataset).plan()
+        comparison.plan()
         return None
     with files.held():
         _write_record(files, config, options)
-        comparison = Execution(config, options, cells, dataset)
         comparison.plan()
         comparison.run()
         report = write_report(
@@ -87,19 +87,9 @@ def _check_folder(files: RunFolder, config: RunConfig, options: CompareConfig) -
         if files.is_begun or files.search_file.is_file():
             raise UserError(f"{files.path} holds a run: choose another --run_dir for the comparison.")
         return
-    recorded = read_json_object(files.comparison_file)
-    for part, values, names in (("flags", config, None), ("options", options, _DECISIVE)):
-        differ = [
-            name
-            for name in differing_fields(recorded[part], values)
-            if name != "run_dir" and (names is None or name in names)
-        ]
-        if differ:
-            was, now = recorded[part].get(differ[0]), getattr(values, differ[0])
-            raise UserError(
-                f"{files.path} holds a comparison with --{differ[0]}={flag_text(was)} (now {flag_text(now)}): repeat "
-                "that flag or choose another --run_dir."
-            )
+    free = [field.name for field in dataclasses.fields(options) if field.name not in _DECISIVE]
+    asked = {"flags": config, "options": options}
+    files.read_asked("comparison", files.comparison_file, asked, free=["run_dir", *free])
 
 
 def _write_record(files: RunFolder, config: RunConfig, options: CompareConfig) -> None:

@@ -27,8 +27,8 @@ from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
 from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, rates_table, summarise
-from ragjax.fields import changed_flags, differing_fields, flag_text
-from ragjax.files import read_json_lines, read_json_object, write_json
+from ragjax.fields import changed_flags
+from ragjax.files import read_json_lines, write_json
 from ragjax.generation import check_decoding
 from ragjax.parallel import refuse_several_processes
 from ragjax.rates.stacked import Copy, train_stacked
@@ -164,17 +164,7 @@ def _open_record(files: RunFolder, config: RunConfig, options: SearchConfig) -> 
     asked = {"flags": dataclasses.replace(config, run_dir=""), "options": options}
     if not files.search_file.is_file():
         return {**{part: dataclasses.asdict(values.located()) for part, values in asked.items()}, "trials": []}
-    record = read_json_object(files.search_file)
-    if missing := {*asked, "trials"} - record.keys():
-        raise UserError(f"{files.search_file} lacks {min(missing)!r}: restore it or choose another --run_dir.")
-    for part, values in asked.items():
-        if differ := differing_fields(record[part], values):
-            was, now = (flag_text(value) for value in (record[part].get(differ[0]), getattr(values, differ[0])))
-            raise UserError(
-                f"{files.path} holds a search with --{differ[0]}={was} (now {now}): repeat that flag or choose another "
-                "--run_dir."
-            )
-    return record
+    return files.read_asked("search", files.search_file, asked, needed=["trials"])
 
 
 class _Search:

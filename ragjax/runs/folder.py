@@ -26,7 +26,7 @@ from ragjax.arrays import Tree
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.errors import UserError, reason
-from ragjax.fields import differing_fields, flag_text
+from ragjax.fields import Checked, differing_fields, flag_text
 from ragjax.files import read_json_object, take_lock, write_json
 from ragjax.paths import expanded
 from ragjax.runs.summary import Summary
@@ -216,6 +216,31 @@ class RunFolder:
                 f"--{name}={flag_text(recorded.get(name))} (now {flag_text(getattr(config, name))})" for name in differ
             )
             raise UserError(f"{self.path} holds a run with {details}: repeat those flags or choose another --run_dir.")
+
+    def read_asked(
+        self, kind: str, file: Path, asked: Mapping[str, Checked], needed: Sequence[str] = (), free: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """What the `file` of a search or a comparison (`kind`) says, where that was begun with what is asked now.
+
+        Args:
+          asked: the configurations that it records, by their names in it.
+          needed: what else it holds.
+          free: fields that may differ.
+
+        Raises:
+          UserError: it was begun with something else, or is damaged.
+        """
+        record = read_json_object(file)
+        if missing := {*asked, *needed} - record.keys():
+            raise UserError(f"{file} lacks {min(missing)!r}: restore it or choose another --run_dir.")
+        for part, values in asked.items():
+            if differ := [name for name in differing_fields(record[part], values) if name not in free]:
+                was, now = (flag_text(value) for value in (record[part].get(differ[0]), getattr(values, differ[0])))
+                raise UserError(
+                    f"{self.path} holds a {kind} with --{differ[0]}={was} (now {now}): repeat that flag or choose "
+                    "another --run_dir."
+                )
+        return record
 
     def check_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
         """Raises UserError where one of the inputs, {name: {"sha256"}}, is no longer what the run was started with."""
