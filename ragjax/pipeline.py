@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32, Int
 from ragjax.arrays import ModelVariables, Variables
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, forward_flops
+from ragjax.data.passages import PassageStore
 from ragjax.data.prompts import Prompt, PromptBuilder
 from ragjax.data.questions import Passage, Question
 from ragjax.data.sources import Dataset
@@ -21,8 +22,6 @@ from ragjax.retrieval import (
     EncodedCorpus,
     ExactIndex,
     Index,
-    PassageList,
-    PassageStore,
     Queries,
     Retrieval,
     Retriever,
@@ -184,7 +183,7 @@ def build_pipeline(
     Raises:
       UserError: --top_k is larger than the corpus, or the vectors cannot be stored.
     """
-    store = PassageList(dataset.passages)
+    store = dataset.passages
     check_top_k(config.top_k, store)
     encoded = encode_corpus(
         embedder.encode_passages,

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from ragjax.data.passages import PassageList
 from ragjax.data.questions import Passage
 from ragjax.files import KeyedRecords, append_line, plan_text, read_json, write_atomic, write_folder, write_json
-from ragjax.retrieval import PassageList, encode_corpus
+from ragjax.retrieval import encode_corpus
 from ragjax.runs import RunFolder
 from ragjax.training.records import MetricsLog
 from ragjax.voice import is_first, progress, say, warn

@@ -103,7 +103,8 @@ class Pace:
 def measure_pace(config: RunConfig, dataset: Dataset, embedder: Embedder, generator: Generator | None) -> Pace:
     """Lets both untrained models work for some seconds. A generator that is None takes no time."""
     draw = random.Random(0)
-    passages = draw.sample(list(dataset.passages), min(_ENCODED, len(dataset.passages)))
+    rows = draw.sample(range(len(dataset.passages)), min(_ENCODED, len(dataset.passages)))
+    passages = [dataset.passages[row] for row in rows]
     questions = draw.choices(dataset.train or dataset.test or dataset.dev, k=_READ)
     encoded = _seconds(lambda: embedder.encode_passages([passage.embedder_text for passage in passages]))
     asked = _seconds(lambda: embedder.encode_queries([question.question for question in questions]))

@@ -2,12 +2,14 @@
 
 Passage, Question,
 read_corpus, read_questions   the schema of JSON Lines files, checked         questions.py
+PassageStore, PassageList     the passages of a corpus by row number          passages.py
 Dataset, load_dataset         a data set by name or folder                    sources.py, beir.py
 PromptBuilder                 prompts from pieces that are tokenised once     prompts.py
 Batch, Rows, make_batch       packed rows of tokens                           batches.py
 """
 
 from ragjax.data.batches import Batch, Rows, make_batch
+from ragjax.data.passages import PassageList, PassageStore
 from ragjax.data.prompts import PromptBuilder
 from ragjax.data.questions import Passage, Question, read_corpus, read_questions
 from ragjax.data.sources import Dataset, load_dataset
@@ -16,6 +18,8 @@ __all__ = [
     "Batch",
     "Dataset",
     "Passage",
+    "PassageList",
+    "PassageStore",
     "PromptBuilder",
     "Question",
     "Rows",

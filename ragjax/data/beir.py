@@ -5,7 +5,7 @@ queries.jsonl     {"_id", "text"}
 qrels/SPLIT.tsv   query-id, corpus-id and score, under a header; a score above 0 marks a positive
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from pathlib import Path
 
 from ragjax.data.lines import Line, raw_lines, read_records
@@ -25,7 +25,7 @@ def read_queries(path: str | Path) -> list[Question]:
     return read_records(path, parse)
 
 
-def read_qrels(path: str | Path, queries: Collection[Question], passage_ids: Collection[str]) -> list[Question]:
+def read_qrels(path: str | Path, queries: Collection[Question], passage_ids: Container[str]) -> list[Question]:
     """The queries that a file of judgements names, in the order of `queries`, each with its positives.
 
     Raises UserError, naming file and line, for a line that is not of three columns, and for a query or a passage that

@@ -3,7 +3,7 @@
 Keys that the schema does not name are ignored.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def read_corpus(path: str | Path) -> list[Passage]:
     return passages
 
 
-def read_questions(path: str | Path, passage_ids: Collection[str] | None = None) -> list[Question]:
+def read_questions(path: str | Path, passage_ids: Container[str] | None = None) -> list[Question]:
     """The questions of a split file {"id", "question", "answers", "positive_ids"}, in file order; [] for an
     empty file.
 
@@ -81,7 +81,7 @@ def check_answers(questions: Iterable[Question], path: str | Path, flag: str) ->
             )
 
 
-def check_positive(positive: str, passage_ids: Collection[str] | None, error: Callable[[str, str], UserError]) -> None:
+def check_positive(positive: str, passage_ids: Container[str] | None, error: Callable[[str, str], UserError]) -> None:
     """Raises `error(fault, mend)` where the corpus has no such passage (None: not checked)."""
     if passage_ids is not None and positive not in passage_ids:
         fault = f'the positive id "{positive}" is not in the corpus'
@@ -95,7 +95,7 @@ def _passage(line: Line) -> Passage:
     return Passage(identity, title, line.text("text"))
 
 
-def _question(line: Line, passage_ids: Collection[str] | None) -> Question:
+def _question(line: Line, passage_ids: Container[str] | None) -> Question:
     identity, question = line.identity(), line.text("question")
     answers, positives = line.optional_texts("answers"), line.optional_texts("positive_ids")
     for positive in positives:

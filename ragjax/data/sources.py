@@ -1,15 +1,14 @@
 """Data sets by name or folder: a corpus and up to three splits of questions."""
 
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ragjax.data.beir import read_qrels, read_queries
-from ragjax.data.questions import Passage, Question, check_answers, read_corpus, read_questions
+from ragjax.data.passages import PassageList, PassageStore, RecordsHash
+from ragjax.data.questions import Question, check_answers, read_corpus, read_questions
 from ragjax.errors import UserError
 from ragjax.paths import expanded
 
@@ -24,14 +23,14 @@ _NOT_BUILT_IN = ("hotpotqa", "popqa")
 class Dataset:
     """One corpus with its questions.
 
-    passages [P] stand in file order: a passage's row number in the index is its place here. A split that the
+    passages [P] stand in file order: a passage's row in the store is its row in the index. A split that the
     folder does not have is []. sha256 is a hash of all records, the same for .jsonl and .jsonl.gz. note is what a
     reader may not expect, in words. files: by split, where its questions stand.
     """
 
     name: str
     folder: Path
-    passages: list[Passage]
+    passages: PassageStore
     train: list[Question]
     dev: list[Question]
     test: list[Question]
@@ -82,23 +81,23 @@ def load_dataset(name_or_dir: str | Path) -> Dataset:
         raise UserError(
             f"{folder} has both {splits_file.name} and {queries_file.name} with qrels/: leave one of the two layouts"
         )
-    passages = read_corpus(corpus_file)
-    ids = {passage.id for passage in passages}
+    passages = PassageList(read_corpus(corpus_file))
     if queries_file:
         queries = read_queries(queries_file)
-        splits = {split: read_qrels(path, queries, ids) if path else [] for split, path in judged.items()}
+        splits = {split: read_qrels(path, queries, passages) if path else [] for split, path in judged.items()}
         notes = ["BEIR's layout, without answers"]
         files = dict.fromkeys(SPLITS, queries_file)
     else:
-        splits = {split: read_questions(path, ids) if path else [] for split, path in split_files.items()}
+        splits = {split: read_questions(path, passages) if path else [] for split, path in split_files.items()}
         unanswered = sum(not question.answers for questions in splits.values() for question in questions)
         notes = [f"{unanswered:,} of them without answers"] if unanswered else []
         files = {split: path for split, path in split_files.items() if path}
     dev_file = judged["dev"] if queries_file else split_files["dev"]
     if dev_file and not dev_file.name.startswith("dev."):
         notes.append(f"dev from {dev_file.name}")
-    digest = _content_hash({"corpus": passages, **splits})
-    return Dataset(name, folder, passages, **splits, sha256=digest, note="; ".join(notes), files=files)
+    return Dataset(
+        name, folder, passages, **splits, sha256=_hash_all(passages, splits), note="; ".join(notes), files=files
+    )
 
 
 def _marks(question: Question) -> set[tuple[str, str | frozenset[str]]]:
@@ -130,12 +129,12 @@ def _data_file(folder: Path, stems: Sequence[str], endings: Sequence[str] = (".j
     return found[0] if found else None
 
 
-def _content_hash(sections: dict[str, Iterable[Passage | Question]]) -> str:
-    """sha256 over the parsed records, in order, so that packing, spacing and unknown keys do not count."""
-    digest = hashlib.sha256()
-    for section, records in sections.items():
-        digest.update(f"{section}\n".encode())  # cannot be taken for a record, which starts with "["
-        for record in records:
-            values = [getattr(record, field.name) for field in fields(record)]
-            digest.update(json.dumps(values).encode() + b"\n")
+def _hash_all(passages: PassageStore, splits: Mapping[str, Sequence[Question]]) -> str:
+    """sha256 over all records; that over the passages is the store's own, which may stand beside it already."""
+    digest = RecordsHash()
+    digest.add("corpus", passages.records_hash)
+    for split, questions in splits.items():
+        digest.add(split, len(questions))
+        for question in questions:
+            digest.add(question.id, question.question, question.answers, question.positive_ids)
     return digest.hexdigest()

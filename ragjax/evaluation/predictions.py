@@ -14,6 +14,7 @@ import numpy as np
 from ragjax import metrics
 from ragjax.config import DecodeConfig, RunConfig
 from ragjax.costs import Cost, decode_flops, forward_flops
+from ragjax.data.passages import PassageStore
 from ragjax.data.prompts import Prompt
 from ragjax.data.questions import Question
 from ragjax.errors import UserError
@@ -22,7 +23,6 @@ from ragjax.evaluation.report import METRICS, RANKS
 from ragjax.files import append_line, read_json, read_json_lines, read_whole_lines, write_atomic, write_json
 from ragjax.generation import Decoded, Prepared, question_seeds
 from ragjax.pipeline import Pipeline, probabilities
-from ragjax.retrieval import PassageStore
 from ragjax.voice import progress
 
 # Of a mean over a search's questions, and of the reciprocal rank.

@@ -1,6 +1,5 @@
 """Finding passages.
 
-PassageStore, PassageList     the passages by row number; in memory                        passages.py
 encode_corpus                 passages to vectors, once, kept on disk                      encode.py
 VectorStore, ArrayVectors     stored vectors by row number; of an array or a memory map    vectors.py
 Retriever, Retrieval          questions to passages and their scores                       retriever.py
@@ -10,7 +9,6 @@ ExactIndex                    exact inner-product search (FAISS)                
 
 from ragjax.retrieval.encode import EncodedCorpus, encode_corpus
 from ragjax.retrieval.faiss_index import ExactIndex
-from ragjax.retrieval.passages import PassageList, PassageStore
 from ragjax.retrieval.retriever import Index, Proposal, Queries, Retrieval, Retriever
 from ragjax.retrieval.vectors import ArrayVectors, VectorStore
 
@@ -19,8 +17,6 @@ __all__ = [
     "EncodedCorpus",
     "ExactIndex",
     "Index",
-    "PassageList",
-    "PassageStore",
     "Proposal",
     "Queries",
     "Retrieval",

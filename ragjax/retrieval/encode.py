@@ -26,9 +26,9 @@ from typing import BinaryIO, TypedDict
 import numpy as np
 from jaxtyping import Float, Float32
 
+from ragjax.data.passages import PassageStore
 from ragjax.errors import UserError
 from ragjax.files import caching, lock_file, read_json, sha256_file, write_json
-from ragjax.retrieval.passages import PassageStore
 from ragjax.voice import progress
 
 CHUNK = 512  # texts between two records of progress: seconds of work on a laptop

@@ -5,6 +5,7 @@ import pytest
 from ragjax.comparison import Pace, plan_cells
 from ragjax.comparison.estimate import duration
 from ragjax.config import CompareConfig, RunConfig
+from ragjax.data.passages import PassageList
 from ragjax.data.questions import Question
 from ragjax.data.sources import Dataset
 
@@ -25,7 +26,7 @@ def dataset(tmp_path_factory):
         return [Question(f"{split}{i}", "why?", ("so",), ("p",) if i < labelled else ()) for i in range(count)]
 
     splits = {"train": asked("train", 12, 6), "dev": asked("dev", 5, 0), "test": asked("test", 3, 0)}
-    return Dataset(folder=tmp_path_factory.getbasetemp(), name="made", sha256="0", passages=[], **splits)
+    return Dataset(folder=tmp_path_factory.getbasetemp(), name="made", sha256="0", passages=PassageList([]), **splits)
 
 
 def cells(**flags):

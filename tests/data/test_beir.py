@@ -38,7 +38,7 @@ def refused(folder) -> str:
 def test_a_folder_is_read_without_answers(tmp_path):
     folder = beir(tmp_path / "d", test=HEADER + "2\td2\t2\n1\td2\t0\n1\td1\t1\n1\td1\t1\n", train="1\td1\t1\r\n")
     dataset = load_dataset(folder)
-    assert dataset.passages == [Passage("d1", "Ice", "Frozen water."), Passage("d2", "", "Steam alone")]
+    assert list(dataset.passages) == [Passage("d1", "Ice", "Frozen water."), Passage("d2", "", "Steam alone")]
     # In the queries' order, each positive once, and none with a score of 0.
     assert dataset.test == [Question("1", "what is ice", (), ("d1",)), Question("2", "what is steam", (), ("d2",))]
     assert dataset.train == [Question("1", "what is ice", (), ("d1",))]

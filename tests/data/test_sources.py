@@ -40,7 +40,7 @@ def test_a_folder(tmp_path):
     (folder / "README.md").write_text("ignored")
     data = load_dataset(str(folder))
     assert (data.name, data.folder) == ("mine", folder)
-    assert data.passages == [Passage("p1", "Paris", "A city."), Passage("p2", "", "No title.")]
+    assert list(data.passages) == [Passage("p1", "Paris", "A city."), Passage("p2", "", "No title.")]
     assert data.train == [Question("q1", "City?", ("Paris", "paris"), ("p1",))]
     assert data.dev == []
     assert data.test == [Question("q1", "Other?", ("none",), ())]

@@ -182,7 +182,8 @@ def test_minilm_and_smollm2_equal_ragjax(tmp_path):
     questions = dataset.test[:: len(dataset.test) // 2][:2]
     prompts = [prompt_text([passages[question.positive_ids[0]]], question.question) for question in questions]
     compare_vectors(
-        exported, [question.question for question in questions] + [passage.text for passage in dataset.passages[:6]]
+        exported,
+        [question.question for question in questions] + [passage.text for passage in list(dataset.passages)[:6]],
     )
     theirs = load_torch(exported.folder / "generator")
     compare_generators(exported.generator, theirs, prompts, [q.answers[0] for q in questions], "merged")

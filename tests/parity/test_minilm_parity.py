@@ -31,7 +31,7 @@ def sample_texts():
     dataset = load_dataset("sample")
     questions = [question.question for question in spread(dataset.test, 20)]
     passages = [passage.embedder_text for passage in spread(dataset.passages, 20)]
-    too_long = " ".join(passage.embedder_text for passage in dataset.passages[:20])
+    too_long = " ".join(passage.embedder_text for passage in list(dataset.passages)[:20])
     return [*questions, *passages, *ODD_TEXTS, too_long]
 
 

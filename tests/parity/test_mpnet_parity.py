@@ -42,7 +42,7 @@ def test_vectors_equal_sentence_transformers_whatever_the_batch_size(models):
     dataset = load_dataset("sample")
     texts = [question.question for question in spread(dataset.test, 5)]
     texts += [passage.embedder_text for passage in spread(dataset.passages, 5)]
-    too_long = " ".join(passage.embedder_text for passage in dataset.passages[:30])
+    too_long = " ".join(passage.embedder_text for passage in list(dataset.passages)[:30])
     texts += [*ODD_TEXTS, too_long]
     assert len(theirs.tokenizer(too_long)["input_ids"]) > 384
     expected = theirs.encode(texts, show_progress_bar=False)

@@ -12,11 +12,12 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger
+from ragjax.data.passages import PassageList
 from ragjax.data.questions import Passage, Question
 from ragjax.data.sources import Dataset
 from ragjax.parallel import ONE_DEVICE
 from ragjax.pretrained import load_embedder
-from ragjax.retrieval import ArrayVectors, ExactIndex, PassageList, Queries, Retriever
+from ragjax.retrieval import ArrayVectors, ExactIndex, Queries, Retriever
 from ragjax.training.signals import RankingAssembler
 from ragjax.training.step import make_eval_step, means
 from tests.tiny import TEXT, write_tiny_bert
@@ -59,7 +60,7 @@ def test_loss_equals_sentence_transformers(models, hard):
     """Scale 20, cosine; without and with one hard negative a question, in one micro-batch and in two."""
     pipeline, theirs = models
     questions = labelled_questions(pipeline, hard)
-    dataset = Dataset("made", Path("made"), list(pipeline.store), questions, [], [], sha256="")
+    dataset = Dataset("made", Path("made"), pipeline.store, questions, [], [], sha256="")
     columns = [[q.question for q in questions], [text_of(pipeline, q.positive_ids[0]) for q in questions]]
     for row in range(hard):
         near = nearest(pipeline, columns[0], hard)

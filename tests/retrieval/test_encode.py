@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ragjax.data.passages import PassageList
 from ragjax.data.questions import Passage
 from ragjax.errors import UserError
 from ragjax.retrieval import encode as module
 from ragjax.retrieval.encode import encode_corpus
-from ragjax.retrieval.passages import PassageList
 
 COUNT, WIDTH, CHUNK = 50, 6, 8
 CHUNKS = 7

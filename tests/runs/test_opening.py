@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ragjax
+from ragjax.data.passages import PassageList
 from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.pretrained import load_embedder, load_generator
@@ -106,7 +107,7 @@ def test_preparing_says_what_is_asked_for_and_writes_nothing(world, tmp_path, ca
 
 def test_data_that_are_loaded_already_are_used(world, tmp_path):
     dataset = load_dataset(world.data)
-    fewer = dataclasses.replace(dataset, passages=dataset.passages[:20])
+    fewer = dataclasses.replace(dataset, passages=PassageList(list(dataset.passages)[:20]))
     run = prepare(world.config(tmp_path / "run"), fewer)
     assert run.dataset is fewer
     assert len(run.pipeline.store) == 20

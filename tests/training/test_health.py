@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ragjax.data.passages import PassageList
 from ragjax.data.questions import Passage, Question
-from ragjax.retrieval import PassageList, Retrieval
+from ragjax.retrieval import Retrieval
 from ragjax.training.health import SAMPLE, WATCHED, RetrievalHealth
 
 STORE = PassageList([Passage(f"p{i}", "", f"passage {i}") for i in range(20)])

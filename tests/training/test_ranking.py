@@ -12,10 +12,11 @@ from flax import linen as nn
 
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger, ModelSize, train_flops
+from ragjax.data.passages import PassageList
 from ragjax.data.questions import Passage, Question
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
-from ragjax.retrieval import ArrayVectors, ExactIndex, PassageList, Retriever
+from ragjax.retrieval import ArrayVectors, ExactIndex, Retriever
 from ragjax.training.signals import RankingAssembler
 from tests.tiny_runs import batch_of, run_of, tiny_world
 from tests.training.signals_worker import RANKING, on_eight_devices, ranking_pipeline, ranking_step
@@ -52,7 +53,7 @@ class Made:
         retriever = Retriever(ExactIndex(vectors), ArrayVectors(vectors))
         pipeline = SimpleNamespace(embedder=self.embedder, store=PassageList(passages), retriever=retriever)
         splits = {"train": [q for q, _ in train], "dev": [q for q, _ in dev], "test": []}
-        dataset = Dataset("made", Path("made"), passages, **splits, sha256="")
+        dataset = Dataset("made", Path("made"), PassageList(passages), **splits, sha256="")
         self.config = RunConfig(
             **{
                 "strategy": "embedder",

@@ -6,9 +6,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from ragjax.data import passages as module
+from ragjax.data.passages import PassageList, hash_texts
 from ragjax.data.questions import Passage
-from ragjax.retrieval import passages as module
-from ragjax.retrieval.passages import PassageList, hash_texts
 
 PASSAGES = [Passage("b", "Title", "one"), Passage("a", "", "two"), Passage("c", "T", "three")]
 
