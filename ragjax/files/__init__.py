@@ -7,6 +7,7 @@ read_whole_lines, read_settings, write_json               JSON                  
 PlannedFile, plan_text, plan_json, plan_copy,
 write_folder                                              a new folder, whole or not at all   folders.py
 KeyedRecords                                              lists of numbers by key             keyed_records.py
+Seal                                                      large files, hashed once            seals.py
 take_lock, lock_file                                      locks between processes             locks.py
 default_cache_dir, caching                                the cache                           cache.py
 
@@ -27,10 +28,12 @@ from ragjax.files.json_values import (
 from ragjax.files.keyed_records import KeyedRecords
 from ragjax.files.locks import lock_file, take_lock
 from ragjax.files.plain import append_line, read_pieces, read_text, sha256_file, write_atomic
+from ragjax.files.seals import Seal
 
 __all__ = [
     "KeyedRecords",
     "PlannedFile",
+    "Seal",
     "append_line",
     "caching",
     "default_cache_dir",
