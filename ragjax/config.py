@@ -117,6 +117,15 @@ class RunConfig(DecodeConfig):
         name=True,
     )
     run_dir: str = field("", "Folder of this run. Left out: runs/STRATEGY.", path=True)
+    index_dir: str = field(
+        "",
+        "Folder of an index that ragjax.index has built of these passages. Left out: all vectors are compared, from "
+        "the cache.",
+        path=True,
+    )
+    nprobe: int = field(
+        0, "With --index_dir: lists of an IVF index that a question is looked up in; 0: as it was built.", minimum=0
+    )
     top_k: int = field(5, "Passages per question (K).", minimum=1)
     batch_size: int = field(4, "Questions per optimizer step, over all devices and micro-batches.", minimum=1)
     gradient_accumulation: int = field(1, "Micro-batches per optimizer step.", minimum=1)
@@ -306,6 +315,12 @@ class EvaluateConfig(Checked):
         "sample where there is no run.",
         name=True,
     )
+    index_dir: str = field(
+        "", "Folder of an index to search, also where a run's is now. Left out: as the run has it.", path=True
+    )
+    nprobe: int = field(
+        0, "Lists of an IVF index that a question is looked up in; 0: as the run has it, or as it was built.", minimum=0
+    )
     split: str = field("test", "Questions to answer.", choices=("train", "dev", "test"))
     questions: str = field(
         "", "File of questions to answer instead of a split (.jsonl or .jsonl.gz, as in a data folder).", path=True
@@ -332,3 +347,30 @@ class EvaluateConfig(Checked):
         "the folder predictions/ of each run.",
         path=True,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexConfig(Checked):
+    """What an index is made of, and how."""
+
+    data: str = field("sample", "Data: its passages are indexed, its dev questions measure the index.", name=True)
+    index_dir: str = field("", "Folder of the index. It is needed.", path=True)
+    embedder: str = field("minilm", "Embedder: a short name, a hub id or a local folder.", name=True)
+    query_prefix: str | None = field(
+        None, "Text put before each question for the embedder. Left out: the model's own.", kind=str
+    )
+    passage_prefix: str | None = field(
+        None, "Text put before each passage for the embedder. Left out: the model's own.", kind=str
+    )
+    dtype: str = field("float32", "Type of activations while encoding.", choices=("float32", "bfloat16"))
+    vector_dtype: str = field(
+        "float32", "Type of the stored vectors; bfloat16 takes half the disk.", choices=("float32", "bfloat16")
+    )
+    index: str = field(
+        "Flat",
+        "FAISS factory string: Flat compares all vectors; IVF4096,Flat, IVF65536,PQ64, HNSW32 and others look at a "
+        "part, or at codes.",
+    )
+    nprobe: int = field(0, "Lists of an IVF index that a question is looked up in; 0: 32.", minimum=0)
+    train_sample: int = field(0, "Vectors to train the index on; 0: 64 for each list, at least 65,536.", minimum=0)
+    dry_run: bool = field(False, "Print what the index takes, and stop.")

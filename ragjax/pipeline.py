@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 
 from ragjax.arrays import ModelVariables, Variables
 from ragjax.config import RunConfig
@@ -18,14 +19,15 @@ from ragjax.files import default_cache_dir
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
 from ragjax.retrieval import (
-    ArrayVectors,
-    EncodedCorpus,
     ExactIndex,
     Index,
     Queries,
     Retrieval,
     Retriever,
-    encode_corpus,
+    VectorShards,
+    cached_vectors,
+    identity_of,
+    open_index,
 )
 
 
@@ -178,27 +180,17 @@ def load_untrained_generator(config: RunConfig) -> Generator:
 def build_pipeline(
     config: RunConfig, dataset: Dataset, embedder: Embedder, generator: Generator | None, show_progress: bool = True
 ) -> Pipeline:
-    """Encodes the corpus (or finds its vectors in the cache) and puts the pipeline together.
+    """Opens the index of --index_dir; or encodes the corpus, or finds its vectors in the cache. Puts the pipeline
+    together.
 
     Raises:
-      UserError: --top_k is larger than the corpus, or the vectors cannot be stored.
+      UserError: --top_k is larger than the corpus, the vectors cannot be stored, or the index is of something else.
     """
     store = dataset.passages
     check_top_k(config.top_k, store)
-    encoded = encode_corpus(
-        embedder.encode_passages,
-        store,
-        embedder.passage_key,
-        default_cache_dir() / "vectors",
-        embedder.config.hidden_size,
-        show_progress=show_progress,
-        count_tokens=lambda texts: sum(map(len, embedder.passage_tokens(texts))),
-    )
-    cost = _encode_cost(embedder, encoded, len(store))
-    vectors = np.asarray(encoded.vectors)
-    retriever = Retriever(build_index(vectors), ArrayVectors(vectors))
+    vectors, index = build_index(config, embedder, store, show_progress)
     reader = None if generator is None else Reader(generator, prompt_builder(config, generator))
-    return Pipeline(embedder, reader, store, retriever, cost)
+    return Pipeline(embedder, reader, store, Retriever(index, vectors), _encode_cost(embedder, vectors))
 
 
 def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
@@ -213,15 +205,22 @@ def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
     )
 
 
-def build_index(vectors: Float32[np.ndarray, "P E"]) -> Index:
-    """The index over passage vectors. This is where its type is chosen."""
-    return ExactIndex(vectors)
+def build_index(
+    config: RunConfig, embedder: Embedder, store: PassageStore, show_progress: bool = True
+) -> tuple[VectorShards, Index]:
+    """The passages' vectors and the index over them. This is where its type is chosen."""
+    if config.index_dir:
+        return open_index(Path(config.index_dir), identity_of(embedder, store), config.nprobe)
+    if config.nprobe:
+        raise UserError(f"--nprobe={config.nprobe} goes with --index_dir: give both, or leave it out.")
+    vectors = cached_vectors(embedder, store, default_cache_dir() / "vectors", show_progress)
+    return vectors, ExactIndex(vectors)
 
 
-def _encode_cost(embedder: Embedder, encoded: EncodedCorpus, passages: int) -> Cost:
+def _encode_cost(embedder: Embedder, vectors: VectorShards) -> Cost:
     """FLOPs from the token count, every passage taken at the mean length (attention is a few percent here)."""
-    lengths = [encoded.tokens / passages] * passages
-    return Cost(encoded.seconds, forward_flops(embedder.size, lengths, 0), encoded.tokens)
+    lengths = [vectors.tokens / len(vectors)] * len(vectors)
+    return Cost(vectors.seconds, forward_flops(embedder.size, lengths, 0), vectors.tokens)
 
 
 def trained_collection(config: RunConfig) -> str:

@@ -4,10 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +14,23 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float32, Int
 
-from ragjax.arrays import AnyArray, Array, Ids, Tree, Variables
+from ragjax.arrays import Array, Ids, Tree, Variables
 from ragjax.checkpoints import tree_sha256
 from ragjax.config import QUANTIZE, DecodeConfig
 from ragjax.costs import ModelSize
-from ragjax.data.batches import Shape, length_bucket, make_rows, pad_tokens, round_up
+from ragjax.data.batches import Shape, length_bucket, make_rows, round_up
 from ragjax.data.pieces import Pieces
 from ragjax.data.prompts import default_prefix
+from ragjax.embedding import embed_all
 from ragjax.errors import UserError
 from ragjax.generation import Prepared, prepare
 from ragjax.models.bert import Bert, BertConfig
 from ragjax.models.decoder import Decoder
 from ragjax.models.decoder_config import DecoderConfig
-from ragjax.models.encoders import EncoderConfig, sentence_vectors
+from ragjax.models.encoders import EncoderConfig
 from ragjax.models.lora import COLLECTION, LoraConfig, is_fresh
 from ragjax.models.mpnet import MPNet, MPNetConfig
+from ragjax.parallel import group_count, place
 from ragjax.scoring import score_answers
 from ragjax.voice import progress, warn
 from ragjax.weights import (
@@ -47,7 +46,6 @@ from ragjax.weights.wordpiece import lower_case_first
 
 # Rows scored or decoded at once where a caller gives whole lists.
 _ROWS = 8
-_CPU_TOKENS = 2048
 # Settings of how layers are compiled: they change no value beyond rounding.
 _COMPILATION = ("scan_layers", "remat", "decoding_layout")
 
@@ -78,15 +76,33 @@ class Embedder:
         return {"params": self.params}
 
     @functools.cached_property
+    def passage_record(self) -> dict[str, Any]:
+        """Everything that shapes this embedder's vectors of passages, trained weights included, as it is stored beside
+        them.
+        """
+        return {
+            "sha256": self.source.sha256,
+            "weights": tree_sha256(self.params),
+            "max_seq_length": self.max_seq_length,
+            "dtype": str(self.config.dtype),
+            "passage_prefix": self.prefixes.passage,
+        }
+
+    @property
     def passage_key(self) -> str:
-        """Names everything that shapes this embedder's vectors of passages, trained weights included."""
-        shape = f"max_seq_length={self.max_seq_length} dtype={self.config.dtype}"
-        return f"{self.source.sha256} {tree_sha256(self.params)} {shape} prefix={self.prefixes.passage!r}"
+        """The same as one text."""
+        sha256, weights, length, dtype, prefix = self.passage_record.values()
+        return f"{sha256} {weights} max_seq_length={length} dtype={dtype} prefix={prefix!r}"
 
     @property
     def key(self) -> str:
         """The same for questions and passages together."""
         return f"{self.passage_key} query_prefix={self.prefixes.query!r}"
+
+    @property
+    def width(self) -> int:
+        """E, of its vectors."""
+        return self.config.hidden_size
 
     def describe(self) -> str:
         """One line: the source, and what stands in front of questions and passages."""
@@ -135,46 +151,32 @@ class Embedder:
         return self.encode_tokens(self._tokens(texts, self.prefixes.default), batch_size, show_progress)
 
     def encode_tokens(
-        self, tokens: Sequence[Ids], batch_size: int = 64, show_progress: bool = False
+        self,
+        tokens: Sequence[Ids],
+        batch_size: int = 64,
+        show_progress: bool = False,
+        advance: Callable[[int], object] | None = None,
     ) -> Float32[np.ndarray, "n E"]:
-        """Vectors of texts that are tokenised already; equal lengths share a batch, so little is padding."""
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
-        batches, start = [], 0
-        while start < len(order):
-            length = min(round_up(len(tokens[order[start]]), 16), self.max_seq_length)
-            batches.append((order[start : start + min(batch_size, _rows_at_once(length))], length))
-            start += len(batches[-1][0])
+        """Vectors of texts that are tokenised already; equal lengths share a batch, so little is padding.
 
-        def vectors_of(batch: tuple[list[int], int]) -> np.ndarray:
-            chosen, length = batch
-            # A few full sizes instead of one for every remainder: each is compiled once.
-            size = 1 << (len(chosen) - 1).bit_length()
-            padded, lengths = pad_tokens([tokens[i] for i in chosen], size, length)
-            return np.asarray(embed(self.module, self.variables, padded, lengths))[: len(chosen)]
+        All local devices share the work: `batch_size` texts of a batch go to each.  advance: is told of every few texts
+        that are done.
+        """
+        with progress(total=len(tokens), desc="encoding", unit=" texts", shown=show_progress) as bar:
+            return embed_all(
+                self.module,
+                self._placed if group_count() > 1 else self.variables,
+                tokens,
+                width=self.width,
+                longest=self.max_seq_length,
+                batch_size=batch_size,
+                advance=advance or bar.update,
+            )
 
-        vectors = np.empty((len(tokens), self.config.hidden_size), np.float32)
-        # XLA runs much of a small batch on one core, so as many batches run at once as there are cores.
-        with (
-            progress(total=len(tokens), desc="encoding", unit=" texts", shown=show_progress) as bar,
-            ThreadPoolExecutor(os.cpu_count() if jax.default_backend() == "cpu" else 1) as pool,
-        ):
-            for (chosen, _), found in zip(batches, pool.map(vectors_of, batches), strict=True):
-                vectors[chosen] = found
-                bar.update(len(chosen))
-        return vectors
-
-
-def _rows_at_once(length: int) -> int:
-    """On a CPU, as many texts as keep attention's scores in cache: 64 texts of 256 tokens ran at half the speed."""
-    return max(_CPU_TOKENS // length, 1) if jax.default_backend() == "cpu" else sys.maxsize
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def embed(
-    module: nn.Module, variables: Variables, tokens: Int[AnyArray, "B S"], lengths: Int[AnyArray, " B"]
-) -> Float32[Array, "B E"]:
-    """Compiled `sentence_vectors`."""
-    return sentence_vectors(module, variables, tokens, lengths)
+    @functools.cached_property
+    def _placed(self) -> Variables:
+        """The variables on every device."""
+        return place(self.variables)
 
 
 @dataclasses.dataclass(frozen=True)

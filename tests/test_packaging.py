@@ -52,6 +52,7 @@ ROOMS = [
     {"runs"},
     {"pipeline"},
     {"pretrained"},
+    {"embedding"},
     {"generation"},
     {"retrieval"},
     {"scoring"},

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import shutil
 import time
 import traceback
 from collections.abc import Sequence
@@ -10,13 +9,13 @@ from pathlib import Path
 
 import jax
 
-from ragjax.comparison.estimate import Pace, duration, measure_pace
+from ragjax.comparison.estimate import Pace, measure_pace
 from ragjax.comparison.matrix import Planned
 from ragjax.config import CompareConfig, RunConfig, SearchConfig
 from ragjax.data.sources import Dataset
 from ragjax.errors import UserError, reason
 from ragjax.evaluation import copy_predictions
-from ragjax.files import read_json_object, write_atomic
+from ragjax.files import free_bytes, read_json_object, write_atomic
 from ragjax.models.lora import COLLECTION
 from ragjax.pipeline import load_untrained_embedder, load_untrained_generator
 from ragjax.pretrained import Embedder, Generator, init_lora
@@ -25,7 +24,7 @@ from ragjax.reporting import Cell
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.run import complete
 from ragjax.training.strategies import STRATEGIES, needs_generator
-from ragjax.voice import say, warn
+from ragjax.voice import duration, say, warn
 
 # Dev questions for the dev loss of a search: enough that it tells rates apart.
 _SEARCH_DEV = 100
@@ -59,11 +58,10 @@ class Execution:
         say(f"\n{len(left)} of {len(self._cells)} runs are left, about\n")
         say("\n".join(f"  {name.ljust(width)}  {took:>10}" for name, took in lines))
         needed = sum(self._paces[cell.pair].cell_bytes(cell) for cell, _ in expected)
-        free = shutil.disk_usage(
-            next(path for path in (self._files.path, *self._files.path.parents) if path.exists())
-        ).free
+        free = free_bytes(self._files.path)
         memory = max(pace.memory_bytes([c for c in left if c.pair == pair]) for pair, pace in self._paces.items())
-        encoding = sum(pace.encode_seconds(self._dataset) for pace in self._paces.values())
+        paces = () if self._config.index_dir else self._paces.values()
+        encoding = sum(pace.encode_seconds(self._dataset) for pace in paces)
         say(
             f"\nIn all about {duration(sum(seconds for _, seconds in expected))}, and up to "
             f"{duration(encoding)} of encoding where the passages' vectors are not in the cache; {needed / 1e9:.1f} GB "

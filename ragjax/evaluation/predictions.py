@@ -23,6 +23,7 @@ from ragjax.evaluation.report import METRICS, RANKS
 from ragjax.files import append_line, read_json, read_json_lines, read_whole_lines, write_atomic, write_json
 from ragjax.generation import Decoded, Prepared, question_seeds
 from ragjax.pipeline import Pipeline, probabilities
+from ragjax.retrieval import read_index_record
 from ragjax.voice import progress
 
 # Of a mean over a search's questions, and of the reciprocal rank.
@@ -219,6 +220,9 @@ def _identity(
     """What predictions depend on."""
     fields = [field.name for field in dataclasses.fields(DecodeConfig)]
     asked = json.dumps([dataclasses.astuple(question) for question in questions])
+    index = {}  # exact search has none, and its predictions are known without one
+    if config.index_dir:
+        index["index"] = {"sha256": read_index_record(Path(config.index_dir)).sha256, "nprobe": config.nprobe}
     return {
         **{name: getattr(config, name) for name in (*fields, *_READ_AS)},
         "passage_answers": passage_answers,
@@ -226,6 +230,7 @@ def _identity(
         "corpus": pipeline.store.content_hash,
         "embedder": pipeline.embedder.key,
         "generator": None if config.decode == "none" else pipeline.generator.key,
+        **index,
     }
 
 

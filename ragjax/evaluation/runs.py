@@ -85,7 +85,7 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
     run = _open(config, run)
     other = None
     if config.paired_with:  # answers as the first one does, whatever its own way is
-        other = _opened(config.paired_with, _decodes(config, run.config), _moved_data(config, run))
+        other = _opened(config.paired_with, _decodes(config, run.config), _moved_data(config, run), config)
     if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
         raise UserError(
             f"--paired_with={config.paired_with} retrieves from other passages than {run.folder}, so their scores "
@@ -115,13 +115,16 @@ def _open(config: EvaluateConfig, run: Run | None) -> Run:
         if run is None:
             folder = config.run_dir or _DEFAULT_RUN
             recorded = RunFolder(Path(folder)).record().config
-            return _opened(folder, _decodes(config, recorded), config.data)
+            return _opened(folder, _decodes(config, recorded), config.data, config)
         if config.data:
             run.files.check_inputs({"data": {"sha256": load_dataset(config.data).sha256}})
+        if config.index_dir or config.nprobe:
+            raise UserError("an open run has its index already: open it with that index_dir and nprobe.")
         return run
     if config.run_dir:
         raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
     given = {name: value for name in ("embedder", "generator", "data") if (value := getattr(config, name))}
+    given |= {"index_dir": config.index_dir, "nprobe": config.nprobe}
     if config.top_k:
         given["top_k"] = config.top_k[0]
     plain = RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given)
@@ -139,8 +142,8 @@ def _moved_data(config: EvaluateConfig, first: Run) -> str:
     return config.data if recorded == first.dataset.sha256 else ""
 
 
-def _opened(folder: str, with_generator: bool, data: str) -> Run:
-    run = open_run(folder, with_generator, data)
+def _opened(folder: str, with_generator: bool, data: str, config: EvaluateConfig) -> Run:
+    run = open_run(folder, with_generator, data, config.index_dir, config.nprobe)
     if sentence := run.unfinished():
         say(sentence, flush=True)
     return run
@@ -239,8 +242,10 @@ def _decoder(config: RunConfig) -> str:
 
 
 def _name(label: str, config: RunConfig, passage_answers: bool) -> str:
+    index = f".{Path(config.index_dir).name}" if config.index_dir else ""
+    index += f"-nprobe{config.nprobe}" if config.nprobe else ""
     ending = ".each" if passage_answers else ""
-    return f"{label}.{_decoder(config)}.k{config.top_k}{ending}"
+    return f"{label}.{_decoder(config)}.k{config.top_k}{index}{ending}"
 
 
 def _pairs(first: Sequence[Result], second: Sequence[Result]) -> list[dict[str, Any]]:

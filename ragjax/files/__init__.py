@@ -5,18 +5,26 @@ read_pieces                                               bytes and text        
 read_json, read_json_object, read_json_lines,
 read_whole_lines, read_settings, write_json               JSON                                json_values.py
 PlannedFile, plan_text, plan_json, plan_copy,
-write_folder                                              a new folder, whole or not at all   folders.py
+write_folder, check_room, free_bytes                      a new folder, whole or not at all   folders.py
 KeyedRecords                                              lists of numbers by key             keyed_records.py
 Seal                                                      large files, hashed once            seals.py
 take_lock, lock_file                                      locks between processes             locks.py
-default_cache_dir, caching                                the cache                           cache.py
+default_cache_dir, caching, storing                       the cache                           cache.py
 
 Of several processes the first alone writes (`ragjax.voice`): what the others are told to write is dropped, but for the
 cache's files (`everywhere`), as each host has a cache of its own.
 """
 
-from ragjax.files.cache import caching, default_cache_dir
-from ragjax.files.folders import PlannedFile, plan_copy, plan_json, plan_text, write_folder
+from ragjax.files.cache import CACHE_MEND, caching, default_cache_dir, storing
+from ragjax.files.folders import (
+    PlannedFile,
+    check_room,
+    free_bytes,
+    plan_copy,
+    plan_json,
+    plan_text,
+    write_folder,
+)
 from ragjax.files.json_values import (
     read_json,
     read_json_lines,
@@ -31,12 +39,15 @@ from ragjax.files.plain import append_line, read_pieces, read_text, sha256_file,
 from ragjax.files.seals import Seal
 
 __all__ = [
+    "CACHE_MEND",
     "KeyedRecords",
     "PlannedFile",
     "Seal",
     "append_line",
     "caching",
+    "check_room",
     "default_cache_dir",
+    "free_bytes",
     "lock_file",
     "plan_copy",
     "plan_json",
@@ -49,6 +60,7 @@ __all__ = [
     "read_text",
     "read_whole_lines",
     "sha256_file",
+    "storing",
     "take_lock",
     "write_atomic",
     "write_folder",

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from ragjax.errors import UserError
 
+# What to do where the cache has no room.
+CACHE_MEND = "set RAGJAX_CACHE to a folder with room"
+
 
 def default_cache_dir() -> Path:
     """$RAGJAX_CACHE, else ~/.cache/ragjax. Raises UserError where neither is known."""
@@ -19,11 +22,20 @@ def default_cache_dir() -> Path:
         ) from error
 
 
+def caching(what: str, path: Path) -> contextlib.AbstractContextManager[None]:
+    """`storing` in the cache."""
+    return storing(what, path, CACHE_MEND)
+
+
 @contextlib.contextmanager
-def caching(what: str, path: Path) -> Generator[None, None, None]:
-    """Rewords what the file system refuses while `what` (a plural, "the passage vectors") is put into the cache."""
+def storing(what: str, path: Path, mend: str) -> Generator[None, None, None]:
+    """Rewords what the file system refuses while `what` (a plural, "the passage vectors") is stored at `path`.
+
+    mend: what to do instead of making room there.
+    """
     try:
         yield
     except OSError as error:
-        fault = f"{what} cannot be stored at {path} ({error.strerror or error})"
-        raise UserError(f"{fault}: make room there or set RAGJAX_CACHE to a folder with room") from error
+        raise UserError(
+            f"{what} cannot be stored at {path} ({error.strerror or error}): make room there or {mend}"
+        ) from error

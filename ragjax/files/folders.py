@@ -64,7 +64,7 @@ def write_folder(folder: str | os.PathLike, files: Sequence[PlannedFile], everyw
             try:
                 _refuse_existing(folder)  # another process may have finished it since
                 _clear(part)
-                _check_room(folder, sum(file.size for file in files))
+                check_room(folder, sum(file.size for file in files))
                 for file in files:
                     _write_planned(part / file.path, file)
                 os.rename(part, folder)
@@ -99,12 +99,20 @@ def _refuse_existing(folder: Path) -> None:
         raise UserError(f"{folder} exists already: choose another folder, or remove it first")
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder.parent).free
+def free_bytes(path: Path) -> int:
+    """On the disk of a file or folder that need not be there yet."""
+    path = path.absolute()
+    return shutil.disk_usage(next(each for each in (path, *path.parents) if each.exists())).free
+
+
+def check_room(folder: Path, needed: int, mend: str = "choose another folder") -> None:
+    """Raises UserError where the disk of a folder has too little room for what is to stand in it.
+
+    mend: what to do instead of freeing some.
+    """
+    free = free_bytes(folder)
     if free < needed:
-        raise UserError(
-            f"{folder} needs {needed:,} bytes, and {free:,} are free: free some space or choose another folder"
-        )
+        raise UserError(f"{folder} needs {needed:,} bytes, and {free:,} are free: free some space or {mend}")
 
 
 def _write_planned(path: Path, planned: PlannedFile) -> None:

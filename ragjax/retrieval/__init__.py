@@ -1,26 +1,50 @@
 """Finding passages.
 
-encode_corpus                 passages to vectors, once, kept on disk                      encode.py
-VectorStore, ArrayVectors     stored vectors by row number; of an array or a memory map    vectors.py
+cached_vectors                passages to vectors, once, kept in the cache                 encode.py
+encode_corpus, Place,
+PassageEncoder, identity_of,
+missing_passages              the same in any folder, shard by shard                       encode.py
+VectorShards, Identity        vectors of a corpus in shards on disk                        shards.py
+VectorStore, ArrayVectors     stored vectors by row number; of an array                    vectors.py
 Retriever, Retrieval          questions to passages and their scores                       retriever.py
 Index, Queries, Proposal      what an index is, is asked and answers                       retriever.py
-ExactIndex                    exact inner-product search (FAISS)                           faiss_index.py
+ExactIndex, ApproximateIndex  inner-product search (FAISS): all vectors, or a part         faiss_index.py
+IndexRecord, open_index       the folder of an index: what it was made of, opening it      index_folder.py
 """
 
-from ragjax.retrieval.encode import EncodedCorpus, encode_corpus
-from ragjax.retrieval.faiss_index import ExactIndex
+from ragjax.retrieval.encode import (
+    PassageEncoder,
+    Place,
+    cached_vectors,
+    encode_corpus,
+    identity_of,
+    missing_passages,
+)
+from ragjax.retrieval.faiss_index import ApproximateIndex, ExactIndex
+from ragjax.retrieval.index_folder import IndexRecord, open_index, read_index_record
 from ragjax.retrieval.retriever import Index, Proposal, Queries, Retrieval, Retriever
+from ragjax.retrieval.shards import Identity, VectorShards
 from ragjax.retrieval.vectors import ArrayVectors, VectorStore
 
 __all__ = [
+    "ApproximateIndex",
     "ArrayVectors",
-    "EncodedCorpus",
     "ExactIndex",
+    "Identity",
     "Index",
+    "IndexRecord",
+    "PassageEncoder",
+    "Place",
     "Proposal",
     "Queries",
     "Retrieval",
     "Retriever",
+    "VectorShards",
     "VectorStore",
+    "cached_vectors",
     "encode_corpus",
+    "identity_of",
+    "missing_passages",
+    "open_index",
+    "read_index_record",
 ]

@@ -1,254 +1,196 @@
-"""Passages to vectors, once per (corpus, embedder), kept on disk.
+"""Passages to vectors, once per (corpus, embedder), kept on disk in shards (`ragjax.retrieval.shards`).
 
-    cache_dir/<key>/vectors.npy    float32 [P, E], opened memory-mapped
-    cache_dir/<key>/meta.json      what the key was made of, P, E, seconds, tokens, sha256 of vectors.npy
-    cache_dir/<key>.partial/       the same while it is being written, with progress.json instead of meta.json
-    cache_dir/<key>.lock           held by the one process that writes
-
-Choices. Texts are encoded longest first in chunks of fixed content: a batch then holds texts of like length,
-memory runs out at the start or not at all, and a resumed run encodes the same batches, so it ends with the
-same bytes. A chunk counts as done only after its vectors have reached the disk. The finished folder appears
-by one rename, and its hash is checked each time it is opened.
+Choices. A shard is the unit of work: its texts are tokenised once, encoded by like length, written to a file of another
+name, put on disk, renamed and only then recorded. So a killed process loses one shard at most, the next one begins
+with the first that is missing, and the bytes do not depend on where it was killed. Memory holds one shard's texts,
+tokens and vectors. A file that no longer is what was recorded is encoded again; the others stay.
 """
 
 import contextlib
-import hashlib
-import json
 import os
-import shutil
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypedDict
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
 from ragjax.data.passages import PassageStore
 from ragjax.errors import UserError
-from ragjax.files import caching, lock_file, read_json, sha256_file, write_json
-from ragjax.voice import progress
+from ragjax.files import CACHE_MEND, Seal, check_room, lock_file, storing
+from ragjax.retrieval.shards import (
+    Identity,
+    Shard,
+    VectorShards,
+    as_float32,
+    as_stored,
+    file_name,
+    read_record,
+    unbroken,
+    write_record,
+)
+from ragjax.retrieval.vectors import longest_of
+from ragjax.voice import progress, warn
 
-CHUNK = 512  # texts between two records of progress: seconds of work on a laptop
-_LAYOUT = 1  # part of the key: raise it when files of another kind are written
+
+@runtime_checkable
+class PassageEncoder(Protocol):
+    """What makes vectors of passages: an `Embedder`."""
+
+    @property
+    def passage_record(self) -> Mapping[str, Any]:
+        """All that shapes its vectors of passages: its weights' hash, the longest input, the prefix."""
+
+    @property
+    def width(self) -> int:
+        """E."""
+
+    def passage_tokens(self, passages: Sequence[str], /) -> list[list[int]]:
+        """Token ids of passages' texts."""
+
+    def encode_tokens(
+        self, tokens: Sequence[Sequence[int]], /, *, advance: Callable[[int], object] | None = None
+    ) -> Float32[np.ndarray, "n E"]:
+        """Their vectors. advance: is told of every few that are done."""
 
 
 @dataclass(frozen=True)
-class EncodedCorpus:
-    """vectors: a read-only memory map. seconds, tokens: what encoding them has cost, in this process or in an earlier
-    one. cached: True if nothing was encoded now.
-    """
+class Place:
+    """A folder for vectors."""
 
-    vectors: Float32[np.memmap, "P E"]
-    seconds: float
-    tokens: int
-    cached: bool
+    folder: Path
+    mend: str = CACHE_MEND  # what to do where there is no room
 
 
-# n texts -> their vectors, of any float type.
-Encode = Callable[[list[str]], Float[np.ndarray, "n E"]]
+def cached_vectors(
+    encoder: PassageEncoder, store: PassageStore, cache_dir: Path, show_progress: bool = True
+) -> VectorShards:
+    """`encode_corpus` into a folder of the cache that belongs to this corpus and embedder."""
+    identity = identity_of(encoder, store)
+    return encode_corpus(encoder, store, Place(Path(cache_dir) / identity.key), identity, show_progress)
 
 
-class _Identity(TypedDict):
-    """What the key of stored vectors is made of."""
-
-    layout: int
-    texts: str
-    embedder: str
-    count: int
-    width: int
-
-
-class _Progress(TypedDict):
-    """progress.json."""
-
-    plan: dict[str, object]
-    chunks: int
-    seconds: float
-    tokens: int
+def identity_of(encoder: PassageEncoder, store: PassageStore, dtype: str = "float32") -> Identity:
+    """What an embedder's vectors of a corpus are made of; dtype: of the stored numbers."""
+    return Identity(store.content_hash, dict(encoder.passage_record), len(store), encoder.width, dtype)
 
 
 def encode_corpus(
-    encode: Encode,
-    store: PassageStore,
-    key: str,
-    cache_dir: Path,
-    width: int,
-    count_tokens: Callable[[list[str]], int],
-    show_progress: bool = True,
-) -> EncodedCorpus:
-    """Vectors [P, E] of the P passages, from the cache or encoded now, beginning where a killed process stopped.
+    encoder: PassageEncoder, store: PassageStore, place: Place, identity: Identity, show_progress: bool = True
+) -> VectorShards:
+    """Vectors [P, E] of the P passages, from the place's folder or encoded now, beginning with the first missing shard.
 
-    encode: n texts -> [n, E] float32, where E is `width`.  key: names everything about the embedder that
-    shapes its vectors of passages (weights' hash, dtype, longest input, prefix).  count_tokens: n texts -> tokens
-    they are encoded as, for the cost.
-
-    Several processes may ask for the same vectors at once: one encodes, the others wait. A damaged cache is
-    encoded again, with a warning. Raises UserError if the cache cannot be written or a vector is not finite,
-    ValueError if there are no passages or `encode` returns another shape.
+    Several processes may ask for the same vectors at once: one encodes, the others wait. What is damaged is encoded
+    again, with a warning. Raises UserError if there is too little room, the folder cannot be written or a vector is not
+    finite, ValueError if there are no passages or the encoder returns another shape.
     """
     if not len(store):
         raise ValueError("there are no passages to encode")
-    identity: _Identity = {
-        "layout": _LAYOUT,
-        "texts": store.content_hash,
-        "embedder": key,
-        "count": len(store),
-        "width": width,
-    }
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    folder = Path(cache_dir) / name
-    found = _open_finished(folder, identity)
+    found = open_vectors(place.folder, identity)
     if found:
         return found
-    with _lock(folder.with_name(f"{name}.lock")):
-        found = _open_finished(folder, identity)  # another process may have written it meanwhile
-        if found:
-            return found
-        if folder.exists():
-            warnings.warn(f"the stored passage vectors in {folder} are damaged: encoding again", stacklevel=2)
-            with _storing(folder):
-                shutil.rmtree(folder)
-        work = _Partial(folder.with_name(f"{name}.partial"), identity)
-        work.encode_rest(encode, store, show_progress, count_tokens)
-        work.finish(folder)
-    vectors = _open_vectors(folder / "vectors.npy", "r", identity)
-    return EncodedCorpus(vectors, work.seconds, work.tokens, cached=False)
+    with _lock(place):
+        work = _Work(place, identity)  # another process may have gone on meanwhile
+        work.encode_missing(encoder, store, show_progress)
+    return VectorShards(place.folder, identity, work.in_order())
 
 
-class _Partial:
-    """Vectors that are being written, in a folder of their own; the caller holds the lock."""
+def open_vectors(folder: Path, identity: Identity, verify: bool = False) -> VectorShards | None:
+    """The stored vectors; None if some are missing, or are not what was written.
 
-    def __init__(self, folder: Path, identity: _Identity):
-        """Takes up what the folder holds if it is this work, and starts afresh if not."""
-        self.folder, self.identity = folder, identity
-        plan = {**identity, "chunk": CHUNK}
-        try:
-            progress: _Progress = read_json(folder / "progress.json")
-            if progress["plan"] != plan:
-                raise ValueError("other work")
-            self.vectors = _open_vectors(folder / "vectors.npy", "r+", identity)
-        except (UserError, OSError, ValueError, KeyError, TypeError):
-            progress = {"plan": plan, "chunks": 0, "seconds": 0.0, "tokens": 0}
-            self.vectors = self._allocate()
-        self.progress = progress
+    verify: hash all files.
+    """
+    record = read_record(folder)
+    if record is None or record[0] != identity:
+        return None
+    shards = unbroken(folder, identity, record[1], verify)
+    if len(shards) < identity.shards:
+        return None
+    if shards != record[1]:  # copied files have other times: they were hashed for the last time, if this can be written
+        with contextlib.suppress(UserError):
+            write_record(folder, identity, shards)
+    return VectorShards(folder, identity, [shards[number] for number in range(identity.shards)])
 
-    def _allocate(self) -> Float32[np.memmap, "P E"]:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        path = self.folder / "vectors.npy"
-        shape = (self.identity["count"], self.identity["width"])
-        with _storing(path):
-            try:
-                self.folder.mkdir(parents=True)
-                vectors = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-                _reserve(path)
-            except OSError:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                raise
-        return vectors
 
-    @property
-    def seconds(self) -> float:
-        return self.progress["seconds"]
+def missing_passages(folder: Path, identity: Identity) -> int:
+    """Passages whose vectors have still to be made."""
+    record = read_record(folder)
+    done = unbroken(folder, identity, record[1]) if record and record[0] == identity else {}
+    return identity.count - sum(len(identity.rows_of(number)) for number in done)
 
-    @property
-    def tokens(self) -> int:
-        return self.progress["tokens"]
 
-    def encode_rest(
-        self,
-        encode: Encode,
-        store: PassageStore,
-        show_progress: bool,
-        count_tokens: Callable[[list[str]], int],
-    ) -> None:
-        """Encodes the chunks that are not done and records each of them."""
-        order = np.argsort([-len(passage.embedder_text) for passage in store], kind="stable")
-        done = self.progress["chunks"] * CHUNK
+class _Work:
+    """A folder of vectors that is being filled; the caller holds its lock."""
+
+    def __init__(self, place: Place, identity: Identity):
+        """Takes up the shards that are whole, and warns of those that are not."""
+        self._place, self._identity = place, identity
+        self._shards: dict[int, Shard] = {}
+        record = read_record(place.folder)
+        if record and record[0] == identity:
+            self._shards = unbroken(place.folder, identity, record[1])
+            for number in sorted(record[1].keys() - self._shards.keys()):
+                warn(f"the vectors in {place.folder / file_name(number)} are damaged: encoding those passages again")
+        elif record or (place.folder / file_name(0)).exists():
+            warn(f"the record of the vectors in {place.folder} is damaged: encoding again")
+
+    def in_order(self) -> list[Shard]:
+        return [self._shards[number] for number in range(self._identity.shards)]
+
+    def encode_missing(self, encoder: PassageEncoder, store: PassageStore, show_progress: bool) -> None:
+        """Encodes shard after shard, and records each."""
+        identity = self._identity
+        missing = [number for number in range(identity.shards) if number not in self._shards]
+        left = sum(len(identity.rows_of(number)) for number in missing)
+        check_room(self._place.folder, left * identity.bytes_of_passage, self._place.mend)
         with progress(
             desc="encoding",
             total=len(store),
-            initial=min(done, len(store)),
+            initial=len(store) - left,
             unit=" passages",
             shown=show_progress,
         ) as bar:
-            for start in range(done, len(store), CHUNK):
-                rows = order[start : start + CHUNK]
-                chunk = [store[row].embedder_text for row in rows]
-                began = time.perf_counter()
-                self.vectors[rows] = self._checked(encode(chunk), len(chunk))
+            for number in missing:
+                rows, began = identity.rows_of(number), time.perf_counter()
+                tokens = encoder.passage_tokens([store[row].embedder_text for row in rows])
+                vectors = self._checked(encoder.encode_tokens(tokens, advance=bar.update), len(rows))
                 seconds = time.perf_counter() - began
-                self._record(seconds, count_tokens(chunk))
-                bar.update(len(chunk))
+                self._keep(number, vectors, seconds, sum(map(len, tokens)))
 
     def _checked(self, vectors: np.ndarray, count: int) -> Float32[np.ndarray, "n E"]:
         vectors = np.asarray(vectors, np.float32)
-        shape = (count, self.identity["width"])
+        shape = (count, self._identity.width)
         if vectors.shape != shape:
-            raise ValueError(f"encode returned an array of shape {vectors.shape} where {shape} was expected")
+            raise ValueError(f"the encoder returned an array of shape {vectors.shape} where {shape} was expected")
         if not np.isfinite(vectors).all():
             fault = "the embedder returned passage vectors that are not finite"
             raise UserError(f"{fault}: check its weights or use --dtype=float32")
         return vectors
 
-    def _record(self, seconds: float, tokens: int) -> None:
-        """Puts the chunk's vectors on disk, and only then says that they are there."""
-        with _storing(self.folder):
-            self.vectors.flush()
-        self.progress = {
-            **self.progress,
-            "chunks": self.progress["chunks"] + 1,
-            "seconds": self.progress["seconds"] + seconds,
-            "tokens": self.progress["tokens"] + tokens,
-        }
-        write_json(self.folder / "progress.json", self.progress, everywhere=True)
-
-    def finish(self, folder: Path) -> None:
-        """Turns the partial folder into the finished one."""
-        del self.vectors
-        meta = {**self.identity, "seconds": self.seconds, "tokens": self.tokens}
-        meta["sha256"] = sha256_file(self.folder / "vectors.npy")
-        write_json(self.folder / "meta.json", meta, everywhere=True)
-        with _storing(folder):
-            os.rename(self.folder, folder)
-            (folder / "progress.json").unlink(missing_ok=True)
+    def _keep(self, number: int, vectors: Float32[np.ndarray, "n E"], seconds: float, tokens: int) -> None:
+        """Puts a shard on disk, and only then says that it is there."""
+        path = self._place.folder / file_name(number)
+        part = path.with_suffix(".part")
+        stored = as_stored(vectors, self._identity.dtype)
+        with _storing(self._place):
+            try:
+                with open(part, "wb") as file:
+                    np.lib.format.write_array(file, stored, allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())  # else the rename can reach the disk before the bytes do
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+        self._shards[number] = Shard(Seal.of(path), seconds, tokens, longest_of(as_float32(stored)))
+        write_record(self._place.folder, self._identity, self._shards)
 
 
-def _open_finished(folder: Path, identity: _Identity) -> EncodedCorpus | None:
-    """The stored vectors; None if there are none or they are not what was written."""
-    try:
-        meta = read_json(folder / "meta.json")
-        if any(meta[name] != value for name, value in identity.items()):
-            return None
-        path = folder / "vectors.npy"
-        if sha256_file(path) != meta["sha256"]:
-            return None
-        return EncodedCorpus(_open_vectors(path, "r", identity), meta["seconds"], meta["tokens"], cached=True)
-    except (UserError, OSError, ValueError, KeyError, TypeError):
-        return None
+def _storing(place: Place) -> contextlib.AbstractContextManager[None]:
+    return storing("the passage vectors", place.folder, place.mend)
 
 
-def _open_vectors(path: Path, mode: str, identity: _Identity) -> Float32[np.memmap, "P E"]:
-    """The memory map of a vectors file. Raises ValueError if it is not a float32 array [P, E]."""
-    vectors = np.lib.format.open_memmap(path, "r")  # "r+" would fill a file that is too short with zeros
-    if vectors.dtype != np.float32 or vectors.shape != (identity["count"], identity["width"]):
-        raise ValueError(f"{path} does not hold float32 vectors [{identity['count']}, {identity['width']}]")
-    return vectors if mode == "r" else np.lib.format.open_memmap(path, mode)
-
-
-def _reserve(path: Path) -> None:
-    """Claims the blocks of a file: else a full disk would end the process by SIGBUS at some later write."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _storing(path: Path) -> contextlib.AbstractContextManager[None]:
-    return caching("the passage vectors", path)
-
-
-def _lock(path: Path) -> BinaryIO:
-    with _storing(path):
-        return lock_file(path, "another process is encoding these passages: waiting for it")
+def _lock(place: Place) -> BinaryIO:
+    with _storing(place):
+        return lock_file(place.folder / ".lock", "another process is encoding these passages: waiting for it")

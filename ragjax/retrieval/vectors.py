@@ -1,6 +1,7 @@
 """Stored passage vectors by row number, and the scores that follow from them."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,11 +19,18 @@ class VectorStore(Protocol):
     def width(self) -> int:
         """E."""
 
+    @property
+    def longest(self) -> float:
+        """The length of the longest vector."""
+
     def vectors_of(self, passage_rows: Sequence[int] | Int[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows E"]:
         """Vectors of the passages, a copy.
 
         Raises IndexError for a row outside 0..P-1.
         """
+
+    def blocks(self) -> Iterator[Float32[np.ndarray, "n E"]]:
+        """All vectors in the order of their rows, piece by piece: they need not fit into memory together."""
 
 
 class ArrayVectors:
@@ -40,17 +48,29 @@ class ArrayVectors:
     def width(self) -> int:
         return self._vectors.shape[1]
 
+    @functools.cached_property
+    def longest(self) -> float:
+        return longest_of(self._vectors)
+
     def vectors_of(self, passage_rows: Sequence[int] | Int[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows E"]:
         rows = np.asarray(passage_rows, np.int64)
         if rows.size and rows.min() < 0:  # would count from the end
             raise IndexError("passage rows start at 0")
         return self._vectors[rows]
 
+    def blocks(self) -> Iterator[Float32[np.ndarray, "n E"]]:
+        yield self._vectors
+
 
 def check_vectors(vectors: np.ndarray) -> None:
     """Raises ValueError unless they are float32 [P, E] with P, E >= 1."""
     if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype != np.float32:
         raise ValueError(f"vectors must be float32 [P, E], not {vectors.dtype} {list(vectors.shape)}")
+
+
+def longest_of(vectors: Float32[np.ndarray, "n E"]) -> float:
+    """The length of the longest of them."""
+    return float(np.sqrt(np.einsum("ne,ne->n", vectors, vectors).max()))
 
 
 def best_first(

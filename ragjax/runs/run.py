@@ -12,7 +12,7 @@ from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError
 from ragjax.pipeline import Pipeline, build_pipeline, load_untrained_embedder, load_untrained_generator
 from ragjax.pretrained import Embedder, Generator
-from ragjax.retrieval import Retrieval
+from ragjax.retrieval import Retrieval, read_index_record
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, RunRecord, read_phases
 from ragjax.runs.summary import Summary
@@ -61,7 +61,7 @@ class Run:
 
     def inputs(self) -> dict[str, dict[str, str]]:
         """What the run is made from, with hashes: part of config.json."""
-        return _inputs(self.dataset, self.embedder, self.generator if self.pipeline.reader else None)
+        return _inputs(self.config, self.dataset, self.embedder, self.generator if self.pipeline.reader else None)
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
@@ -82,14 +82,20 @@ class Run:
         return f"{self.folder} is not finished: its state of step {self.step} is used."
 
 
-def _inputs(dataset: Dataset, embedder: Embedder, generator: Generator | None) -> dict[str, dict[str, str]]:
+def _inputs(
+    config: RunConfig, dataset: Dataset, embedder: Embedder, generator: Generator | None
+) -> dict[str, dict[str, str]]:
     models = {"embedder": embedder, "generator": generator}
     described = {
         name: {"source": model.describe(), "sha256": model.source.sha256}
         for name, model in models.items()
         if model is not None
     }
-    return {**described, "data": {"name": dataset.name, "sha256": dataset.sha256}}
+    described["data"] = {"name": dataset.name, "sha256": dataset.sha256}
+    if config.index_dir:
+        record = read_index_record(Path(config.index_dir))
+        described["index_dir"] = {"source": record.factory, "sha256": record.sha256}
+    return described
 
 
 def prepare(
@@ -123,7 +129,7 @@ def prepare(
     for name in announced:
         say(f"{name}: {words[name]}", flush=True)
     if check is not None:
-        check(_inputs(dataset, embedder, generator))
+        check(_inputs(config, dataset, embedder, generator))
     pipeline = build_pipeline(config, dataset, embedder, generator)
     return Run(config, RunFolder(Path(config.run_dir)), dataset, pipeline)
 
@@ -134,11 +140,20 @@ def _describe_data(dataset: Dataset) -> str:
     return f"{dataset.name}, {len(dataset.passages)} passages, {counts}{note}, sha256 {dataset.sha256[:12]}"
 
 
-def open_run(run_dir: str | Path, with_generator: bool = True, data: str | Path = "") -> Run:
+def open_run(
+    run_dir: str | Path,
+    with_generator: bool = True,
+    data: str | Path = "",
+    index_dir: str | Path = "",
+    nprobe: int = 0,
+) -> Run:
     """The trained pipeline of a run folder, as its phases have kept it.
 
     with_generator: or the generator is not loaded, and the run can only retrieve.
     data: the folder that has the run's data now, where they were moved.
+    index_dir: an index to search instead of the run's own, or that one where it was moved; it may be another index of
+      the same passages.
+    nprobe: lists of it that a question is looked up in; 0: as the run has it, or as an index that is given was built.
 
     Raises:
       UserError: the folder holds no run, no checkpoint yet, or its models or data have changed since.
@@ -146,7 +161,15 @@ def open_run(run_dir: str | Path, with_generator: bool = True, data: str | Path 
     files = RunFolder(Path(run_dir))
     record = files.record()
     dataset = _data_of(record, files, data)
-    run = prepare(record.config, dataset, check=files.check_inputs, with_generator=with_generator)
+    config = record.config
+    if index_dir or nprobe:
+        own_nprobe = 0 if index_dir else config.nprobe
+        config = dataclasses.replace(config, index_dir=str(index_dir or config.index_dir), nprobe=nprobe or own_nprobe)
+
+    def check(inputs: Mapping[str, Mapping[str, str]]) -> None:
+        files.check_inputs({name: each for name, each in inputs.items() if not (index_dir and name == "index_dir")})
+
+    run = prepare(config, dataset, check=check, with_generator=with_generator)
     phases = read_phases(files, record.phases)
     for phase in phases:
         run = run.with_trained(jax.tree.map(jax.numpy.asarray, phase.trained))

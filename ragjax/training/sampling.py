@@ -64,6 +64,11 @@ class Sampler:
         places = [range(start, min(start + size, count)) for start in range(0, count, size)]
         return [self._batch(self.dev, indices, step, training=False) for indices in places]
 
+    def asked(self, steps: int) -> np.ndarray:
+        """Places of the training questions that the first `steps` steps ask for, ascending."""
+        count = len(self.train)
+        return np.sort(question_order(count, min(steps * self.batch_size, count), 0, self.seed))
+
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that step `step` (from 0) belongs to."""
         return step // math.ceil(len(self.train) / self.batch_size)

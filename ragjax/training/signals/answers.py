@@ -49,7 +49,7 @@ class AnswerAssembler(NoCache):
         self._trains, self._pipeline = trains, run.pipeline
         self.passages_cut: set[str] = set()
         self.sampler = answer_sampler(run)
-        self._side = QuestionSide(run, self.sampler)
+        self._side = QuestionSide(run, self.sampler, moves="embedder" in trains)
         self.objective = answer_objective(run, trains)
         self._per_prompt = prompt_passages(config)
         lengths, longest, answers = prompt_lengths(run, [*self.sampler.train, *self.sampler.dev], self._per_prompt)

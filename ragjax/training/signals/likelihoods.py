@@ -38,7 +38,7 @@ class LikelihoodAssembler:
         self._pipeline = run.pipeline
         self.passages_cut: set[str] = set()
         self.sampler = answer_sampler(run)
-        self._side = QuestionSide(run, self.sampler)
+        self._side = QuestionSide(run, self.sampler, moves=True)
         self.objective = likelihood_objective(run, trains)
         self._leaves_one_out = isinstance(self.objective, LeaveOneOutObjective)
         per_prompt = config.top_k - 1 if self._leaves_one_out else 1

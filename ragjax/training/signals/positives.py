@@ -57,7 +57,7 @@ class RankingAssembler(NoCache):
         dev = [] if config.dev_every == 0 else list(filter(is_labelled, dataset.dev[:WATCHED]))
         self.sampler = Sampler(train, dev, config.ranking_batch_size, config.seed, run.embedder.query_tokens)
         self.objective = RankingObjective(pipeline.embedder.module, config.ranking_scale)
-        self._side = QuestionSide(run, self.sampler)
+        self._side = QuestionSide(run, self.sampler, moves=True)
         self._texts: dict[int, str] = {}
         # Ids are unique within a split only.
         self._known = {"train": self._describe(train), "dev": self._describe(dev)}

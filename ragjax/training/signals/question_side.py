@@ -8,12 +8,13 @@ import numpy as np
 from ragjax.arrays import ModelVariables
 from ragjax.costs import Cost, Ledger, forward_flops
 from ragjax.data.batches import pad_tokens, round_up
+from ragjax.embedding import embed
 from ragjax.models.encoders import sentence_vectors
 from ragjax.parallel import layout_of
-from ragjax.pretrained import embed
 from ragjax.retrieval import Queries
 from ragjax.runs import Run
-from ragjax.training.sampling import QuestionBatch, Sampler
+from ragjax.training.sampling import QuestionBatch, Sampler, total_steps
+from ragjax.training.signals.one_pass import OnePass
 from ragjax.training.signals.signal import model_work
 
 _embed_stacked = jax.jit(jax.vmap(sentence_vectors, in_axes=(None, 0, None, None)), static_argnums=0)
@@ -22,13 +23,15 @@ _embed_stacked = jax.jit(jax.vmap(sentence_vectors, in_axes=(None, 0, None, None
 class QuestionSide:
     """What every assembler does with the questions of a batch."""
 
-    def __init__(self, run: Run, sampler: Sampler):
-        """sampler: all questions that will be assembled, for the bound on lengths."""
+    def __init__(self, run: Run, sampler: Sampler, moves: bool):
+        """sampler: all questions that will be assembled, for the bound on lengths. moves: the embedder is trained."""
         self._pipeline = run.pipeline
         self._top_k = run.config.top_k
         self._batch_size = sampler.batch_size
         self.layout = layout_of(sampler.batch_size, run.config.gradient_accumulation)
         self.question_length = round_up(sampler.longest_question, 8)
+        steps = total_steps(run.config, len(sampler.train), sampler.batch_size)
+        self._one_pass = None if moves else OnePass(run.pipeline, sampler, self._top_k, steps)
 
     def vectors(self, batch: QuestionBatch, variables: ModelVariables) -> np.ndarray:
         """[b, E] from the embedder's given variables."""
@@ -44,7 +47,12 @@ class QuestionSide:
         return vectors.reshape(-1, vectors.shape[-1])
 
     def retrieve(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger, copies: int = 0) -> np.ndarray:
-        """Passage rows [b, K], best first, by the embedder's given variables; [copies, b, K] where they are stacked."""
+        """Passage rows [b, K], best first, by the embedder's given variables; [copies, b, K] where they are stacked.
+
+        An embedder that does not move has found them for all questions at once.
+        """
+        if self._one_pass is not None:
+            return self._one_pass.retrieve(batch, ledger)
         embedder = self._pipeline.embedder
         began = time.perf_counter()
         vectors = (self.stacked_vectors if copies else self.vectors)(batch, variables)
