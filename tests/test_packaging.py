@@ -51,6 +51,7 @@ ROOMS = [
     {"evaluation"},
     {"runs"},
     {"pipeline"},
+    {"indexing"},
     {"pretrained"},
     {"embedding"},
     {"generation"},
@@ -76,8 +77,13 @@ HOMES = {
     "orbax": {"checkpoints.py"},
     "tqdm": {"voice.py"},
     # Which index there is, is chosen in one place; the others know a retriever.
-    "ragjax.retrieval.ExactIndex": {"pipeline.py"},
-    "ragjax.retrieval.faiss_index": {"retrieval/__init__.py"},
+    "ragjax.retrieval.ExactIndex": {"pipeline.py", "indexing/recall.py"},
+    "ragjax.retrieval.faiss_index": {
+        "indexing/make.py",
+        "indexing/needs.py",
+        "retrieval/__init__.py",
+        "retrieval/index_folder.py",
+    },
 }
 RUN_FOLDER = "runs/folder.py"
 # What stands in a run folder; as a whole name anywhere, and the folders' names where they end a path.

@@ -49,9 +49,9 @@ class OnePass:
         if split not in self._found:
             places = self._sampler.asked(self._steps) if batch.training else np.arange(len(self._sampler.dev))
             self._found[split] = self._search(split, places)
+        if not np.isin(batch.indices, self._found[split].places).all():  # a question of none of the phase's steps
+            self._found[split] = self._search(split, np.arange(len(self._sampler.train)))
         found = self._found[split]
-        if not np.isin(batch.indices, found.places).all():
-            raise ValueError("a question is asked for that is in none of the phase's steps")
         if self._sampler.epoch(batch.step) == 0 if batch.training else batch.step == 0:
             self._charge(batch, found, ledger)
         return found.passage_rows[np.searchsorted(found.places, batch.indices)]
