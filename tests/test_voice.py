@@ -9,7 +9,7 @@ import pytest
 from ragjax.data.passages import PassageList
 from ragjax.data.questions import Passage
 from ragjax.files import KeyedRecords, append_line, plan_text, read_json, write_atomic, write_folder, write_json
-from ragjax.retrieval import encode_corpus
+from ragjax.retrieval import cached_vectors
 from ragjax.runs import RunFolder
 from ragjax.training.records import MetricsLog
 from ragjax.voice import is_first, progress, say, warn
@@ -101,14 +101,21 @@ def test_no_other_one_writes(second, tmp_path):
 def test_the_cache_of_another_host_is_filled(second, tmp_path):
     """Each host has a cache of its own."""
 
-    def encode(texts):
-        return np.eye(2, dtype=np.float32)[[len(text) % 2 for text in texts]]
+    class Encoder:
+        passage_record, width, asked = {"sha256": "mini"}, 2, 0
 
-    store = PassageList([Passage("1", "", "a"), Passage("2", "", "bb")])
-    kept = [encode_corpus(encode, store, "key", tmp_path, 2, len, show_progress=False) for _ in range(2)]
-    for one in kept:
-        np.testing.assert_array_equal(one.vectors, encode(["a", "bb"]))
-    assert [one.cached for one in kept] == [False, True]
+        def passage_tokens(self, passages):
+            return [[len(text)] for text in passages]
+
+        def encode_tokens(self, tokens, *, advance=None):
+            self.asked += 1
+            return np.eye(2, dtype=np.float32)[[length % 2 for (length,) in tokens]]
+
+    store, encoder = PassageList([Passage("1", "", "a"), Passage("2", "", "bb")]), Encoder()
+    for _ in range(2):
+        kept = cached_vectors(encoder, store, tmp_path, show_progress=False)
+        np.testing.assert_array_equal(kept.vectors_of([0, 1]), [[0, 1], [1, 0]])
+        assert encoder.asked == 1
     write_json(tmp_path / "x.json", [1], everywhere=True)
     assert read_json(tmp_path / "x.json") == [1] == json.loads((tmp_path / "x.json").read_text())
     write_folder(tmp_path / "folder", [plan_text("a.txt", "a")], everywhere=True)

@@ -21,7 +21,6 @@ from ragjax.pipeline import load_untrained_embedder, load_untrained_generator
 from ragjax.pretrained import Embedder, Generator, init_lora
 from ragjax.rates import search_rates
 from ragjax.reporting import Cell
-from ragjax.reporting.formats import duration
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.run import complete
 from ragjax.training.strategies import STRATEGIES, needs_generator

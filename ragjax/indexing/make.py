@@ -74,6 +74,11 @@ def make_index(config: IndexConfig) -> IndexRecord | None:
         config.embedder, config.dtype, query_prefix=config.query_prefix, passage_prefix=config.passage_prefix
     )
     say(f"embedder: {embedder.describe()}\ndata: {dataset.name}, {len(dataset.passages):,} passages", flush=True)
+    return index_dataset(config, dataset, embedder)
+
+
+def index_dataset(config: IndexConfig, dataset: Dataset, embedder: Embedder) -> IndexRecord | None:
+    """`make_index` of data and an embedder that are loaded already."""
     making = _Making(config, dataset, embedder)
     making.check_folder()
     if config.dry_run:

@@ -1,6 +1,7 @@
 """How numbers are written in a report: shares in percent, differences in points, costs in one unit a table."""
 
 from ragjax.evaluation.statistics import Interval
+from ragjax.voice import duration as duration
 
 METRIC_NAMES = {"em": "EM", "f1": "F1", "contains": "Contains", "recall_at_5": "Recall@5", "hit_at_5": "Hit@5"}
 NOTHING = "-"
@@ -36,16 +37,6 @@ def time_unit(seconds: float) -> str:
 def in_unit(seconds: float | None, unit: str) -> str:
     """Seconds in a unit, without its name."""
     return NOTHING if seconds is None else f"{seconds / UNITS[unit]:,.{2 if unit == 'h' else 1}f}"
-
-
-def duration(seconds: float) -> str:
-    """In a sentence: "2 h 05 min", "12 min", "1.7 min", "40 s"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 570:
-        return f"{seconds / 60:.1f} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def times(ratio: float | None) -> str:

@@ -21,6 +21,7 @@ from ragjax.data.passages import PassageStore
 from ragjax.errors import UserError
 from ragjax.files import CACHE_MEND, Seal, check_room, lock_file, storing
 from ragjax.retrieval.shards import (
+    ROWS,
     Identity,
     Shard,
     VectorShards,
@@ -74,7 +75,7 @@ def cached_vectors(
 
 def identity_of(encoder: PassageEncoder, store: PassageStore, dtype: str = "float32") -> Identity:
     """What an embedder's vectors of a corpus are made of; dtype: of the stored numbers."""
-    return Identity(store.content_hash, dict(encoder.passage_record), len(store), encoder.width, dtype)
+    return Identity(store.content_hash, dict(encoder.passage_record), len(store), encoder.width, dtype, ROWS)
 
 
 def encode_corpus(

@@ -40,8 +40,8 @@ class Identity:
     embedder: Mapping[str, Any]  # what shapes its vectors of passages: `Embedder.passage_record`
     count: int  # P
     width: int  # E
-    dtype: str = "float32"  # of the stored vectors, of STORED_AS
-    rows: int = ROWS  # passages of a shard; the last has the rest
+    dtype: str  # of the stored vectors, of STORED_AS
+    rows: int  # passages of a shard; the last has the rest
 
     @property
     def key(self) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ragjax.retrieval import ArrayVectors, Index, Queries, Retrieval, Retriever
+from ragjax.retrieval import ArrayVectors, Index, Queries, Retrieval, Retriever, VectorStore
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -26,3 +26,8 @@ def queries_of(vectors: np.ndarray) -> Queries:
 def retrieve(index: Index, vectors: np.ndarray, asked: np.ndarray, k: int) -> Retrieval:
     """What a retriever over the index answers to questions of the vectors `asked`."""
     return Retriever(index, ArrayVectors(vectors)).retrieve(queries_of(asked), k)
+
+
+def all_of(vectors: VectorStore) -> np.ndarray:
+    """[P, E], all that a store holds."""
+    return np.concatenate(list(vectors.blocks()))

@@ -137,7 +137,7 @@ def test_config_json_says_what_the_run_was_made_from(trained):
         "generator": 64,
         "data": 64,
     }
-    assert record["index"]["type"] == "IndexFlatIP"
+    assert record["index"]["type"] == "Flat"
     assert {"ragjax", "jax", "flax", "optax", "faiss-cpu"} <= record["versions"].keys()
 
 
