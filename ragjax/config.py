@@ -34,6 +34,9 @@ KEEP = ("best", "last")
 ANSWERING = ("concat", "rag_token", "rag_sequence")
 DECODERS = (*ANSWERING, "none")
 DECODE_VARIANTS = ("thorough", "fast")
+RETRIEVERS = ("dense", "bm25", "hybrid")
+SEARCH_ON = ("host", "device")
+DEVICE_DTYPES = ("float32", "bfloat16", "int8")
 
 
 # The linear layers of a decoder, all of which can carry an adapter.
@@ -75,7 +78,51 @@ class DecodeConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(DecodeConfig):
+class RetrievalConfig(Checked):
+    """How passages are found: what proposes them. Their order and p(z|x) always follow from the vectors."""
+
+    retriever: str = field(
+        "dense",
+        "What finds passages: the embedder's vectors (dense), words (bm25), or both, their ranks fused (hybrid).",
+        choices=RETRIEVERS,
+    )
+    hops: int = field(
+        1,
+        "Searches per question. 2: the question and its first passage make a second search, which finds half of the "
+        "passages.",
+        minimum=1,
+        maximum=2,
+    )
+    rerank: str = field(
+        "",
+        "Choose the passages among the first --rerank_top by a cross-encoder (a hub id or a local folder), or by how "
+        "likely the untrained generator finds the question after each (generator). Left out: no second look.",
+        name=True,
+    )
+    rerank_top: int = field(20, "Passages that --rerank looks at.", minimum=1)
+    search_on: str = field(
+        "host", "Where vectors are searched: on the CPU (host), or on the accelerators (device).", choices=SEARCH_ON
+    )
+    device_dtype: str = field(
+        "float32",
+        "With --search_on=device: how the accelerators hold the vectors. Fewer bits take less memory.",
+        choices=DEVICE_DTYPES,
+    )
+    device_recall: float = field(
+        1.0,
+        "With --search_on=device: below 1, a TPU's approximate top-k with this expected recall.",
+        above=0,
+        maximum=1,
+    )
+
+    @property
+    def ranks_by_vectors(self) -> bool:
+        """Whether what is proposed are the passages of the nearest vectors."""
+        return self.retriever == "dense" and self.hops == 1 and not self.rerank
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(DecodeConfig, RetrievalConfig):
     """Everything that decides a run's result."""
 
     decode: str = field(

@@ -141,7 +141,12 @@ def place_shares(shape: Sequence[int], axis: int, make: Callable[[int], np.ndarr
     make: group -> its entry, of this shape with length 1 on `axis`; called for one group after another.
     """
     sharding = NamedSharding(_local_mesh(), PartitionSpec(*[None] * axis, _AXIS))
-    return jax.make_array_from_callback(tuple(shape), sharding, lambda index: make(index[axis].start or 0))
+
+
+    def entry(index: Any) -> np.ndarray:
+        return make(index[axis].start or 0)
+
+    return jax.make_array_from_callback(tuple(shape), sharding, entry)
 
 
 def map_shares(function: Callable, whole: Any, shares: Any, axis: int) -> Any:
@@ -151,8 +156,14 @@ def map_shares(function: Callable, whole: Any, shares: Any, axis: int) -> Any:
     function gets. Its own result has the length 1 on axis 0. For use inside a compiled function.
     """
     spec = PartitionSpec(*[None] * axis, _AXIS)
-    specs = {"in_specs": (PartitionSpec(), spec), "out_specs": PartitionSpec(_AXIS)}
-    return jax.shard_map(function, mesh=_local_mesh(), check_vma=False, **specs)(whole, shares)
+    mapped = jax.shard_map(
+        function,
+        mesh=_local_mesh(),
+        in_specs=(PartitionSpec(), spec),
+        out_specs=PartitionSpec(_AXIS),
+        check_vma=False,  # what a function makes itself, such as the start of a loop, is a share, too
+    )
+    return mapped(whole, shares)
 
 
 def _local_mesh() -> Mesh:

@@ -1,7 +1,7 @@
 """The whole pipeline: question -> vector -> passages -> prompt -> answer."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -17,14 +17,21 @@ from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
 from ragjax.models.lora import COLLECTION, LoraConfig
 from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
+from ragjax.reranking import QuestionLikelihood, load_cross_encoder
 from ragjax.retrieval import (
     ArrayVectors,
+    Bm25Index,
+    DeviceIndex,
     EncodedCorpus,
     ExactIndex,
+    HybridIndex,
     Index,
     Queries,
+    RerankedIndex,
+    Reranker,
     Retrieval,
     Retriever,
+    TwoHopIndex,
     encode_corpus,
 )
 
@@ -85,7 +92,11 @@ class Pipeline:
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
-        return self.retriever.retrieve(Queries(questions, self.embedder.encode_queries(questions)), k)
+        return self.retrieve_each(questions, [k])[k]
+
+    def retrieve_each(self, questions: Sequence[str], counts: Iterable[int]) -> dict[int, Retrieval]:
+        """The same for each k of `counts`."""
+        return self.retriever.retrieve_each(Queries(questions, self.embedder.encode_queries(questions)), counts)
 
     def passages(self, passage_rows: Sequence[int] | Int[np.ndarray, " K"]) -> list[Passage]:
         return [self.store[int(row)] for row in passage_rows]
@@ -181,10 +192,12 @@ def build_pipeline(
     """Encodes the corpus (or finds its vectors in the cache) and puts the pipeline together.
 
     Raises:
-      UserError: --top_k is larger than the corpus, or the vectors cannot be stored.
+      UserError: --top_k is larger than the corpus, flags of the search contradict each other, or the vectors cannot be
+        stored.
     """
     store = dataset.passages
     check_top_k(config.top_k, store)
+    _check_search(config)
     encoded = encode_corpus(
         embedder.encode_passages,
         store,
@@ -196,9 +209,24 @@ def build_pipeline(
     )
     cost = _encode_cost(embedder, encoded, len(store))
     vectors = np.asarray(encoded.vectors)
-    retriever = Retriever(build_index(vectors), ArrayVectors(vectors))
+    index = build_index(config, vectors, store, embedder, generator)
+    retriever = Retriever(index, ArrayVectors(vectors), nested=config.ranks_by_vectors)
     reader = None if generator is None else Reader(generator, prompt_builder(config, generator))
     return Pipeline(embedder, reader, store, retriever, cost)
+
+
+def _check_search(config: RunConfig) -> None:
+    """Raises UserError where flags of the search contradict each other."""
+    if config.search_on == "host":
+        for name in ("device_dtype", "device_recall"):
+            if getattr(config, name) != getattr(RunConfig, name):
+                raise UserError(f"--{name} is of vectors on the accelerators: add --search_on=device, or leave it out.")
+    elif config.retriever == "bm25":
+        raise UserError("--search_on=device searches vectors, and --retriever=bm25 reads none: leave one of them out.")
+    if config.hops == 2 and config.top_k == 1:
+        raise UserError("--hops=2 takes half of the passages from each search: give --top_k at least 2.")
+    if config.rerank and config.rerank_top < config.top_k:
+        raise UserError(f"--rerank_top={config.rerank_top} is less than --top_k={config.top_k}: raise it.")
 
 
 def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
@@ -213,9 +241,50 @@ def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
     )
 
 
-def build_index(vectors: Float32[np.ndarray, "P E"]) -> Index:
-    """The index over passage vectors. This is where its type is chosen."""
-    return ExactIndex(vectors)
+def build_index(
+    config: RunConfig,
+    vectors: Float32[np.ndarray, "P E"],
+    store: PassageStore,
+    embedder: Embedder,
+    generator: Generator | None,
+) -> Index:
+    """The index over a corpus: what searches it, around that a second hop, around that a second look.
+
+    This is where its type is chosen.
+    """
+
+    def over(index: Index) -> Retriever:
+        return Retriever(index, ArrayVectors(vectors))
+
+    def encode(texts: Sequence[str]) -> tuple[Float32[np.ndarray, "n E"], Cost]:
+        tokens = embedder.query_tokens(texts)
+        lengths = list(map(len, tokens))
+        return embedder.encode_tokens(tokens), Cost(0.0, forward_flops(embedder.size, lengths, 0), sum(lengths))
+
+    index = _first_index(config, vectors, store)
+    if config.hops == 2:
+        index = TwoHopIndex(over(index), store, encode)
+    if config.rerank:
+        index = RerankedIndex(over(index), store, _reranker(config, generator), config.rerank_top)
+    return index
+
+
+def _first_index(config: RunConfig, vectors: Float32[np.ndarray, "P E"], store: PassageStore) -> Index:
+    """What searches the corpus: vectors, words, or both."""
+    if config.retriever == "bm25":
+        return Bm25Index(store, default_cache_dir() / "bm25")
+    on_device = config.search_on == "device"
+    dense = DeviceIndex(vectors, config.device_dtype, config.device_recall) if on_device else ExactIndex(vectors)
+    if config.retriever == "dense":
+        return dense
+    return HybridIndex(Retriever(dense, ArrayVectors(vectors)), Bm25Index(store, default_cache_dir() / "bm25"))
+
+
+def _reranker(config: RunConfig, generator: Generator | None) -> Reranker:
+    """What --rerank names: the untrained generator (loaded here, where nothing else needs it), or a cross-encoder."""
+    if config.rerank == "generator":
+        return QuestionLikelihood(generator or load_untrained_generator(config), config.max_passage_tokens)
+    return load_cross_encoder(config.rerank, config.dtype)
 
 
 def _encode_cost(embedder: Embedder, encoded: EncodedCorpus, passages: int) -> Cost:

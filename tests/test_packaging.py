@@ -51,6 +51,7 @@ ROOMS = [
     {"evaluation"},
     {"runs"},
     {"pipeline"},
+    {"reranking"},
     {"pretrained"},
     {"generation"},
     {"retrieval"},
@@ -62,10 +63,12 @@ ROOMS = [
     FOUNDATIONS,
 ]
 COMMAND_FILES = {f"commands/{name}.py" for name in [*COMMANDS, "flags"]}
+INDEXES = ("Bm25Index", "DeviceIndex", "ExactIndex", "HybridIndex", "RerankedIndex", "TwoHopIndex")
 # What one file alone (or the commands alone) may import, so that replacing it means editing one file.
 HOMES = {
     "absl.app": COMMAND_FILES,
     "absl.flags": COMMAND_FILES,
+    "bm25s": {"retrieval/bm25.py"},
     "fcntl": {"files/locks.py"},
     "faiss": {"retrieval/faiss_index.py"},
     "gguf": {"weights/gguf.py"},
@@ -75,8 +78,9 @@ HOMES = {
     "orbax": {"checkpoints.py"},
     "tqdm": {"voice.py"},
     # Which index there is, is chosen in one place; the others know a retriever.
-    "ragjax.retrieval.ExactIndex": {"pipeline.py"},
+    **{f"ragjax.retrieval.{name}": {"pipeline.py"} for name in INDEXES},
     "ragjax.retrieval.faiss_index": {"retrieval/__init__.py"},
+    "ragjax.retrieval.device_index": {"retrieval/__init__.py"},
 }
 RUN_FOLDER = "runs/folder.py"
 # What stands in a run folder; as a whole name anywhere, and the folders' names where they end a path.

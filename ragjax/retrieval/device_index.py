@@ -129,7 +129,7 @@ def place_vectors(vectors: Float[np.ndarray, "P E"], dtype: str, block: int = _B
 
     placed = place_shares((blocks, groups, size, width), 1, share)
     placed_scales = None if scales is None else place_shares((blocks, groups, size), 1, scales_of)
-    return Shards(placed, placed_scales, np.int32(count))
+    return Shards(placed, placed_scales, jnp.int32(count))
 
 
 def _scales(vectors: Float[np.ndarray, "P E"], at_once: int = 1 << 16) -> Float32[np.ndarray, " P"]:

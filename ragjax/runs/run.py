@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -134,11 +135,17 @@ def _describe_data(dataset: Dataset) -> str:
     return f"{dataset.name}, {len(dataset.passages)} passages, {counts}{note}, sha256 {dataset.sha256[:12]}"
 
 
-def open_run(run_dir: str | Path, with_generator: bool = True, data: str | Path = "") -> Run:
+def open_run(
+    run_dir: str | Path,
+    with_generator: bool = True,
+    data: str | Path = "",
+    search: Mapping[str, Any] | None = None,
+) -> Run:
     """The trained pipeline of a run folder, as its phases have kept it.
 
     with_generator: or the generator is not loaded, and the run can only retrieve.
     data: the folder that has the run's data now, where they were moved.
+    search: fields of RetrievalConfig that differ from the run's.
 
     Raises:
       UserError: the folder holds no run, no checkpoint yet, or its models or data have changed since.
@@ -146,7 +153,8 @@ def open_run(run_dir: str | Path, with_generator: bool = True, data: str | Path 
     files = RunFolder(Path(run_dir))
     record = files.record()
     dataset = _data_of(record, files, data)
-    run = prepare(record.config, dataset, check=files.check_inputs, with_generator=with_generator)
+    config = dataclasses.replace(record.config, **(search or {}))
+    run = prepare(config, dataset, check=files.check_inputs, with_generator=with_generator)
     phases = read_phases(files, record.phases)
     for phase in phases:
         run = run.with_trained(jax.tree.map(jax.numpy.asarray, phase.trained))

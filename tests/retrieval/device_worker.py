@@ -60,9 +60,13 @@ if __name__ == "__main__":
     found = {case: proposed(case) for case in CASES}
     shards = place_vectors(inputs("many questions")[0], "float32", BLOCK)
     places = {shard.device for shard in shards.vectors.addressable_shards}
-    text = jax.jit(search_on_device, static_argnames="k").lower(inputs("one question")[1], shards, k=3).compile().as_text()
+    text = (
+        jax.jit(search_on_device, static_argnames="k").lower(inputs("one question")[1], shards, k=3).compile().as_text()
+    )
     found["devices"] = np.array([len(places)])
     found["share"] = np.array(shards.vectors.addressable_shards[0].data.shape)
     # Every device's own passages [n, E] or scores [B, n] would be gathered as an array with n numbers on an axis.
-    found["gathers"] = np.array([line for line in text.splitlines() if "all-gather(" in line and str(BLOCK) in line[:80]])
+    found["gathers"] = np.array(
+        [line for line in text.splitlines() if "all-gather(" in line and str(BLOCK) in line[:80]]
+    )
     np.savez(sys.argv[1], **found, **in_a_step())

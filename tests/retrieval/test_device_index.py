@@ -40,7 +40,9 @@ def test_the_best_passages_are_proposed(case, devices, eight_devices):
         np.testing.assert_array_equal(rows, expected)
     else:  # more of them, in the order of rounded scores
         assert rows.shape == (len(asked), 4 * k + 32)
-        assert all(len(set(one)) == len(one) and set(best) <= set(one) for one, best in zip(rows, expected, strict=True))
+        assert all(
+            len(set(one)) == len(one) and set(best) <= set(one) for one, best in zip(rows, expected, strict=True)
+        )
         assert (rows[:, :k] != expected).any()
 
 
@@ -104,7 +106,9 @@ def test_a_read_only_memory_map(tmp_path):
 def test_vectors_that_do_not_fit_are_refused(monkeypatch):
     monkeypatch.setattr(device_index, "free_device_bytes", lambda: 1000)
     vectors = unit(np.random.default_rng(1), 20, 24)
-    with pytest.raises(UserError, match=r"as float32, where 0.0 GB are free: choose --device_dtype=int8 or --search_on="):
+    with pytest.raises(
+        UserError, match=r"as float32, where 0.0 GB are free: choose --device_dtype=int8 or --search_on="
+    ):
         DeviceIndex(vectors)
     DeviceIndex(vectors, "int8")  # 480 bytes
     with pytest.raises(UserError, match=r"as int8, where 0.0 GB are free: choose --search_on=host"):
