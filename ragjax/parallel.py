@@ -142,7 +142,6 @@ def place_shares(shape: Sequence[int], axis: int, make: Callable[[int], np.ndarr
     """
     sharding = NamedSharding(_local_mesh(), PartitionSpec(*[None] * axis, _AXIS))
 
-
     def entry(index: Any) -> np.ndarray:
         return make(index[axis].start or 0)
 

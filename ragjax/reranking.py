@@ -137,13 +137,13 @@ def load_cross_encoder(name_or_dir: str | Path, dtype: str = "float32") -> Cross
 
 
 def _check_labels(settings: Settings) -> None:
-    """Refuses a model that is no cross-encoder, or one of several classes; transformers takes two where none is named."""
+    """Refuses what is no cross-encoder, or has several labels; transformers takes two where none is named."""
     labels = settings.section("id2label")
     count = len(labels) if labels else settings.get("num_labels") or 2
     if count != 1:
         raise UserError(
-            f"{settings.where} describes {count} labels where a re-ranker gives one score: give --rerank a cross-encoder "
-            "such as cross-encoder/ms-marco-MiniLM-L6-v2, or `generator`"
+            f"{settings.where} describes {count} labels where a re-ranker gives one score: give --rerank a "
+            "cross-encoder such as cross-encoder/ms-marco-MiniLM-L6-v2, or `generator`"
         )
 
 

@@ -8,12 +8,13 @@ The score of a passage for a question is the sum, over the question's words (a r
 
     ln(1 + (P - d + 0.5) / (d + 0.5)) * f / (f + k1 * (1 - b + b * length / mean length))
 
-with f the word's count in the passage, d the passages that have it, and lengths in words. The finished folder appears by
-one rename, so a killed process leaves nothing that could be taken for an index.
+with f the word's count in the passage, d the passages that have it, and lengths in words. The finished folder appears
+by one rename, so a killed process leaves nothing that could be taken for an index.
 """
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 import warnings
@@ -135,4 +136,5 @@ def _bm25s() -> Any:
         import bm25s
     except ImportError as error:
         raise UserError("search by words needs bm25s: pip install 'ragjax[bm25]'") from error
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every step
     return bm25s

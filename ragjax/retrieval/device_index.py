@@ -144,8 +144,8 @@ def _check_room(needed: int, dtype: str) -> None:
     if free is not None and needed > free:
         smaller = "--search_on=host" if dtype == "int8" else "--device_dtype=int8 or --search_on=host"
         raise UserError(
-            f"the passage vectors take {needed / 1e9:,.1f} GB on each device as {dtype}, where {free / 1e9:,.1f} GB are "
-            f"free: choose {smaller}"
+            f"the passage vectors take {needed / 1e9:,.1f} GB on each device as {dtype}, where {free / 1e9:,.1f} GB "
+            f"are free: choose {smaller}"
         )
 
 

@@ -1,7 +1,7 @@
 """Exact inner-product search over the passage vectors. The only file that imports FAISS.
 
-FAISS proposes, and `exact.py` settles what rounding leaves open. FAISS is imported where it is used: what needs no index
-runs where there is no FAISS.
+FAISS proposes, and `exact.py` settles what rounding leaves open. FAISS is imported where it is used: what needs no
+index runs where there is no FAISS.
 """
 
 import time

@@ -22,8 +22,9 @@ class HybridIndex:
         self._dense, self._words = dense, words
 
     def search(self, queries: Queries, k: int) -> Proposal:
-        """A passage's score is the sum of 1 / (60 + rank) over the two rankings, as far as it is among the first 100 (or
-        k) there; with words, only if it shares one. Of equal sums the one that is nearer by its vector stands higher.
+        """A passage's score is the sum of 1 / (60 + rank) over the two rankings, as far as it is among the first 100
+        (or k) there; with words, only if it shares one. Of equal sums the one that is nearer by its vector stands
+        higher.
         """
         depth = min(max(_DEPTH, k), len(self._dense.vectors))
         near = self._dense.retrieve(queries, depth)

@@ -1,8 +1,8 @@
 """Two searches a question, for answers that rest on two passages: the second one knows what the first has found.
 
-The question and the best passage of the first search make the text of the second, as in multi-hop dense retrieval (Xiong
-et al. 2021). The embedder reads it as it was when the passages were encoded: while it is trained, the question's own
-vector moves, and the second search follows it only by the passage that the first one finds.
+The question and the best passage of the first search make the text of the second, as in multi-hop dense retrieval
+(Xiong et al. 2021). The embedder reads it as it was when the passages were encoded: while it is trained, the question's
+own vector moves, and the second search follows it only by the passage that the first one finds.
 """
 
 import time
