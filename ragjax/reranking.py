@@ -24,6 +24,7 @@ from ragjax.costs import Cost, ModelSize, forward_flops
 from ragjax.data.batches import pad_tokens, round_up
 from ragjax.data.questions import Passage
 from ragjax.errors import UserError
+from ragjax.files import read_settings
 from ragjax.models.bert import BertConfig
 from ragjax.models.encoders import EncoderConfig
 from ragjax.models.mpnet import MPNetConfig
@@ -35,6 +36,7 @@ from ragjax.weights import ModelSource, load_params, load_tokenizer, read_config
 from ragjax.weights.tables import RANKER_TABLES
 
 _TOKENS = 4096  # of the pairs that are scored at once, padding included
+_SHORTEST = 8  # tokens of a pair below which no limit can be meant
 # Pairs above which scoring takes long enough to show how far it is.
 _SHOWN = 64
 _INSTRUCTION = "\nPlease write a question based on this passage.\nQuestion:"
@@ -59,9 +61,7 @@ class CrossEncoder:
     def score(self, questions: Sequence[str], passages: Sequence[Passage]) -> tuple[Float32[np.ndarray, " n"], Cost]:
         """The logits of n pairs; pairs of like length run together."""
         began = time.perf_counter()
-        texts = [passage.embedder_text for passage in passages]
-        read = self.tokenizer(list(questions), texts, truncation="longest_first", max_length=self.max_seq_length)
-        pairs = list(zip(read["input_ids"], read["token_type_ids"], strict=True))
+        pairs = self._read(questions, [passage.embedder_text for passage in passages])
         order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]))
         scores = np.empty(len(pairs), np.float32)
         with progress(total=len(pairs), desc="re-ranking", unit=" pairs", shown=len(pairs) > _SHOWN) as bar:
@@ -74,6 +74,14 @@ class CrossEncoder:
                 bar.update(len(chosen))
         lengths = [len(tokens) for tokens, _ in pairs]
         return scores, Cost(time.perf_counter() - began, forward_flops(self.size, lengths, 0), sum(lengths))
+
+    def _read(self, questions: Sequence[str], texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Tokens and token types of pairs."""
+        if not texts:
+            return []
+        cut = {"truncation": "longest_first", "max_length": self.max_seq_length, "return_token_type_ids": True}
+        read = self.tokenizer(list(questions), list(texts), **cut)
+        return list(zip(read["input_ids"], read["token_type_ids"], strict=True))
 
     def _scores(self, pairs: Sequence[tuple[list[int], list[int]]], length: int) -> np.ndarray:
         size = 1 << (len(pairs) - 1).bit_length()  # a few sizes, each compiled once
@@ -132,7 +140,7 @@ def load_cross_encoder(name_or_dir: str | Path, dtype: str = "float32") -> Cross
     abstract = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     tokenizer = load_tokenizer(source, settings | {"vocab_size": config.vocab_size})
     params = load_params(source, abstract, "float32", place=jax.device_put, table=RANKER_TABLES[model_type])
-    longest = min(tokenizer.model_max_length, config.longest_input)  # without a limit the first is huge
+    longest, tokenizer.truncation_side = _read_cutting(source, config.longest_input)
     return CrossEncoder(source, config, tokenizer, module, params, longest)
 
 
@@ -145,6 +153,20 @@ def _check_labels(settings: Settings) -> None:
             f"{settings.where} describes {count} labels where a re-ranker gives one score: give --rerank a "
             "cross-encoder such as cross-encoder/ms-marco-MiniLM-L6-v2, or `generator`"
         )
+
+
+def _read_cutting(source: ModelSource, longest: int) -> tuple[int, str]:
+    """(tokens that a pair may have, the side on which a text is cut), as sentence-transformers 2 to 6 write them.
+
+    Raises UserError for a prompt, which would stand in front of the question.
+    """
+    names = ("sentence_bert_config.json", "tokenizer_config.json", "config_sentence_transformers.json")
+    encoder, tokenizer, library = (read_settings(source.path / name) for name in names)
+    if library.get("default_prompt_name") is not None:
+        raise library.fault("default_prompt_name", ", which is not supported for --rerank: set it to null")
+    given = ((encoder, "max_seq_length"), (tokenizer, "model_max_length"))
+    limits = [int(settings.number(key, least=_SHORTEST)) for settings, key in given if settings.get(key) is not None]
+    return min([longest, *limits]), tokenizer.text("truncation_side") or "right"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ by one rename, so a killed process leaves nothing that could be taken for an ind
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 import warnings
@@ -71,13 +72,15 @@ class Bm25Index:
         numbers = []
         for passage in progress(store, desc="indexing words", total=len(store), unit=" passages", shown=show_progress):
             numbers.append([vocabulary.setdefault(word, len(vocabulary)) for word in words_of(passage.embedder_text)])
-        vocabulary.setdefault("", len(vocabulary))  # no text has it; bm25s wants a vocabulary that is not empty
+        no_word = vocabulary.setdefault("", len(vocabulary))  # which no text has; bm25s wants some word
+        if not any(numbers):  # and a mean length above 0
+            numbers = [[no_word]] * len(store)
         index = _bm25s().BM25(k1=K1, b=B, method="lucene")
         index.index((numbers, vocabulary), show_progress=False)
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         index.save(partial, show_progress=False)
-        seals = [Seal.of(path).as_json() for path in sorted(partial.iterdir())]
+        seals = [_sealed(path).as_json() for path in sorted(partial.iterdir())]
         write_json(partial / "meta.json", {**self._identity, "files": seals}, everywhere=True)
         partial.rename(folder)
         return _opened(folder, self._identity)
@@ -94,7 +97,7 @@ class Bm25Index:
             rows[place] = np.concatenate([ranking, others])
         return Proposal(rows, Cost(time.perf_counter() - began))
 
-    def rankings(self, texts: Sequence[str], n: int) -> list[Int64[np.ndarray, " found"]]:
+    def rankings(self, texts: Sequence[str], n: int) -> list[Int64[np.ndarray, " _"]]:
         """Of each text at most n passages that share a word with it, best first; of equal scores the lower row."""
         return [_highest(self.scores(text), n) for text in texts]
 
@@ -129,6 +132,12 @@ def _opened(folder: Path, identity: dict[str, Any]) -> Any:
         return _bm25s().BM25.load(folder, mmap=True, show_progress=False)
     except (UserError, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _sealed(path: Path) -> Seal:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())  # else the rename can reach the disk before the bytes do
+    return Seal.of(path)
 
 
 def _bm25s() -> Any:

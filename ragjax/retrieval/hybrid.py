@@ -40,7 +40,7 @@ class HybridIndex:
         return {"type": "hybrid", "constant": _CONSTANT, "depth": _DEPTH, **parts}
 
 
-def fused(rankings: Sequence[Int[np.ndarray, " n"]]) -> Int64[np.ndarray, " m"]:
+def fused(rankings: Sequence[Int[np.ndarray, " _"]]) -> Int64[np.ndarray, " m"]:
     """All rows of the rankings (each best first) by their sum of 1 / (60 + rank); of equal sums the one met first."""
     sums: dict[int, float] = {}
     for ranking in rankings:
