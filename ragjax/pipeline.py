@@ -16,6 +16,7 @@ from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
 from ragjax.models.lora import COLLECTION, LoraConfig
+from ragjax.paths import located
 from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
 from ragjax.reranking import QuestionLikelihood, load_cross_encoder
 from ragjax.retrieval import (
@@ -282,7 +283,7 @@ def _first_index(config: RunConfig, vectors: Float32[np.ndarray, "P E"], store: 
 
 def _reranker(config: RunConfig, generator: Generator | None) -> Reranker:
     """What --rerank names: the untrained generator (loaded here, where nothing else needs it), or a cross-encoder."""
-    if config.rerank == "generator":
+    if located(config.rerank) == "generator":  # a folder of that name comes first, as with every model
         return QuestionLikelihood(generator or load_untrained_generator(config), config.max_passage_tokens)
     return load_cross_encoder(config.rerank, config.dtype)
 

@@ -12,7 +12,7 @@ from ragjax.errors import UserError
 from ragjax.retrieval import DeviceIndex, ExactIndex, device_index
 from ragjax.retrieval.device_index import place_vectors
 from tests.retrieval.cases import brute_force, queries_of, retrieve, unit
-from tests.retrieval.device_worker import CASES, in_a_step, inputs, proposed
+from tests.retrieval.device_worker import CASES, STEP_CASES, in_a_step, inputs, proposed
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,15 @@ def test_the_best_passages_are_proposed(case, devices, eight_devices):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_a_compiled_step_can_search(devices, eight_devices):
-    found = eight_devices if devices == 8 else in_a_step()
-    vectors, asked = inputs("many questions")
-    rows, scores = brute_force(vectors, 2 * asked, 3)
-    np.testing.assert_array_equal(found["rows"], rows)
-    np.testing.assert_allclose(found["scores"], scores, rtol=1e-6)
+@pytest.mark.parametrize("case", STEP_CASES)
+def test_a_compiled_step_can_search(case, devices, eight_devices):
+    """Of equal passages, which lie on several devices, the lower rows are found."""
+    names = f"scores of {case}", f"rows of {case}"
+    scores, rows = (eight_devices[name] for name in names) if devices == 8 else in_a_step(case)
+    vectors, asked = inputs(case)
+    expected, values = brute_force(vectors, 2 * asked, 3)
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(scores, values, rtol=1e-6)
 
 
 def test_each_device_has_its_own_passages_and_they_stay_there(eight_devices):
