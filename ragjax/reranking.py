@@ -207,4 +207,5 @@ class QuestionLikelihood:
 
     def describe(self) -> dict[str, Any]:
         """What a run records of it."""
-        return {"type": "generator", "source": self.generator.describe(), "sha256": self.generator.source.sha256}
+        source = {"source": self.generator.describe(), "sha256": self.generator.source.sha256}
+        return {"type": "generator", **source, "max_passage_tokens": self.max_passage_tokens}

@@ -131,6 +131,7 @@ def test_an_evaluation_searches_as_it_is_told(run, parts):
     _, dataset, *_ = parts
     first = api.evaluate(run, decode="none", split="test", retriever="bm25", hops=1, rerank="", top_k=2)
     (result,) = first.results
+    assert json.loads(first.path.read_text())["index"]["type"] == "BM25"
     assert result.path.name == "test.none.k2.bm25.jsonl"
     words = Bm25Index(dataset.passages, default_cache_dir() / "bm25", show_progress=False)
     for line, question in zip(read_lines(result.path), dataset.test, strict=True):

@@ -62,6 +62,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         content = {"questions": self.questions, "n": self.n, "run": str(self.run.folder), "step": self.run.step}
+        content["index"] = self.run.pipeline.retriever.index.describe()
         content["results"] = [result.as_json() for result in self.results]
         if self.paired_with:
             content["pairs"] = self.pairs
@@ -252,7 +253,7 @@ def _search(config: RunConfig) -> str:
     if config.rerank:
         parts.append(f"{Path(config.rerank).name}{config.rerank_top}")
     if config.search_on == "device":
-        parts.append(f"{config.device_dtype}{'' if config.device_recall == 1 else f'-{config.device_recall:g}'}")
+        parts.append(f"device-{config.device_dtype}{'' if config.device_recall == 1 else f'-{config.device_recall:g}'}")
     return "".join(f".{part}" for part in parts)
 
 

@@ -50,6 +50,7 @@ class Bm25Index:
 
         Raises UserError where bm25s is not installed, or the cache cannot be written.
         """
+        _bm25s()  # before anything is read
         rules = {"layout": _LAYOUT, "words": RULES, "k1": K1, "b": B}
         self._identity: dict[str, Any] = {**rules, "texts": store.content_hash, "count": len(store)}
         name = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:32]
