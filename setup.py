@@ -56,6 +56,8 @@ setup(
         "cuda12": [f"jax[cuda12]{JAX_BOUNDS}"],
         "cuda13": [f"jax[cuda13]{JAX_BOUNDS}"],
         "tpu": [f"jax[tpu]{JAX_BOUNDS}"],
+        # Search by words (--retriever=bm25|hybrid).
+        "bm25": ["bm25s>=0.3.16,<0.4"],
         # The references that parity tests compare with. Install torch by itself first: see BUILD.md. transformers
         # needs accelerate to read GGUF files.
         "parity": [
@@ -77,6 +79,7 @@ setup(
         # beartype: the tests check the shapes in jaxtyping's annotations with it.
         "dev": [
             "beartype>=0.22.9,<0.24",
+            "bm25s>=0.3.16,<0.4",
             "hypothesis>=6.170,<7",
             "pre-commit>=4.6,<5",
             "pytest>=9.2,<10",

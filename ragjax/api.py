@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ragjax import training
-from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, RetrievalConfig, RunConfig
 from ragjax.evaluation import Evaluation, evaluate_runs
 from ragjax.runs import Run, open_run
 
@@ -39,17 +39,17 @@ def evaluate(run: Run | str | Path, **settings: Any) -> Evaluation:
     Args:
       run: an open run, or a run's folder.
       settings: fields of EvaluateConfig (split, questions, eval_limit, top_k, decode, ...), and those of DecodeConfig
-        (num_beams, max_new_tokens, ...) that differ from the run's.
+        (num_beams, max_new_tokens, ...) and RetrievalConfig (retriever, hops, rerank, ...) that differ from the run's.
 
     Raises:
       UserError: what `evaluate_runs` refuses.
       TypeError: a name that neither of the two has.
     """
     own = {field.name for field in dataclasses.fields(EvaluateConfig)}
-    overrides = {field.name for field in dataclasses.fields(DecodeConfig)} - own
+    overrides = {field.name for kind in (DecodeConfig, RetrievalConfig) for field in dataclasses.fields(kind)} - own
     config = EvaluateConfig(
         run_dir=str(run.folder if isinstance(run, Run) else run),
         **{name: value for name, value in settings.items() if name not in overrides},
     )
-    decoding = {name: value for name, value in settings.items() if name in overrides}
-    return evaluate_runs(config, decoding, run if isinstance(run, Run) else None)
+    differing = {name: value for name, value in settings.items() if name in overrides}
+    return evaluate_runs(config, differing, run if isinstance(run, Run) else None)

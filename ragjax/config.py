@@ -34,6 +34,9 @@ KEEP = ("best", "last")
 ANSWERING = ("concat", "rag_token", "rag_sequence")
 DECODERS = (*ANSWERING, "none")
 DECODE_VARIANTS = ("thorough", "fast")
+RETRIEVERS = ("dense", "bm25", "hybrid")
+SEARCH_ON = ("host", "device")
+DEVICE_DTYPES = ("float32", "bfloat16", "int8")
 
 
 # The linear layers of a decoder, all of which can carry an adapter.
@@ -75,7 +78,60 @@ class DecodeConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(DecodeConfig):
+class RetrievalConfig(Checked):
+    """How passages are found: what proposes them. Their order and p(z|x) always follow from the vectors."""
+
+    retriever: str = field(
+        "dense",
+        "What finds passages: the embedder's vectors (dense), words (bm25), or both, their ranks fused (hybrid).",
+        choices=RETRIEVERS,
+    )
+    hops: int = field(
+        1,
+        "Searches per question. 2: the question and its first passage make a second search, which finds half of the "
+        "passages.",
+        minimum=1,
+        maximum=2,
+    )
+    rerank: str = field(
+        "",
+        "Choose the passages among the first --rerank_top by a cross-encoder (a hub id or a local folder), or by how "
+        "likely the untrained generator finds the question after each (generator). Left out: no second look.",
+        name=True,
+    )
+    rerank_top: int = field(20, "Passages that --rerank looks at.", minimum=1)
+    index_dir: str = field(
+        "",
+        "Folder of an index that ragjax.index has built of these passages. Left out: all vectors are compared, from "
+        "the cache.",
+        path=True,
+    )
+    nprobe: int = field(
+        0, "With --index_dir: lists of an IVF index that a question is looked up in; 0: as it was built.", minimum=0
+    )
+    search_on: str = field(
+        "host", "Where vectors are searched: on the CPU (host), or on the accelerators (device).", choices=SEARCH_ON
+    )
+    device_dtype: str = field(
+        "float32",
+        "With --search_on=device: how the accelerators hold the vectors. Fewer bits take less memory.",
+        choices=DEVICE_DTYPES,
+    )
+    device_recall: float = field(
+        1.0,
+        "With --search_on=device: below 1, a TPU's approximate top-k with this expected recall.",
+        above=0,
+        maximum=1,
+    )
+
+    @property
+    def ranks_by_vectors(self) -> bool:
+        """Whether what is proposed are the passages of the nearest vectors."""
+        return self.retriever == "dense" and self.hops == 1 and not self.rerank
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(DecodeConfig, RetrievalConfig):
     """Everything that decides a run's result."""
 
     decode: str = field(
@@ -117,15 +173,6 @@ class RunConfig(DecodeConfig):
         name=True,
     )
     run_dir: str = field("", "Folder of this run. Left out: runs/STRATEGY.", path=True)
-    index_dir: str = field(
-        "",
-        "Folder of an index that ragjax.index has built of these passages. Left out: all vectors are compared, from "
-        "the cache.",
-        path=True,
-    )
-    nprobe: int = field(
-        0, "With --index_dir: lists of an IVF index that a question is looked up in; 0: as it was built.", minimum=0
-    )
     top_k: int = field(5, "Passages per question (K).", minimum=1)
     batch_size: int = field(4, "Questions per optimizer step, over all devices and micro-batches.", minimum=1)
     gradient_accumulation: int = field(1, "Micro-batches per optimizer step.", minimum=1)
@@ -314,12 +361,6 @@ class EvaluateConfig(Checked):
         "Data folder or `sample`; for a run: where its data are now. Left out: where the run found them, or "
         "sample where there is no run.",
         name=True,
-    )
-    index_dir: str = field(
-        "", "Folder of an index to search, also where a run's is now. Left out: as the run has it.", path=True
-    )
-    nprobe: int = field(
-        0, "Lists of an IVF index that a question is looked up in; 0: as the run has it, or as it was built.", minimum=0
     )
     split: str = field("test", "Questions to answer.", choices=("train", "dev", "test"))
     questions: str = field(

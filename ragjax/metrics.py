@@ -22,16 +22,15 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _WHOLE_OR_NOTHING = frozenset({"yes", "no", "noanswer"})
-# Letters of scripts without spaces between words. Hangul has spaces.
-_UNSPACED = re.compile(
-    "["
+# Letters of scripts without spaces between words, as ranges of a regular expression. Hangul has spaces.
+UNSPACED_RANGES = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
     "\u1780-\u17ff"  # Khmer
     "\u3005\u3007\u3040-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Hiragana, Katakana
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
-    "]"
 )
+_UNSPACED = re.compile(f"[{UNSPACED_RANGES}]")
 # The full-width forms and the marks of these scripts: no text without them has any.
 _UNSPACED_PUNCTUATION = re.compile(
     "[\u3001-\u3003\u3008-\u3020\u3030\u303d\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"

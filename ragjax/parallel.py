@@ -135,6 +135,40 @@ def place(tree: Any, devices: Sequence[jax.Device] | None = None, *, donated: bo
     return jax.tree.map(jax.numpy.copy, placed) if donated else placed
 
 
+def place_shares(shape: Sequence[int], axis: int, make: Callable[[int], np.ndarray]) -> jax.Array:
+    """An array whose `axis` has an entry for each group, which lies on the group's device and nowhere else.
+
+    make: group -> its entry, of this shape with length 1 on `axis`; called for one group after another.
+    """
+    sharding = NamedSharding(_local_mesh(), PartitionSpec(*[None] * axis, _AXIS))
+
+    def entry(index: Any) -> np.ndarray:
+        return make(index[axis].start or 0)
+
+    return jax.make_array_from_callback(tuple(shape), sharding, entry)
+
+
+def map_shares(function: Callable, whole: Any, shares: Any, axis: int) -> Any:
+    """`function(whole, share)` of each group, computed where its share lies; leaves of the result are [groups, ...].
+
+    shares: arrays from `place_shares` and others with an entry for each group on `axis`, which has length 1 in what the
+    function gets. Its own result has the length 1 on axis 0. For use inside a compiled function.
+    """
+    spec = PartitionSpec(*[None] * axis, _AXIS)
+    mapped = jax.shard_map(
+        function,
+        mesh=_local_mesh(),
+        in_specs=(PartitionSpec(), spec),
+        out_specs=PartitionSpec(_AXIS),
+        check_vma=False,  # what a function makes itself, such as the start of a loop, is a share, too
+    )
+    return mapped(whole, shares)
+
+
+def _local_mesh() -> Mesh:
+    return Mesh(np.asarray(jax.local_devices()), (_AXIS,))
+
+
 # ---- compiling ---------------------------------------------------------------------------------------------
 
 

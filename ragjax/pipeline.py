@@ -1,11 +1,11 @@
 """The whole pipeline: question -> vector -> passages -> prompt -> answer."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
 from ragjax.arrays import ModelVariables, Variables
 from ragjax.config import RunConfig
@@ -17,14 +17,23 @@ from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
 from ragjax.models.lora import COLLECTION, LoraConfig
+from ragjax.paths import located
 from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
+from ragjax.reranking import QuestionLikelihood, load_cross_encoder
 from ragjax.retrieval import (
+    Bm25Index,
+    DeviceIndex,
     ExactIndex,
+    HybridIndex,
     Index,
     Queries,
+    RerankedIndex,
+    Reranker,
     Retrieval,
     Retriever,
+    TwoHopIndex,
     VectorShards,
+    VectorStore,
     cached_vectors,
     identity_of,
     open_index,
@@ -87,7 +96,11 @@ class Pipeline:
 
     def retrieve(self, questions: Sequence[str], k: int) -> Retrieval:
         """The k nearest passages of each question."""
-        return self.retriever.retrieve(Queries(questions, self.embedder.encode_queries(questions)), k)
+        return self.retrieve_each(questions, [k])[k]
+
+    def retrieve_each(self, questions: Sequence[str], counts: Iterable[int]) -> dict[int, Retrieval]:
+        """The same for each k of `counts`."""
+        return self.retriever.retrieve_each(Queries(questions, self.embedder.encode_queries(questions)), counts)
 
     def passages(self, passage_rows: Sequence[int] | Int[np.ndarray, " K"]) -> list[Passage]:
         return [self.store[int(row)] for row in passage_rows]
@@ -184,13 +197,35 @@ def build_pipeline(
     together.
 
     Raises:
-      UserError: --top_k is larger than the corpus, the vectors cannot be stored, or the index is of something else.
+      UserError: --top_k is larger than the corpus, flags of the search contradict each other, the vectors cannot be
+        stored, or the index is of something else.
     """
     store = dataset.passages
     check_top_k(config.top_k, store)
-    vectors, index = build_index(config, embedder, store, show_progress)
+    _check_search(config)
+    vectors, nearest = _open_vectors(config, embedder, store, show_progress)
+    index = build_index(config, vectors, nearest, store, embedder, generator)
+    retriever = Retriever(index, vectors, nested=config.ranks_by_vectors)
     reader = None if generator is None else Reader(generator, prompt_builder(config, generator))
-    return Pipeline(embedder, reader, store, Retriever(index, vectors), _encode_cost(embedder, vectors))
+    return Pipeline(embedder, reader, store, retriever, _encode_cost(embedder, vectors))
+
+
+def _check_search(config: RunConfig) -> None:
+    """Raises UserError where flags of the search contradict each other."""
+    if config.nprobe and not config.index_dir:
+        raise UserError(f"--nprobe={config.nprobe} goes with --index_dir: give both, or leave it out.")
+    if config.nprobe and (config.search_on == "device" or config.retriever == "bm25"):
+        raise UserError(f"--nprobe={config.nprobe} is of lists on the host, which are not searched here: leave it out.")
+    if config.search_on == "host":
+        for name in ("device_dtype", "device_recall"):
+            if getattr(config, name) != getattr(RunConfig, name):
+                raise UserError(f"--{name} is of vectors on the accelerators: add --search_on=device, or leave it out.")
+    elif config.retriever == "bm25":
+        raise UserError("--search_on=device searches vectors, and --retriever=bm25 reads none: leave one of them out.")
+    if config.hops == 2 and config.top_k == 1:
+        raise UserError("--hops=2 takes half of the passages from each search: give --top_k at least 2.")
+    if config.rerank and config.rerank_top < config.top_k:
+        raise UserError(f"--rerank_top={config.rerank_top} is less than --top_k={config.top_k}: raise it.")
 
 
 def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
@@ -206,15 +241,57 @@ def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
 
 
 def build_index(
-    config: RunConfig, embedder: Embedder, store: PassageStore, show_progress: bool = True
+    config: RunConfig,
+    vectors: VectorStore,
+    nearest: Index,
+    store: PassageStore,
+    embedder: Embedder,
+    generator: Generator | None,
+) -> Index:
+    """What searches the corpus (`nearest` finds passages by their vectors), around that a second hop, around that a
+    second look.
+
+    This is where its type is chosen.
+    """
+
+    def over(index: Index) -> Retriever:
+        return Retriever(index, vectors)
+
+    def encode(texts: Sequence[str]) -> tuple[Float32[np.ndarray, "n E"], Cost]:
+        tokens = embedder.query_tokens(texts)
+        lengths = list(map(len, tokens))
+        return embedder.encode_tokens(tokens), Cost(0.0, forward_flops(embedder.size, lengths, 0), sum(lengths))
+
+    index = nearest
+    if config.retriever != "dense":
+        words = Bm25Index(store, default_cache_dir() / "bm25")
+        index = words if config.retriever == "bm25" else HybridIndex(over(nearest), words)
+    if config.hops == 2:
+        index = TwoHopIndex(over(index), store, encode)
+    if config.rerank:
+        index = RerankedIndex(over(index), store, _reranker(config, generator), config.rerank_top)
+    return index
+
+
+def _open_vectors(
+    config: RunConfig, embedder: Embedder, store: PassageStore, show_progress: bool
 ) -> tuple[VectorShards, Index]:
-    """The passages' vectors and the index over them. This is where its type is chosen."""
+    """The passages' vectors, and what finds the nearest of them."""
     if config.index_dir:
-        return open_index(Path(config.index_dir), identity_of(embedder, store), config.nprobe)
-    if config.nprobe:
-        raise UserError(f"--nprobe={config.nprobe} goes with --index_dir: give both, or leave it out.")
-    vectors = cached_vectors(embedder, store, default_cache_dir() / "vectors", show_progress)
-    return vectors, ExactIndex(vectors)
+        vectors, index = open_index(Path(config.index_dir), identity_of(embedder, store), config.nprobe)
+    else:
+        vectors = cached_vectors(embedder, store, default_cache_dir() / "vectors", show_progress)
+        index = ExactIndex(vectors)
+    if config.search_on == "device":
+        index = DeviceIndex(vectors, config.device_dtype, config.device_recall)
+    return vectors, index
+
+
+def _reranker(config: RunConfig, generator: Generator | None) -> Reranker:
+    """What --rerank names: the untrained generator (loaded here, where nothing else needs it), or a cross-encoder."""
+    if located(config.rerank) == "generator":  # a folder of that name comes first, as with every model
+        return QuestionLikelihood(generator or load_untrained_generator(config), config.max_passage_tokens)
+    return load_cross_encoder(config.rerank, config.dtype)
 
 
 def _encode_cost(embedder: Embedder, vectors: VectorShards) -> Cost:

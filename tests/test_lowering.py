@@ -20,6 +20,8 @@ from ragjax.models.encoders import sentence_vectors
 from ragjax.models.lora import LoraConfig
 from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.parallel import ONE_DEVICE
+from ragjax.retrieval import ArrayVectors
+from ragjax.retrieval.device_index import place_vectors, search_on_device
 from ragjax.training.objectives import AnswerMixture, AnswerObjective, ConcatenatedObjective
 from ragjax.training.state import init_state, make_optimizer
 from ragjax.training.step import make_eval_step, make_train_step
@@ -172,3 +174,14 @@ def test_decoding_lowers(decoder, beams):
         (score, (variables, last, prompts, answers, answer_lengths)),
     ):
         assert_full_precision(lowered(function, *arguments), is_half)
+
+
+@pytest.mark.parametrize("recall", [1.0, 0.9])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_the_search_lowers(dtype, recall):
+    shards = place_vectors(
+        ArrayVectors(np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)), dtype, block=16
+    )
+    search = functools.partial(search_on_device, k=3, recall=recall)
+    text = lowered(search, np.zeros((2, 8), np.float32), shards)
+    assert_full_precision(text, is_half=dtype != "float32")

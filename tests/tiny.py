@@ -292,8 +292,12 @@ def bert_tokenizer() -> Tokenizer:
 
 
 def mpnet_tokenizer() -> Tokenizer:
-    """The same with MPNet's specials: <s> text </s>."""
-    return _wordpiece_tokenizer(["<s>", "<pad>", "</s>", "[UNK]", "<mask>"], first="<s>", last="</s>")
+    """The same with MPNet's specials: <s> text </s>, of a pair <s> text </s> </s> text </s>."""
+    tokenizer = _wordpiece_tokenizer(["<s>", "<pad>", "</s>", "[UNK]", "<mask>"], first="<s>", last="</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
 
 
 def _wordpiece_tokenizer(specials: list[str], first: str, last: str) -> Tokenizer:

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 PROMPTS = {"query": "question: ", "document": "text: "}
@@ -236,3 +238,26 @@ LAYOUTS = [
     lower_case_over_a_cased_one, vocabulary, cased_vocabulary, accented_vocabulary, multilingual, plain,
     plain_with_vocabulary,
 ]  # fmt: skip
+
+
+def make_cross_encoder(folder: Path, seed: int = 1) -> Path:
+    """Turns the folder of a tiny BERT or MPNet into one of a cross-encoder, as transformers saves it; returns it."""
+    config = json.loads((folder / "config.json").read_text())
+    family, wide = config["model_type"], config["hidden_size"]
+    name = {"bert": "Bert", "mpnet": "MPNet"}[family]
+    edit(folder / "config.json", architectures=[f"{name}ForSequenceClassification"], id2label={"0": "LABEL_0"})
+    edit(folder / "config.json", label2id={"LABEL_0": 0}, sentence_transformers={"version": "4.0.0"})
+    weights = {f"{family}.{key}": value for key, value in load_file(folder / "model.safetensors").items()}
+    shapes = {"classifier": (1, wide)}
+    if family == "mpnet":  # its classifier has the layer that BERT calls a pooler
+        weights = {key: value for key, value in weights.items() if ".pooler." not in key}
+        shapes = {"classifier.dense": (wide, wide), "classifier.out_proj": (1, wide)}
+    rng = np.random.default_rng(seed)
+    for part, shape in shapes.items():
+        weights[f"{part}.weight"] = rng.normal(0, 0.5, shape).astype(np.float32)
+        weights[f"{part}.bias"] = rng.normal(0, 0.5, shape[0]).astype(np.float32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for path in ("modules.json", "sentence_bert_config.json"):
+        (folder / path).unlink()
+    shutil.rmtree(folder / "1_Pooling")
+    return folder

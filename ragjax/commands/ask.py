@@ -14,21 +14,16 @@ from collections.abc import Sequence
 from absl import flags as absl_flags
 
 from ragjax.commands import console, flags
-from ragjax.config import DecodeConfig
+from ragjax.config import DecodeConfig, RetrievalConfig
 from ragjax.errors import UserError
 from ragjax.voice import say
 
 _RUN_DIR = absl_flags.DEFINE_string("run_dir", "runs/joint", "Folder of a ragjax.train run.")
 _DATA = absl_flags.DEFINE_string("data", "", "Where the run's data are now. Left out: where the run found them.")
-_INDEX_DIR = absl_flags.DEFINE_string(
-    "index_dir", "", "Folder of an index to search, also where the run's is now. Left out: as the run has it."
-)
-_NPROBE = absl_flags.DEFINE_integer(
-    "nprobe", 0, "Lists of an IVF index that a question is looked up in; 0: as the run has it.", lower_bound=0
-)
 _TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Passages per question; 0: as many as the run has.", lower_bound=0)
 _JSON = absl_flags.DEFINE_bool("json", False, "Print one line of JSON per question, and nothing else.")
 flags.define_overrides(DecodeConfig)
+flags.define_overrides(RetrievalConfig)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     if arguments and not question:
         raise UserError(console.NOTHING_ASKED)
     overrides = flags.given(DecodeConfig)
-    run = open_run(_RUN_DIR.value, data=_DATA.value, index_dir=_INDEX_DIR.value, nprobe=_NPROBE.value)
+    run = open_run(_RUN_DIR.value, data=_DATA.value, search=flags.given(RetrievalConfig))
     config = dataclasses.replace(run.config, top_k=_TOP_K.value or run.config.top_k, **overrides)
     check_decoding(config)
     run.pipeline.check_top_k(config.top_k)  # before the first question is typed

@@ -3,6 +3,7 @@
     python -m ragjax.evaluate --run_dir=runs/joint --split=test
     python -m ragjax.evaluate --run_dir=runs/joint --top_k=1,5,10 --decode=concat,rag_token
     python -m ragjax.evaluate --run_dir=runs/joint --paired_with=runs/generator
+    python -m ragjax.evaluate --run_dir=runs/joint --retriever=hybrid --decode=none
     python -m ragjax.evaluate --embedder=minilm --generator=smollm2-135m --data=FOLDER
 
 Each pair of --top_k and --decode gets a line in the table and a file of predictions, with one line per question. The
@@ -13,12 +14,13 @@ decoded again: run a stopped command once more to continue it.
 from collections.abc import Sequence
 
 from ragjax.commands import flags
-from ragjax.config import DecodeConfig, EvaluateConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, RetrievalConfig
 
 flags.define_flags(EvaluateConfig)
 # Given as lists, by EvaluateConfig.
 _LISTED = ("decode",)
 flags.define_overrides(DecodeConfig, but=_LISTED)
+flags.define_overrides(RetrievalConfig)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,7 +29,8 @@ def main(arguments: Sequence[str]) -> None:
 
     if arguments:
         raise UserError(f"ragjax.evaluate takes flags only, not {arguments[0]!r}: see --help.")
-    print_evaluation(evaluate_runs(flags.parsed(EvaluateConfig), flags.given(DecodeConfig, but=_LISTED)))
+    overrides = flags.given(DecodeConfig, but=_LISTED) | flags.given(RetrievalConfig)
+    print_evaluation(evaluate_runs(flags.parsed(EvaluateConfig), overrides))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ragjax import metrics
-from ragjax.config import DecodeConfig, RunConfig
+from ragjax.config import DecodeConfig, RetrievalConfig, RunConfig
 from ragjax.costs import Cost, decode_flops, forward_flops
 from ragjax.data.passages import PassageStore
 from ragjax.data.prompts import Prompt
@@ -23,7 +23,7 @@ from ragjax.evaluation.report import METRICS, RANKS
 from ragjax.files import append_line, read_json, read_json_lines, read_whole_lines, write_atomic, write_json
 from ragjax.generation import Decoded, Prepared, question_seeds
 from ragjax.pipeline import Pipeline, probabilities
-from ragjax.retrieval import read_index_record
+from ragjax.retrieval import Retrieval, read_index_record
 from ragjax.voice import progress
 
 # Of a mean over a search's questions, and of the reciprocal rank.
@@ -116,8 +116,7 @@ class _Plan:
     """What will be decoded: n questions, their passages and prompts, and the batches that they are decoded in."""
 
     questions: Sequence[Question]
-    passage_rows: np.ndarray  # [n, at least top_k], best first: retrieval is also scored beyond what is read
-    scores: np.ndarray  # of those passages
+    found: Mapping[int, Retrieval]  # for each number of passages: retrieval is also scored at others than what is read
     prompts: Sequence[Sequence[Prompt]]  # [n][1 or top_k]
     log_weights: Sequence[np.ndarray]  # [n] of [1 or top_k]
     alone: Sequence[Sequence[Prompt]]  # [n][top_k], a passage each; [n][0] where they are not asked for
@@ -134,13 +133,13 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
     """Retrieves for all questions, builds their prompts and forms batches."""
     began = time.perf_counter()
     texts = [question.question for question in questions]
-    retrieved = pipeline.retrieve(texts, min(max(config.top_k, *RANKS), len(pipeline.store)))
-    read = retrieved.passage_rows[:, : config.top_k]
+    found = pipeline.retrieve_each(texts, [_within(pipeline, k) for k in _ranks(config)])
+    read = found[config.top_k].passage_rows
     asked: list[tuple[list[Prompt], np.ndarray]] = [([], np.empty(0)) for _ in questions]
     if config.decode != "none":
         asked = [
             pipeline.decoding_prompts(*each, config)
-            for each in zip(texts, read, retrieved.scores[:, : config.top_k], strict=True)
+            for each in zip(texts, read, found[config.top_k].scores, strict=True)
         ]
     alone = [
         [pipeline.prompts.prompt([passage], text, config.max_new_tokens) for passage in pipeline.passages(passage_rows)]
@@ -155,8 +154,7 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
     size = config.eval_batch_size
     return _Plan(
         questions,
-        retrieved.passage_rows,
-        retrieved.scores,
+        found,
         [prompts for prompts, _ in asked],
         [log_weights for _, log_weights in asked],
         alone,
@@ -220,17 +218,22 @@ def _identity(
     """What predictions depend on."""
     fields = [field.name for field in dataclasses.fields(DecodeConfig)]
     asked = json.dumps([dataclasses.astuple(question) for question in questions])
-    index = {}  # exact search has none, and its predictions are known without one
-    if config.index_dir:
-        index["index"] = {"sha256": read_index_record(Path(config.index_dir)).sha256, "nprobe": config.nprobe}
+    # Files of runs that know none of these flags say nothing of them.
+    searched = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(RetrievalConfig)
+        if getattr(config, field.name) != field.default
+    }
+    if config.index_dir:  # which may move
+        searched["index_dir"] = read_index_record(Path(config.index_dir)).sha256
     return {
         **{name: getattr(config, name) for name in (*fields, *_READ_AS)},
+        **searched,
         "passage_answers": passage_answers,
         "questions": hashlib.sha256(asked.encode()).hexdigest(),
         "corpus": pipeline.store.content_hash,
         "embedder": pipeline.embedder.key,
         "generator": None if config.decode == "none" else pipeline.generator.key,
-        **index,
     }
 
 
@@ -248,22 +251,33 @@ def mean_recall(store: PassageStore, questions: Sequence[Question], passage_rows
 
 
 def _record(pipeline: Pipeline, plan: _Plan, i: int, answer: Decoded | None, config: RunConfig) -> dict[str, Any]:
-    """The line of the i-th question in the predictions file; more passages may have been found than are read."""
+    """The line of the i-th question in the predictions file; each rank is scored by what is found for so many."""
     question, k = plan.questions[i], config.top_k
-    ids, positives = pipeline.store.ids_of(plan.passage_rows[i]), question.positive_ids
-    shares = probabilities(plan.scores[i][:k], config.score_scale)
-    ranks = sorted({*RANKS, k})
-    texts = [passage.prompt_text for passage in pipeline.passages(plan.passage_rows[i][:k])]
+    positives, ranks = question.positive_ids, _ranks(config)
+    ids = {n: pipeline.store.ids_of(plan.found[_within(pipeline, n)].passage_rows[i]) for n in ranks}
+    shares = probabilities(plan.found[k].scores[i], config.score_scale)
+    texts = [passage.prompt_text for passage in pipeline.passages(plan.found[k].passage_rows[i])]
     return {
         "id": question.id,
         "question": question.question,
         **_answer_fields(None if answer is None else pipeline.prediction(answer.tokens), answer, question.answers),
-        **{f"recall_at_{n}": metrics.recall_at_k(ids, positives, n) for n in ranks},
-        **{f"hit_at_{n}": metrics.hit_at_k(ids, positives, n) for n in ranks},
-        f"mrr_at_{_RANK_K}": metrics.reciprocal_rank(ids, positives, _RANK_K),
+        **{f"recall_at_{n}": metrics.recall_at_k(ids[n], positives, n) for n in ranks},
+        **{f"hit_at_{n}": metrics.hit_at_k(ids[n], positives, n) for n in ranks},
+        f"mrr_at_{_RANK_K}": metrics.reciprocal_rank(ids[_RANK_K], positives, _RANK_K),
         "answer_in_context": metrics.answer_in_context(texts, question.answers, k) if question.answers else None,
-        "passages": [{"id": passage, "probability": float(share)} for passage, share in zip(ids, shares, strict=False)],
+        "passages": [
+            {"id": passage, "probability": float(share)} for passage, share in zip(ids[k], shares, strict=True)
+        ],
     }
+
+
+def _ranks(config: RunConfig) -> list[int]:
+    """At which retrieval is scored."""
+    return sorted({*RANKS, config.top_k})
+
+
+def _within(pipeline: Pipeline, k: int) -> int:
+    return min(k, len(pipeline.store))
 
 
 def _answer_fields(prediction: str | None, answer: Decoded | None, accepted: Sequence[str]) -> dict[str, Any]:

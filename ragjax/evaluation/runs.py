@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, RetrievalConfig, RunConfig
 from ragjax.costs import Cost
 from ragjax.data.questions import Question, check_answers, read_questions
 from ragjax.data.sources import load_dataset
@@ -62,6 +62,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         content = {"questions": self.questions, "n": self.n, "run": str(self.run.folder), "step": self.run.step}
+        content["index"] = self.run.pipeline.retriever.index.describe()
         content["results"] = [result.as_json() for result in self.results]
         if self.paired_with:
             content["pairs"] = self.pairs
@@ -74,7 +75,7 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
 
     Args:
       config: what is evaluated, on which questions.
-      overrides: fields of DecodeConfig that differ from the run's.
+      overrides: fields of DecodeConfig and RetrievalConfig that differ from the run's; both runs search by the latter.
       run: the run that `config` names, where it is open already.
 
     Raises:
@@ -82,10 +83,11 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
         passages; a predictions file of something else; one of several processes.
     """
     refuse_several_processes()
-    run = _open(config, run)
+    search = {f.name: overrides[f.name] for f in dataclasses.fields(RetrievalConfig) if f.name in overrides}
+    run = _open(config, run, search)
     other = None
     if config.paired_with:  # answers as the first one does, whatever its own way is
-        other = _opened(config.paired_with, _decodes(config, run.config), _moved_data(config, run), config)
+        other = _opened(config.paired_with, _decodes(config, run.config), _moved_data(config, run), search)
     if other and other.pipeline.store.content_hash != run.pipeline.store.content_hash:
         raise UserError(
             f"--paired_with={config.paired_with} retrieves from other passages than {run.folder}, so their scores "
@@ -109,25 +111,22 @@ def evaluate_runs(config: EvaluateConfig, overrides: Mapping[str, Any], run: Run
     return evaluation
 
 
-def _open(config: EvaluateConfig, run: Run | None) -> Run:
-    """The run, or untrained models as one."""
+def _open(config: EvaluateConfig, run: Run | None, search: Mapping[str, Any]) -> Run:
+    """The run, or untrained models as one, with these fields of RetrievalConfig."""
     if not (config.embedder or config.generator):
-        if run is None:
+        if run is None or any(getattr(run.config, name) != value for name, value in search.items()):
             folder = config.run_dir or _DEFAULT_RUN
             recorded = RunFolder(Path(folder)).record().config
-            return _opened(folder, _decodes(config, recorded), config.data, config)
+            return _opened(folder, _decodes(config, recorded), config.data, search)
         if config.data:
             run.files.check_inputs({"data": {"sha256": load_dataset(config.data).sha256}})
-        if config.index_dir or config.nprobe:
-            raise UserError("an open run has its index already: open it with that index_dir and nprobe.")
         return run
     if config.run_dir:
         raise UserError("--run_dir already names the models: leave it out, or --embedder and --generator.")
     given = {name: value for name in ("embedder", "generator", "data") if (value := getattr(config, name))}
-    given |= {"index_dir": config.index_dir, "nprobe": config.nprobe}
     if config.top_k:
         given["top_k"] = config.top_k[0]
-    plain = RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given)
+    plain = RunConfig(strategy="none", lora_rank=0, run_dir=_PLAIN_RUN, **given, **search)
     return prepare(plain, with_generator=_decodes(config, plain))
 
 
@@ -142,8 +141,8 @@ def _moved_data(config: EvaluateConfig, first: Run) -> str:
     return config.data if recorded == first.dataset.sha256 else ""
 
 
-def _opened(folder: str, with_generator: bool, data: str, config: EvaluateConfig) -> Run:
-    run = open_run(folder, with_generator, data, config.index_dir, config.nprobe)
+def _opened(folder: str, with_generator: bool, data: str, search: Mapping[str, Any]) -> Run:
+    run = open_run(folder, with_generator, data, search)
     if sentence := run.unfinished():
         say(sentence, flush=True)
     return run
@@ -242,10 +241,22 @@ def _decoder(config: RunConfig) -> str:
 
 
 def _name(label: str, config: RunConfig, passage_answers: bool) -> str:
-    index = f".{Path(config.index_dir).name}" if config.index_dir else ""
-    index += f"-nprobe{config.nprobe}" if config.nprobe else ""
     ending = ".each" if passage_answers else ""
-    return f"{label}.{_decoder(config)}.k{config.top_k}{index}{ending}"
+    return f"{label}.{_decoder(config)}.k{config.top_k}{_search(config)}{ending}"
+
+
+def _search(config: RunConfig) -> str:
+    """What tells one way of finding passages from the plain one, as it stands in file names."""
+    parts = [config.retriever] if config.retriever != "dense" else []
+    if config.index_dir:
+        parts.append(Path(config.index_dir).name + (f"-nprobe{config.nprobe}" if config.nprobe else ""))
+    if config.hops > 1:
+        parts.append(f"hops{config.hops}")
+    if config.rerank:
+        parts.append(f"{Path(config.rerank).name}{config.rerank_top}")
+    if config.search_on == "device":
+        parts.append(f"device-{config.device_dtype}{'' if config.device_recall == 1 else f'-{config.device_recall:g}'}")
+    return "".join(f".{part}" for part in parts)
 
 
 def _pairs(first: Sequence[Result], second: Sequence[Result]) -> list[dict[str, Any]]:

@@ -36,12 +36,14 @@ class Embeddings(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, tokens: Int[AnyArray, "R S"], positions: Int[AnyArray, "R S"]) -> Float[Array, "R S D"]:
+    def __call__(
+        self, tokens: Int[AnyArray, "R S"], positions: Int[AnyArray, "R S"], token_types: Int[AnyArray, "R S"]
+    ) -> Float[Array, "R S D"]:
         config = self.config
         words = nn.Embed(config.vocab_size, config.hidden_size, name="word_embeddings")(tokens)
         places = nn.Embed(config.max_position_embeddings, config.hidden_size, name="position_embeddings")(positions)
         types = nn.Embed(config.type_vocab_size, config.hidden_size, name="token_type_embeddings")
-        return layer_norm(config, words + places + types(jnp.zeros_like(tokens)))
+        return layer_norm(config, words + places + types(token_types))
 
 
 class SelfAttention(nn.Module):
@@ -89,9 +91,14 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[AnyArray, "R S"], segment_ids: Int[AnyArray, "R S"], positions: Int[AnyArray, "R S"]
+        self,
+        tokens: Int[AnyArray, "R S"],
+        segment_ids: Int[AnyArray, "R S"],
+        positions: Int[AnyArray, "R S"],
+        token_types: Int[AnyArray, "R S"] | None = None,
     ) -> Float[Array, "R S D"]:
-        """Token states; segment 0 is padding."""
+        """Token states; segment 0 is padding. token_types: 1 for the second text of a pair, else 0; 0 by default."""
         mask = attention_mask(segment_ids, positions, segment_ids, positions, causal=False)
-        x = Embeddings(self.config, name="embeddings")(tokens, positions)
+        types = jnp.zeros_like(tokens) if token_types is None else token_types
+        x = Embeddings(self.config, name="embeddings")(tokens, positions, types)
         return Encoder(self.config, name="encoder")(x, mask)

@@ -1,10 +1,8 @@
 """Search by FAISS, exact and approximate. The only file that imports it.
 
-FAISS adds up in float32, in an order that depends on the number of queries, so that its scores differ in the
-last bits and passages of equal text may come in any order. In `ExactIndex` FAISS proposes, and the candidates are
-scored again in float64: the result does not depend on how queries are batched, and among equal scores the lower row
-comes first. What an `ApproximateIndex` proposes may depend on the batch in rare ties. FAISS is imported where it is
-used: what needs no index runs where there is no FAISS.
+In `ExactIndex` FAISS proposes, and `exact.py` settles what rounding leaves open. What an `ApproximateIndex` proposes
+may depend on the batch in rare ties. FAISS is imported where it is used: what needs no index runs where there is no
+FAISS.
 """
 
 import os
@@ -17,11 +15,11 @@ from jaxtyping import Float32, Int64
 
 from ragjax.costs import Cost
 from ragjax.errors import UserError, reason
+from ragjax.retrieval.exact import exact_rows
 from ragjax.retrieval.retriever import Proposal, Queries
-from ragjax.retrieval.vectors import ArrayVectors, VectorStore, best_first
+from ragjax.retrieval.vectors import VectorStore, as_store
 
-_SPARE = 8  # candidates beyond k that an exact search asks for at first
-# Candidates that an approximate one proposes: so many times k, and at least so many. The stored vectors then decide,
+# Candidates that an approximate search proposes: so many times k, and at least so many. The stored vectors then decide,
 # which mends most of what codes of a few bits have put into the wrong order.
 _TIMES, _LEAST = 4, 32
 # Lists that a question is looked up in, where nobody says how many.
@@ -38,32 +36,15 @@ class ExactIndex:
 
         Raises ValueError for an array of another shape or type.
         """
-        self._vectors = ArrayVectors(vectors) if isinstance(vectors, np.ndarray) else vectors
-        # Bound of |float32 score - exact score| / |query|: one unit of rounding per addend, and one for the
-        # result.
-        self._rounding = (self._vectors.width + 1) * 2.0**-24 * self._vectors.longest
+        self._vectors = as_store(vectors)
 
     def search(self, queries: Queries, k: int) -> Proposal:
         """The k best passage rows of each query [B, k], best first; of equal scores the lower row comes first, also at
         the k-th place.
         """
         began = time.perf_counter()
-        vectors, count = queries.vectors, len(self._vectors)
-        passage_rows = np.empty((len(vectors), k), np.int64)
-        open_places, asked = np.arange(len(vectors)), min(k + _SPARE, count)
-        while len(open_places):
-            proposed_scores, proposed_rows = self._nearest(vectors[open_places], asked)
-            unsettled = []
-            for place, candidates, last in zip(open_places, proposed_rows, proposed_scores[:, -1], strict=True):
-                query = vectors[place]
-                passage_rows[place], exact = best_first(query, candidates, self._vectors.vectors_of(candidates), k)
-                # Nothing outside the candidates scores above `last` plus rounding: can it reach the k-th
-                # place?
-                slack = 2 * self._rounding * float(np.linalg.norm(query))
-                if asked < count and exact[-1] <= last + slack:
-                    unsettled.append(place)
-            open_places, asked = np.array(unsettled, np.int64), min(4 * asked, count)
-        flops = 2.0 * len(vectors) * count * self._vectors.width
+        passage_rows = exact_rows(self._nearest, queries.vectors, self._vectors, k)
+        flops = 2.0 * len(queries.vectors) * len(self._vectors) * self._vectors.width
         return Proposal(passage_rows, Cost(time.perf_counter() - began, flops))
 
     def _nearest(

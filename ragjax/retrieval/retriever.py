@@ -5,7 +5,7 @@ mixture, so whatever it ranks by goes no further than its choice of passages: sc
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -59,6 +59,8 @@ class Retriever:
 
     index: Index
     vectors: VectorStore
+    # Whether the k best are the first k of more: not where an index ranks by something else than the vectors.
+    nested: bool = True
 
     def retrieve(self, queries: Queries, k: int) -> Retrieval:
         """The k best passages that the index proposes, by inner product; of equal scores the lower row comes first.
@@ -81,6 +83,19 @@ class Retriever:
         if (np.diff(passage_rows, axis=1) == 0).any():  # equal rows have equal scores, so they are neighbours
             raise ValueError("the index proposed a passage twice, which would count double in p(z|x)")
         return Retrieval(passage_rows, scores, found.cost + Cost(time.perf_counter() - began))
+
+    def retrieve_each(self, queries: Queries, counts: Iterable[int]) -> dict[int, Retrieval]:
+        """What `retrieve` finds for each k of `counts`, the largest first; one search, whose cost is the first's, where
+        that gives them all.
+        """
+        wanted = sorted(set(counts), reverse=True)
+        if not self.nested:
+            return {k: self.retrieve(queries, k) for k in wanted}
+        found = self.retrieve(queries, wanted[0])
+        return {
+            k: Retrieval(found.passage_rows[:, :k], found.scores[:, :k], Cost() if place else found.cost)
+            for place, k in enumerate(wanted)
+        }
 
     def _checked(self, queries: Queries, k: int) -> Float32[np.ndarray, "B E"]:
         """The questions' vectors, contiguous."""

@@ -62,6 +62,11 @@ class ArrayVectors:
         yield self._vectors
 
 
+def as_store(vectors: np.ndarray | VectorStore) -> VectorStore:
+    """A store as it is; an array [P, E] float32 as one. Raises ValueError for an array of another shape or type."""
+    return ArrayVectors(vectors) if isinstance(vectors, np.ndarray) else vectors
+
+
 def check_vectors(vectors: np.ndarray) -> None:
     """Raises ValueError unless they are float32 [P, E] with P, E >= 1."""
     if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype != np.float32:

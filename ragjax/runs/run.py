@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -144,16 +145,14 @@ def open_run(
     run_dir: str | Path,
     with_generator: bool = True,
     data: str | Path = "",
-    index_dir: str | Path = "",
-    nprobe: int = 0,
+    search: Mapping[str, Any] | None = None,
 ) -> Run:
     """The trained pipeline of a run folder, as its phases have kept it.
 
     with_generator: or the generator is not loaded, and the run can only retrieve.
     data: the folder that has the run's data now, where they were moved.
-    index_dir: an index to search instead of the run's own, or that one where it was moved; it may be another index of
-      the same passages.
-    nprobe: lists of it that a question is looked up in; 0: as the run has it, or as an index that is given was built.
+    search: fields of RetrievalConfig that differ from the run's. An index_dir names another index of the same passages,
+      or where the run's own is now; without an nprobe beside it, it is searched as it was built.
 
     Raises:
       UserError: the folder holds no run, no checkpoint yet, or its models or data have changed since.
@@ -161,14 +160,12 @@ def open_run(
     files = RunFolder(Path(run_dir))
     record = files.record()
     dataset = _data_of(record, files, data)
-    config = record.config
-    if index_dir or nprobe:
-        own_nprobe = 0 if index_dir else config.nprobe
-        config = dataclasses.replace(config, index_dir=str(index_dir or config.index_dir), nprobe=nprobe or own_nprobe)
+    changed = {**({"nprobe": 0} if "index_dir" in (search or {}) else {}), **(search or {})}
 
     def check(inputs: Mapping[str, Mapping[str, str]]) -> None:
-        files.check_inputs({name: each for name, each in inputs.items() if not (index_dir and name == "index_dir")})
+        files.check_inputs({name: each for name, each in inputs.items() if name not in changed})
 
+    config = dataclasses.replace(record.config, **changed)
     run = prepare(config, dataset, check=check, with_generator=with_generator)
     phases = read_phases(files, record.phases)
     for phase in phases:

@@ -6,7 +6,7 @@ the generator learns to do without them, and the loss alone does not tell.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class RetrievalHealth:
         return self._measure(self._start_rows)
 
     @functools.cached_property
-    def _start_rows(self) -> np.ndarray:
+    def _start_rows(self) -> dict[int, np.ndarray]:
         return self._find(self._pipeline.embedder.params)
 
     def measure(self, embedder_variables: Variables) -> Found:
@@ -69,28 +69,28 @@ class RetrievalHealth:
             and (name not in figures or figures[name] <= _RECALL_FALL * start[name])
         )
 
-    def _find(self, params: Tree) -> np.ndarray:
-        """[n, max(k, 10)] passage rows."""
+    def _find(self, params: Tree) -> dict[int, np.ndarray]:
+        """Passage rows [n, k] for each k that is looked at, or [n, P] where there are fewer passages."""
         trained = self._pipeline.with_trained({"embedder": {"params": params}})
-        width = min(max(self._top_k, RANK_K), len(trained.store))
-        return trained.retrieve([question.question for question in self._questions], width).passage_rows
+        within = {k: min(k, len(trained.store)) for k in (self._top_k, RECALL_K, RANK_K)}
+        found = trained.retrieve_each([question.question for question in self._questions], within.values())
+        return {k: found[count].passage_rows for k, count in within.items()}
 
-    def _measure(self, rows: np.ndarray) -> Found:
-        top, start = rows[:SAMPLE, : self._top_k], self._start_rows[:SAMPLE, : self._top_k]
+    def _measure(self, rows: dict[int, np.ndarray]) -> Found:
+        top, start = rows[self._top_k][:SAMPLE], self._start_rows[self._top_k][:SAMPLE]
         kept = [len(set(now.tolist()) & set(then.tolist())) / len(then) for now, then in zip(top, start, strict=True)]
         figures = {
             "distinct_passages_per_100": 100.0 * len(np.unique(top)) / len(top),
             "top_k_agreement": float(np.mean(kept)),
         }
-        labelled = [
-            (self._pipeline.store.ids_of(found), question.positive_ids)
-            for question, found in zip(self._questions, rows, strict=True)
-            if question.positive_ids
-        ]
-        recalls = np.array([metrics.recall_at_k(ids, positives, RECALL_K) for ids, positives in labelled], np.float64)
+        labelled = [i for i, question in enumerate(self._questions) if question.positive_ids]
+
+        def scored(metric: Callable[..., float | None], k: int) -> np.ndarray:
+            ids_of, asked = self._pipeline.store.ids_of, self._questions
+            return np.array([metric(ids_of(rows[k][i]), asked[i].positive_ids, k) for i in labelled], np.float64)
+
+        recalls = scored(metrics.recall_at_k, RECALL_K)
         if labelled:
-            ranks = np.array(
-                [metrics.reciprocal_rank(ids, positives, RANK_K) for ids, positives in labelled], np.float64
-            )
+            ranks = scored(metrics.reciprocal_rank, RANK_K)
             figures |= {"recall_at_5": float(recalls.mean()), "mrr_at_10": float(ranks.mean())}
         return Found(figures, recalls)

@@ -89,6 +89,7 @@ def load_params(
     dtype: Any = None,
     quantize: str | None = None,
     place: Callable[[np.ndarray], Any] = lambda array: array,
+    table: Table | None = None,
 ) -> dict[str, Any]:
     """Reads a model's parameters into the tree that the model was built with.
 
@@ -99,13 +100,14 @@ def load_params(
         dtype: of all returned arrays ("float32", "bfloat16", a numpy dtype); None takes each leaf's own.
         quantize: "int8" or "nf4" stores the layers' kernels so (ragjax.models.quantize).
         place: what becomes of each finished array, such as `jax.device_put`.
+        table: where the parameters go; by default the table of the embedder or generator of this model type.
 
     Returns a nested dict of (placed) arrays with the same paths and shapes, a dict of arrays in place of a quantised
     kernel. Raises UserError for a truncated or foreign file, for a parameter that is unmapped, missing, doubly set or
     misshaped (naming it, the path, both shapes), and for one that is not finite.
     """
     config = read_config(source)
-    table = tables.table_for(config["model_type"], source.name)
+    table = table or tables.table_for(config["model_type"], source.name)
     leaves = traverse_util.flatten_dict(dict(abstract_params), sep="/")
     with ExitStack() as stack:
         stored, read = _open_gguf(source, config) if source.format == "gguf" else _open_safetensors(source, stack)

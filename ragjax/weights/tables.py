@@ -16,7 +16,7 @@ Notable choices
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -197,7 +197,21 @@ LLAMA = Table(
     tied=("lm_head/kernel", "embed_tokens/embedding"),
 )
 
-# Keys: config.json's model_type.
+
+def _ranker(encoder: Table, dense: str, out_proj: str) -> Table:
+    """The table of an encoder with a head that scores pairs (models/rankers.py), which some call a pooler."""
+    backbone = tuple(replace(row, path=f"backbone/{row.path}") for row in encoder.rows)
+    head = (*_linear(dense, "head/dense", bias=True), *_linear(out_proj, "head/out_proj", bias=True))
+    unused = tuple(pattern for pattern in encoder.unused if not re.match(pattern, f"{dense}.weight"))
+    return replace(encoder, rows=backbone + head, unused=unused)
+
+
+# Keys: config.json's model_type. Of cross-encoders.
+RANKER_TABLES: dict[str, Table] = {
+    "bert": _ranker(BERT, "pooler.dense", "classifier"),
+    "mpnet": _ranker(MPNET, "classifier.dense", "classifier.out_proj"),
+}
+# Of embedders and generators.
 TABLES: dict[str, Table] = {
     "bert": BERT,
     "mpnet": MPNET,
