@@ -64,4 +64,4 @@ def test_describe(world):
     index = HybridIndex(Retriever(ExactIndex(vectors), ArrayVectors(vectors)), words)
     described = index.describe()
     assert (described["type"], described["constant"], described["depth"]) == ("hybrid", 60, 100)
-    assert (described["dense"]["type"], described["words"]["type"]) == ("IndexFlatIP", "BM25")
+    assert (described["dense"]["type"], described["words"]["type"]) == ("Flat", "BM25")
