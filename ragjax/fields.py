@@ -181,8 +181,7 @@ def differing_fields(recorded: Mapping[str, Any], config: Checked) -> list[str]:
 
 
 def _is_recorded(field: dataclasses.Field, recorded: Mapping[str, Any], config: Checked) -> bool:
-    # A record from before there was such a field is one of its default.
-    before, items = recorded.get(field.name, field.default), field.metadata["items"]
+    before, items = recorded.get(field.name), field.metadata["items"]
     if items and before is not None:
         try:
             before = as_items(before, items) if flag_text(before) else ()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ragjax
-from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, IndexConfig, RunConfig
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, print_evaluation, runs
 from ragjax.fields import flag_text
@@ -59,7 +59,12 @@ def test_the_help_of_train_explains_every_field_and_no_other_library(world):
     ("command", "flags"),
     [
         ("evaluate", {field.name for config in (EvaluateConfig, DecodeConfig) for field in dataclasses.fields(config)}),
-        ("ask", {"run_dir", "data", "top_k", "json"} | {field.name for field in dataclasses.fields(DecodeConfig)}),
+        (
+            "ask",
+            {"run_dir", "data", "index_dir", "nprobe", "top_k", "json"}
+            | {field.name for field in dataclasses.fields(DecodeConfig)},
+        ),
+        ("index", {field.name for field in dataclasses.fields(IndexConfig)}),
         ("export", {"run_dir", "out", "merge", "max_shard_gb"}),
     ],
 )

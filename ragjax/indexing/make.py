@@ -37,6 +37,7 @@ from ragjax.retrieval import (
     read_index_record,
 )
 from ragjax.retrieval.faiss_index import (
+    NPROBE,
     faiss_version,
     lists_of,
     read_index,
@@ -80,11 +81,12 @@ def make_index(config: IndexConfig) -> IndexRecord | None:
 def index_dataset(config: IndexConfig, dataset: Dataset, embedder: Embedder) -> IndexRecord | None:
     """`make_index` of data and an embedder that are loaded already."""
     making = _Making(config, dataset, embedder)
-    making.check_folder()
     if config.dry_run:
+        making.check_folder()
         making.say_needs()
         return None
     with _held(making.folder):
+        making.check_folder()
         record = making.finish()
     say(describe_index(making.folder, record))
     return record
@@ -99,8 +101,10 @@ class _Making:
         self._config, self._dataset, self._embedder = config, dataset, embedder
         self._identity = identity_of(embedder, dataset.passages, config.vector_dtype)
         empty = make_faiss_index(config.index, embedder.width)  # before anything is encoded
-        if config.nprobe and not lists_of(empty):
+        lists = lists_of(empty)
+        if config.nprobe and not lists:
             raise UserError(f"--nprobe={config.nprobe} goes with an index that has lists (IVF...), not {config.index}.")
+        self._nprobe = min(config.nprobe, lists)  # 0: the default
         passages = len(dataset.passages)
         asked = config.train_sample or sample_size(empty, passages)
         self._sample = 0 if empty.is_trained else min(asked, passages)
@@ -113,8 +117,8 @@ class _Making:
             _check_vectors(folder, record.vectors, self._identity)
             asked = {"index": config.index, "train_sample": self._sample}
             made = {"index": record.factory, "train_sample": record.train_sample}
-            if config.nprobe:
-                asked["nprobe"], made["nprobe"] = config.nprobe, record.nprobe
+            if self._nprobe:
+                asked["nprobe"], made["nprobe"] = self._nprobe, record.nprobe
             for name, value in asked.items():
                 if made[name] != value:
                     raise UserError(
@@ -180,14 +184,15 @@ class _Making:
             with storing("the index", self.folder / INDEX, _MEND):
                 write_index(index, self.folder / INDEX)
             seal = Seal.of(self.folder / INDEX)
-        lists = lists_of(index)
+        else:
+            (self.folder / INDEX).unlink(missing_ok=True)  # of another one, before
         return IndexRecord(
             vectors=self._identity,
             vectors_sha256=vectors.sha256,
             embedder=self._embedder.describe(),
             corpus=self._dataset.name,
             factory=self._config.index,
-            nprobe=ApproximateIndex(index, self._config.index, vectors, self._config.nprobe).nprobe if lists else 0,
+            nprobe=self._nprobe or min(NPROBE, lists_of(index)),
             train_sample=self._sample,
             seal=seal,
             recall={"from": "all vectors are compared"} if seal is None else {},

@@ -23,7 +23,7 @@ from ragjax.retrieval.vectors import VectorStore, as_store
 # which mends most of what codes of a few bits have put into the wrong order.
 _TIMES, _LEAST = 4, 32
 # Lists that a question is looked up in, where nobody says how many.
-_NPROBE = 32
+NPROBE = 32
 # Training vectors for each list (FAISS uses at most 256 and warns below 39), and at least so many.
 _PER_LIST, _FEWEST = 64, 65_536
 
@@ -82,7 +82,7 @@ class ApproximateIndex:
     """What a FAISS factory string makes: it looks at a part of the vectors, or at codes in their place."""
 
     def __init__(self, index: Any, factory: str, vectors: VectorStore, nprobe: int = 0):
-        """index: FAISS's own, of the P vectors in order.  nprobe: lists that a question is looked up in; 0: `_NPROBE`.
+        """index: FAISS's own, of the P vectors in order.  nprobe: lists that a question is looked up in; 0: `NPROBE`.
 
         Raises UserError where nprobe is given for an index without lists.
         """
@@ -91,7 +91,7 @@ class ApproximateIndex:
         self.lists = lists_of(index)  # 0: it has none
         if nprobe and not self.lists:
             raise UserError(f"--nprobe={nprobe} goes with an index that has lists (IVF...), not with {factory}.")
-        self.nprobe = min(nprobe or _NPROBE, self.lists)
+        self.nprobe = min(nprobe or NPROBE, self.lists)
 
     def search(self, queries: Queries, k: int) -> Proposal:
         """At least k passage rows of each query [B, n], no row twice.

@@ -9,9 +9,9 @@ vectors which nobody has touched are not read. A shard counts once it stands in 
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ STORED_AS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
 RECORD = "shards.json"
 _LAYOUT = 2  # raise it when files of another kind are written
 _MAPPED = 256  # shards that are mapped at once: each takes one of the files that a process may hold
+# Rows that are read before their pages are given back: each may bring a megabyte of neighbours into this process's
+# memory, where the system reads files in pieces of that size.
+_HELD = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +141,8 @@ class VectorShards:
     def __init__(self, folder: Path, identity: Identity, shards: Sequence[Shard]):
         """shards: all of them, in order."""
         self.folder, self.identity, self._shards = folder, identity, shards
-        self._mapped = functools.lru_cache(_MAPPED)(self._map)
+        self._mapped: dict[int, np.memmap] = {}
+        self._read = 0  # rows since pages were given back
 
     def __len__(self) -> int:
         return self.identity.count
@@ -175,14 +179,32 @@ class VectorShards:
         found = np.empty((len(flat), self.width), np.float32)
         for number in np.unique(numbers).tolist():
             chosen = numbers == number
-            found[chosen] = as_float32(self._mapped(number)[places[chosen]])
+            found[chosen] = as_float32(self._kept(number)[places[chosen]])
+        self._read += len(flat)
+        if self._read > _HELD:
+            self._give_back()
         return found.reshape(*rows.shape, self.width)
 
     def blocks(self) -> Iterator[Float32[np.ndarray, "n E"]]:
         for number in range(self.identity.shards):
             yield as_float32(self._map(number))
 
-    def _map(self, number: int) -> np.ndarray:
+    def _kept(self, number: int) -> np.memmap:
+        """`_map`, kept for the next time."""
+        if number not in self._mapped:
+            if len(self._mapped) == _MAPPED:
+                self._mapped.clear()
+            self._mapped[number] = self._map(number)
+        return self._mapped[number]
+
+    def _give_back(self) -> None:
+        """Lets the system have the pages that were read; it keeps them in its cache while there is room."""
+        self._read = 0
+        for vectors in self._mapped.values():
+            if isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                vectors.base.madvise(mmap.MADV_DONTNEED)
+
+    def _map(self, number: int) -> np.memmap:
         """A shard as it lies in its file. Raises UserError where that is not what its seal has said."""
         path, rows = self.folder / file_name(number), self.identity.rows_of(number)
         try:

@@ -316,10 +316,17 @@ def test_other_flags_are_refused(whole, changes, sentence):
 
 
 def test_another_index_over_the_same_vectors(copied):
-    (copied / "index.json").unlink()
     embedder = Standin()
-    assert build(copied, embedder, index="SQ8", nprobe=0).factory == "SQ8"
+    for factory in ("SQ8", "Flat"):
+        (copied / "index.json").unlink()
+        assert build(copied, embedder, index=factory, nprobe=0).factory == factory
+        assert (copied / "index.faiss").exists() == (factory == "SQ8")
     assert embedder.encoded == []
+
+
+def test_more_lists_than_there_are_mean_all(tmp_path):
+    for _ in range(2):  # the same command again is no other index
+        assert build(tmp_path, nprobe=99).nprobe == 4
 
 
 def test_a_second_process_is_refused(copied):

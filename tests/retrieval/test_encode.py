@@ -20,6 +20,7 @@ from ragjax.data.questions import Passage
 from ragjax.errors import UserError
 from ragjax.files import seals
 from ragjax.retrieval import encode as module
+from ragjax.retrieval import shards
 from ragjax.retrieval.encode import Place, cached_vectors, encode_corpus, identity_of, missing_passages, open_vectors
 from tests.retrieval.cases import all_of
 
@@ -101,6 +102,40 @@ def test_rows_outside_are_refused(tmp_path, rows):
     found = run(tmp_path)
     with pytest.raises(IndexError, match="0 to 49"):
         found.vectors_of(rows)
+
+
+def test_pages_that_were_read_are_given_back(tmp_path, monkeypatch):
+    """What is read afterwards is the same, over few mapped shards at once as well."""
+    found, given_back = run(tmp_path), []
+    monkeypatch.setattr(shards, "_HELD", 10)
+    monkeypatch.setattr(shards, "_MAPPED", 3)
+    give_back = found._give_back
+    monkeypatch.setattr(found, "_give_back", lambda: given_back.append(len(found._mapped)) or give_back())
+    for rows in ([0, 9, 17, 25], [33, 41, 49, 1], [2, 3, 4], list(range(COUNT))):
+        np.testing.assert_array_equal(found.vectors_of(rows), vectors_of(TEXTS)[rows])
+    assert len(given_back) == 2 and max(given_back) <= 3
+
+
+def resident(path):
+    """Bytes of a file that are in this process's memory (Linux)."""
+    pages, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0] and ":" not in line.split()[0]:
+            inside = str(path) in line
+        elif inside and line.startswith("Rss:"):
+            pages += int(line.split()[1])
+    return 1024 * pages
+
+
+def test_reading_row_after_row_takes_no_more_memory(tmp_path):
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("a system that does not tell")
+    found = run(tmp_path)
+    for _ in range(100):
+        found.vectors_of([0, 1, 2])
+    assert resident(tmp_path) > 0
+    found._give_back()
+    assert resident(tmp_path) == 0
 
 
 def test_the_second_time_nothing_is_encoded_or_hashed(tmp_path, monkeypatch):
