@@ -1,22 +1,33 @@
-"""Data sets by name or folder: a corpus and up to three splits of questions."""
+"""Data sets by name or folder: a corpus and up to three splits of questions.
 
+ragjax's own JSON Lines are read as they are, and prepared folders are opened. Everything else is prepared into the
+cache first, once for the same files:
+
+    cache/data/<key>/       a prepared folder; the key is made of the source's description and its files' names, sizes
+                            and times
+    cache/data/<key>.lock   held by the one process that prepares it
+"""
+
+import hashlib
 import itertools
-import os
+import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ragjax.data.beir import read_qrels, read_queries
+from ragjax.data.lines import read_lines
 from ragjax.data.passages import PassageList, PassageStore, RecordsHash
+from ragjax.data.preparing import Prepared, is_prepared, open_prepared, prepare
+from ragjax.data.preparing.prepared import LAYOUT
 from ragjax.data.questions import Question, check_answers, read_corpus, read_questions
+from ragjax.data.sources import SPLITS, Source
+from ragjax.data.sources.assembly import is_foreign
+from ragjax.data.sources.folders import SPLIT_NAMES, open_folder
+from ragjax.data.sources.opening import SAMPLE_FOLDER, find_folder, open_named
 from ragjax.errors import UserError
-from ragjax.paths import expanded
-
-SAMPLE_FOLDER = Path(__file__).parent / "sample"
-# The split's own name, and those that other libraries give its file.
-SPLITS = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
-# Names that belong to data sets of their own and are not shipped.
-_NOT_BUILT_IN = ("hotpotqa", "popqa")
+from ragjax.files import caching, default_cache_dir, lock_file
+from ragjax.voice import say, warn
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,8 @@ class Dataset:
 
     passages [P] stand in file order: a passage's row in the store is its row in the index. A split that the
     folder does not have is []. sha256 is a hash of all records, the same for .jsonl and .jsonl.gz. note is what a
-    reader may not expect, in words. files: by split, where its questions stand.
+    reader may not expect, in words. files: by split, where its questions stand. missing: what a split that is not
+    there would stand in.
     """
 
     name: str
@@ -37,6 +49,7 @@ class Dataset:
     sha256: str
     note: str = ""
     files: Mapping[str, Path] = field(default_factory=dict)
+    missing: str = "{split}.jsonl"
 
     def repeated(self) -> Iterator[tuple[str, str, list[Question]]]:
         """(a split, an earlier one, the questions of the former that stand in the latter) where there are any.
@@ -51,7 +64,7 @@ class Dataset:
 
     def split_file(self, split: str) -> str:
         """What a missing split would stand in, in the folder's own layout."""
-        return f"qrels/{split}.tsv" if (self.folder / "qrels").is_dir() else f"{split}.jsonl"
+        return self.missing.format(split=split)
 
     def check_answers(self, split: str, questions: Iterable[Question], flag: str) -> None:
         """`ragjax.data.questions.check_answers` of questions of a split, whose file it names."""
@@ -59,44 +72,135 @@ class Dataset:
 
 
 def load_dataset(name_or_dir: str | Path) -> Dataset:
-    """The data set of a local folder, or the built-in "sample"; a local folder of that name comes first.
+    """The data set of a local folder, or a named one; a local folder of that name comes first.
 
-    The folder holds corpus and train, dev (or validation, valid, val) or test, each as .jsonl or .jsonl.gz; or it has
-    BEIR's layout (`ragjax.data.beir`). Other files in it are ignored. Raises UserError for an unknown name, a folder
-    without a corpus or without any split, two files for one split, and for every bad line.
+    The folder holds corpus and train, dev (or validation, valid, val) or test, each as .jsonl or .jsonl.gz, or is one
+    that `ragjax.prepare` wrote, or has another layout of `ragjax.data.sources`, which is then prepared into the cache.
+    Other files in it are ignored. Raises UserError for an unknown name, a folder without a corpus or without any split,
+    two files for one split, and for every bad line.
     """
-    name, folder = _locate(name_or_dir)
-    corpus_file = _data_file(folder, ("corpus",))
-    if corpus_file is None:
+    name = str(name_or_dir)
+    folder = find_folder(name)
+    if folder is None:
+        return _through_cache(open_named(name))
+    if is_prepared(folder):
+        return _from_prepared(folder)
+    if plain := _plain_files(folder):
+        called = name if folder == SAMPLE_FOLDER else folder.resolve().name
+        return _read_plain(called, folder, *plain)
+    if (source := open_folder(folder)) is None:
         raise UserError(f"{folder} has no corpus.jsonl or corpus.jsonl.gz: pass the folder that holds the passages")
-    split_files = {split: _data_file(folder, stems) for split, stems in SPLITS.items()}
-    judged = {split: _data_file(folder / "qrels", stems, (".tsv",)) for split, stems in SPLITS.items()}
-    queries_file = _data_file(folder, ("queries",)) if any(judged.values()) else None
-    if not any((*split_files.values(), queries_file)):
-        raise UserError(
-            f"{folder} has no questions: add a train, dev or test file (.jsonl or .jsonl.gz), or queries.jsonl and "
-            "qrels/ in BEIR's layout"
-        )
-    if queries_file and (splits_file := next(filter(None, split_files.values()), None)):
-        raise UserError(
-            f"{folder} has both {splits_file.name} and {queries_file.name} with qrels/: leave one of the two layouts"
-        )
-    passages = PassageList(read_corpus(corpus_file))
-    if queries_file:
-        queries = read_queries(queries_file)
-        splits = {split: read_qrels(path, queries, passages) if path else [] for split, path in judged.items()}
-        notes = ["BEIR's layout, without answers"]
-        files = dict.fromkeys(SPLITS, queries_file)
-    else:
-        splits = {split: read_questions(path, passages) if path else [] for split, path in split_files.items()}
-        unanswered = sum(not question.answers for questions in splits.values() for question in questions)
-        notes = [f"{unanswered:,} of them without answers"] if unanswered else []
-        files = {split: path for split, path in split_files.items() if path}
-    dev_file = judged["dev"] if queries_file else split_files["dev"]
-    if dev_file and not dev_file.name.startswith("dev."):
-        notes.append(f"dev from {dev_file.name}")
-    return Dataset(
-        name, folder, passages, **splits, sha256=_hash_all(passages, splits), note="; ".join(notes), files=files
+    return _through_cache(source)
+
+
+def _plain_files(folder: Path) -> tuple[Path, dict[str, Path]] | None:
+    """(the corpus, the questions by split) where a folder has ragjax's own JSON Lines and nothing else."""
+    corpus = _data_file(folder, ("corpus",))
+    names = {split: [name for name, ours in SPLIT_NAMES.items() if ours == split] for split in SPLITS}
+    found = {split: path for split in SPLITS if (path := _data_file(folder, names[split]))}
+    others = [folder / f"{name}{ending}" for name in SPLIT_NAMES for ending in (".json", ".parquet", ".csv", ".tsv")]
+    if corpus is None or (folder / "qrels").is_dir() or any(path.exists() for path in others):
+        return None
+    if any(is_foreign(_first_keys(path)) for path in (corpus, *found.values())):
+        return None
+    return corpus, found
+
+
+def _first_keys(path: Path) -> list[str]:
+    try:
+        return list(next(read_lines(path)).record)
+    except (StopIteration, UserError):  # what is wrong is said by whoever reads it
+        return []
+
+
+def _read_plain(name: str, folder: Path, corpus: Path, files: dict[str, Path]) -> Dataset:
+    if not files:
+        raise _no_questions(folder)
+    passages = PassageList(read_corpus(corpus))
+    splits = {split: read_questions(files[split], passages) if split in files else [] for split in SPLITS}
+    notes = _unanswered(splits)
+    if "dev" in files and not files["dev"].name.startswith("dev."):
+        notes.append(f"dev from {files['dev'].name}")
+    return _dataset(name, folder, passages, splits, notes, files)
+
+
+def _from_prepared(folder: Path) -> Dataset:
+    """A folder that `ragjax.prepare` wrote."""
+    found = open_prepared(folder)
+    if not any(found.questions.values()):
+        raise _no_questions(folder)
+    notes = [f"prepared from {found.provenance['source']['name']}", *_unanswered(found.questions)]
+    files = {split: folder / f"{split}.jsonl" for split, questions in found.questions.items() if questions}
+    return _dataset(folder.resolve().name, folder, found.passages, found.questions, notes, files)
+
+
+def _through_cache(source: Source) -> Dataset:
+    """A source from its prepared copy in the cache, which is made now if there is none."""
+    where = source.folder or Path(source.name)
+    if not source.splits:
+        raise _no_questions(where)
+    folder = default_cache_dir() / "data" / _key(source)
+    found = _open_cached(folder)
+    if found is None:
+        with caching("the prepared data", folder):
+            lock = lock_file(folder.with_name(f"{folder.name}.lock"), f"another process is preparing {where}: waiting")
+        with lock:
+            found = _open_cached(folder)  # another process may have prepared it meanwhile
+            if found is None:
+                say(f"{source.describe()} is prepared into {folder}", flush=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                found = open_prepared(prepare(source, folder))
+    # Of ragjax's own columns there is nothing to say.
+    layout = [] if source.is_own else [source.layout]
+    notes = [*filter(None, [", ".join([*layout, *_unanswered(found.questions)])]), *source.notes]
+    files = {split: Path(part.where) for split, part in source.splits.items()}
+    return _dataset(source.name, where, found.passages, found.questions, notes, files, source.missing)
+
+
+def _open_cached(folder: Path) -> Prepared | None:
+    """The prepared copy; None where there is none, or it is damaged, which is warned of."""
+    if not is_prepared(folder):
+        return None
+    try:
+        return open_prepared(folder)
+    except UserError as error:
+        warn(f"{error}; it is prepared anew")
+        return None
+
+
+def _key(source: Source) -> str:
+    """The name of a source's prepared copy. A set of the hub has the same whatever its revision: a copy stays as it is
+    until it is removed.
+    """
+    status = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
+    identity = [LAYOUT, source.name, source.layout, source.notes, list(source.splits), status]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+def _dataset(
+    name: str,
+    folder: Path,
+    passages: PassageStore,
+    splits: Mapping[str, list[Question]],
+    notes: Sequence[str],
+    files: Mapping[str, Path],
+    missing: str = "{split}.jsonl",
+) -> Dataset:
+    digest = _hash_all(passages, splits)
+    return Dataset(name, folder, passages, **splits, sha256=digest, note="; ".join(notes), files=files, missing=missing)
+
+
+def _unanswered(splits: Mapping[str, Sequence[Question]]) -> list[str]:
+    """In words how many questions have no answers, if any."""
+    every = [question for questions in splits.values() for question in questions]
+    count = sum(not question.answers for question in every)
+    return [] if not count else ["without answers"] if count == len(every) else [f"{count:,} of them without answers"]
+
+
+def _no_questions(where: Path) -> UserError:
+    return UserError(
+        f"{where} has no questions: add a train, dev or test file (.jsonl or .jsonl.gz), or queries.jsonl and qrels/ "
+        "in BEIR's layout"
     )
 
 
@@ -104,21 +208,6 @@ def _marks(question: Question) -> set[tuple[str, str | frozenset[str]]]:
     """What tells a question from others that are worded alike."""
     marks: set[tuple[str, str | frozenset[str]]] = {(question.question, question.id)}
     return marks | ({(question.question, frozenset(question.answers))} if question.answers else set())
-
-
-def _locate(name_or_dir: str | Path) -> tuple[str, Path]:
-    """(name, existing folder)."""
-    name = str(name_or_dir)
-    folder = Path(expanded(name))
-    if name and os.path.isdir(folder):
-        return folder.resolve().name, folder
-    if name == "sample":
-        return name, SAMPLE_FOLDER
-    if name in _NOT_BUILT_IN:
-        raise UserError(f'the data set "{name}" is not built in yet: pass the folder that holds it, --data=FOLDER')
-    if name and os.path.exists(folder):
-        raise UserError(f"{name} is a file, not a data folder: pass the folder that holds corpus.jsonl and its splits")
-    raise UserError(f'there is no data folder "{name}": pass an existing folder, or --data=sample for the built-in one')
 
 
 def _data_file(folder: Path, stems: Sequence[str], endings: Sequence[str] = (".jsonl", ".jsonl.gz")) -> Path | None:

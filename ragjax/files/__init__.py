@@ -5,7 +5,7 @@ read_pieces                                               bytes and text        
 read_json, read_json_object, read_json_lines,
 read_whole_lines, read_settings, write_json               JSON                                json_values.py
 PlannedFile, plan_text, plan_json, plan_copy,
-write_folder                                              a new folder, whole or not at all   folders.py
+write_folder, new_folder                                  a new folder, whole or not at all   folders.py
 KeyedRecords                                              lists of numbers by key             keyed_records.py
 Seal                                                      large files, hashed once            seals.py
 take_lock, lock_file                                      locks between processes             locks.py
@@ -16,7 +16,7 @@ cache's files (`everywhere`), as each host has a cache of its own.
 """
 
 from ragjax.files.cache import caching, default_cache_dir
-from ragjax.files.folders import PlannedFile, plan_copy, plan_json, plan_text, write_folder
+from ragjax.files.folders import PlannedFile, new_folder, plan_copy, plan_json, plan_text, write_folder
 from ragjax.files.json_values import (
     read_json,
     read_json_lines,
@@ -38,6 +38,7 @@ __all__ = [
     "caching",
     "default_cache_dir",
     "lock_file",
+    "new_folder",
     "plan_copy",
     "plan_json",
     "plan_text",

@@ -8,7 +8,7 @@ import jax
 
 from ragjax.arrays import Variables
 from ragjax.config import RunConfig
-from ragjax.data.sources import Dataset, load_dataset
+from ragjax.data.dataset import Dataset, load_dataset
 from ragjax.errors import UserError
 from ragjax.pipeline import Pipeline, build_pipeline, load_untrained_embedder, load_untrained_generator
 from ragjax.pretrained import Embedder, Generator

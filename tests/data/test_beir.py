@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from ragjax.data.dataset import load_dataset
 from ragjax.data.questions import Passage, Question
-from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 
 CORPUS = [

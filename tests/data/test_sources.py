@@ -6,8 +6,8 @@ import json
 import pytest
 
 from ragjax.data import sources
+from ragjax.data.dataset import load_dataset
 from ragjax.data.questions import Passage, Question
-from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 
 CORPUS = [{"id": "p1", "title": "Paris", "text": "A city."}, {"id": "p2", "text": "No title."}]

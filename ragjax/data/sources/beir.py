@@ -4,7 +4,7 @@ corpus.jsonl      {"_id", "title", "text"}    read as any other corpus
 queries.jsonl     {"_id", "text"}; what BEIR's hotpotqa has as metadata.answer is the answer
 qrels/SPLIT.tsv   query-id, corpus-id and score, under a header; a score above 0 marks a positive
 
-MTEB has the same columns also in .jsonl and .parquet, and folders corpus/, queries/ and qrels/ (or data/) of such files.
+MTEB has the same columns in .jsonl and .parquet too, and folders corpus/, queries/ and qrels/ (or data/) of such files.
 """
 
 import functools
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ragjax.data.lines import Line, raw_lines
-from ragjax.data.sources.source import Asked, Label, Split, Tally
+from ragjax.data.sources.source import Asked, Label, Split
 from ragjax.data.sources.tables import Table
 from ragjax.errors import UserError
 

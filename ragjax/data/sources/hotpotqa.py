@@ -51,5 +51,6 @@ HOTPOTQA = Schema(
     ("question", "answer", "supporting_facts", "context"),
     _question,
     _passages,
+    splits="published",
     is_withheld=True,
 )

@@ -1,6 +1,8 @@
-"""NQ-open (Lee et al. 2019), as the hub's google-research-datasets/nq_open and TFDS have it: no ids, passages or labels.
+"""NQ-open (Lee et al. 2019), as the hub's google-research-datasets/nq_open and TFDS have it.
 
 question, answer   a list of accepted answers
+
+It has no ids, no passages and no labels.
 """
 
 from ragjax.data.lines import Line
@@ -17,4 +19,4 @@ def _question(line: Line, tally: Tally) -> Asked | None:
     return Asked(identity, question, answers)
 
 
-NQ_OPEN = Schema("NQ-open", ("question", "answer"), _question)
+NQ_OPEN = Schema("NQ-open", ("question", "answer"), _question, splits="published")

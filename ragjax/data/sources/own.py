@@ -7,7 +7,7 @@ train, dev, test   id, question, answers, positive_ids      positive_ids may be 
 from ragjax.data.lines import Line
 from ragjax.data.questions import Passage
 from ragjax.data.sources.schema import Schema
-from ragjax.data.sources.source import Asked, Label, Tally
+from ragjax.data.sources.source import OWN_LAYOUT, Asked, Label, Tally
 
 
 def read_passage(line: Line) -> Passage:
@@ -23,6 +23,6 @@ def _question(line: Line, tally: Tally) -> Asked:
     return Asked(line.identifier("id"), line.text("question"), line.optional_texts("answers"), tuple(labels))
 
 
-OWN = Schema("ragjax's own", ("id", "question", "answers"), _question, is_strict=True)
+OWN = Schema(OWN_LAYOUT, ("id", "question", "answers"), _question, is_strict=True)
 # Labels without answers serve retrieval alone.
-LABELLED = Schema("ragjax's own", ("id", "question", "positive_ids"), _question, is_strict=True)
+LABELLED = Schema(OWN_LAYOUT, ("id", "question", "positive_ids"), _question, is_strict=True)

@@ -28,4 +28,4 @@ def _question(line: Line, tally: Tally) -> Asked | None:
     return Asked(f"popqa-{line.identifier('id')}", line.text("question"), answers, labels)
 
 
-POPQA = Schema("PopQA", ("id", "question", "possible_answers", "s_wiki_title"), _question, is_divided=True)
+POPQA = Schema("PopQA", ("id", "question", "possible_answers", "s_wiki_title"), _question, splits="divided")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from ragjax.data.lines import Line
 from ragjax.data.questions import Passage
@@ -13,18 +14,19 @@ class Schema:
     """Reads a record at a time.
 
     columns: those that a table of such questions has, and that tell it from others. question: None leaves the record
-    out, and counts it. passages: those that stand in the records of questions. group: questions of one group come
-    into one split where a split is divided. is_withheld: the answers of its test questions are not published.
-    is_strict: an id that occurs twice is an error, and is not left out.
+    out, and counts it. passages: those that stand in the records of questions.
+    splits: "kept" as they stand; "published" without a test, which dev then is, and train gives a new dev; "divided"
+    from one into three. group: questions of one group come into one split where splits are made. is_withheld: the
+    answers of the test questions are not published. is_strict: an id that occurs twice is an error, and not left out.
     """
 
     name: str
     columns: tuple[str, ...]
     question: Callable[[Line, Tally], Asked | None]
     passages: Callable[[Line], Iterator[Passage]] | None = None
+    splits: Literal["kept", "published", "divided"] = "kept"
     group: Callable[[Line], str] = lambda line: line.text("question")
     is_withheld: bool = False
-    is_divided: bool = False
     is_strict: bool = False
 
 

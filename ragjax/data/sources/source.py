@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ragjax.data.questions import Passage
 
+OWN_LAYOUT = "ragjax's own columns"
 SPLITS = ("train", "dev", "test")
 # Why records were left out, in words -> how many.
 Tally = Counter[str]
@@ -67,6 +68,11 @@ class Source:
     facts: Callable[[], Facts] = Facts
     notes: tuple[str, ...] = field(default=())
     missing: str = "{split}.jsonl"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether its questions have ragjax's own columns."""
+        return self.layout == OWN_LAYOUT
 
     def describe(self) -> str:
         return f"{self.name} ({self.layout})"

@@ -21,7 +21,9 @@ def _passages(line: Line) -> Iterator[Passage]:
 
 
 def _question(line: Line, tally: Tally) -> Asked | None:
-    answers = strings(line.inside(line.record.get("answers"), '"answers"'), "text")
+    found = line.record.get("answers")
+    # Sets made after SQuAD's example often have a plain list.
+    answers = strings(line, "answers") if isinstance(found, list) else strings(line.inside(found, '"answers"'), "text")
     if not answers:
         tally["questions without an answer"] += 1
         return None
@@ -35,5 +37,6 @@ SQUAD = Schema(
     ("question", "context", "answers"),
     _question,
     _passages,
+    splits="published",
     group=lambda line: line.optional_text("title") or line.text("context"),
 )

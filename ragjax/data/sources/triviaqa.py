@@ -50,5 +50,10 @@ def _question(line: Line, tally: Tally) -> Asked | None:
 
 
 TRIVIAQA = Schema(
-    "TriviaQA", ("question", "question_id", "answer", "entity_pages"), _question, _passages, is_withheld=True
+    "TriviaQA",
+    ("question", "question_id", "answer", "entity_pages"),
+    _question,
+    _passages,
+    splits="published",
+    is_withheld=True,
 )
