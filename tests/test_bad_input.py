@@ -253,7 +253,7 @@ def test_commands_print_one_sentence_and_exit_with_1(world, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["--data=sample", "more"]], ids=str)
-@pytest.mark.parametrize("command", ["prepare", "index"])
+@pytest.mark.parametrize("command", ["index"])
 def test_a_command_of_a_later_version_says_so(command, arguments):
     done = subprocess.run([sys.executable, "-m", f"ragjax.{command}", *arguments], capture_output=True, text=True)
     assert refused_by_command(done).startswith(f"error: ragjax.{command} is not part of this version yet: ")

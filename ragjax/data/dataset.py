@@ -18,13 +18,15 @@ from pathlib import Path
 
 from ragjax.data.lines import read_lines
 from ragjax.data.passages import PassageList, PassageStore, RecordsHash
-from ragjax.data.preparing import Prepared, is_prepared, open_prepared, prepare
-from ragjax.data.preparing.prepared import LAYOUT
+from ragjax.data.preparing import prepare
+from ragjax.data.preparing.preparation import without_passages
 from ragjax.data.questions import Question, check_answers, read_corpus, read_questions
 from ragjax.data.sources import SPLITS, Source
 from ragjax.data.sources.assembly import is_foreign
-from ragjax.data.sources.folders import SPLIT_NAMES, open_folder
+from ragjax.data.sources.folders import open_folder
 from ragjax.data.sources.opening import SAMPLE_FOLDER, find_folder, open_named
+from ragjax.data.sources.prepared import LAYOUT, Prepared, is_prepared, open_prepared
+from ragjax.data.sources.source import SPLIT_NAMES
 from ragjax.errors import UserError
 from ragjax.files import caching, default_cache_dir, lock_file
 from ragjax.voice import say, warn
@@ -88,7 +90,8 @@ def load_dataset(name_or_dir: str | Path) -> Dataset:
     if plain := _plain_files(folder):
         called = name if folder == SAMPLE_FOLDER else folder.resolve().name
         return _read_plain(called, folder, *plain)
-    if (source := open_folder(folder)) is None:
+    source = open_folder(folder)
+    if source is None or (source.is_own and source.passages is None):
         raise UserError(f"{folder} has no corpus.jsonl or corpus.jsonl.gz: pass the folder that holds the passages")
     return _through_cache(source)
 
@@ -137,6 +140,8 @@ def _from_prepared(folder: Path) -> Dataset:
 def _through_cache(source: Source) -> Dataset:
     """A source from its prepared copy in the cache, which is made now if there is none."""
     where = source.folder or Path(source.name)
+    if source.passages is None:
+        raise without_passages(source)
     if not source.splits:
         raise _no_questions(where)
     folder = default_cache_dir() / "data" / _key(source)

@@ -6,6 +6,7 @@ one rename. A killed preparation begins anew: it would have to read the source u
 
 import importlib.metadata
 import platform
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,9 +17,9 @@ from typing import Any
 from ragjax.data.arrow import ArrowStore, ArrowWriter
 from ragjax.data.chunking import Chunker
 from ragjax.data.preparing.labels import RULE, Matcher, titles_of
-from ragjax.data.preparing.prepared import LAYOUT, corpus_of, provenance_of, questions_of, write_questions
 from ragjax.data.questions import Passage
 from ragjax.data.sources import SPLITS, Asked, Source, Tally
+from ragjax.data.sources.prepared import LAYOUT, corpus_of, provenance_of, questions_of, write_questions
 from ragjax.errors import UserError
 from ragjax.files import new_folder, write_json
 from ragjax.version import __version__
@@ -56,10 +57,7 @@ def prepare(
     """
     passages_from = corpus or source
     if passages_from.passages is None:
-        raise UserError(
-            f"{source.describe()} has no passages of its own: say where they come from, python -m ragjax.prepare "
-            f"--source={source.name} --corpus=FOLDER --out=FOLDER"
-        )
+        raise without_passages(passages_from)
     dropped: Tally = Counter()
     with new_folder(out) as part:
         asked = {split: list(source.splits[split].questions(dropped)) for split in SPLITS if split in source.splits}
@@ -97,6 +95,15 @@ def summary_of(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"rule: {rule}"
     for outcome, count in labels.items():
         yield f"{outcome}: {count:,}"
+
+
+def without_passages(source: Source) -> UserError:
+    """What to raise where passages are needed and a source has none."""
+    named = shlex.quote(str(source.folder or source.name))
+    return UserError(
+        f"{source.describe()} has no passages of its own: say where they come from, python -m ragjax.prepare "
+        f"--source={named} --corpus=FOLDER --out=FOLDER"
+    )
 
 
 def _matcher(

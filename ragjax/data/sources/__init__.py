@@ -7,7 +7,7 @@ assemble                      a source from tables; splits that are made        
 
 ragjax's own, FlashRAG, DPR, BEIR and MTEB                      own.py, flashrag.py, dpr.py, beir.py
 HotpotQA, PopQA, SQuAD, NQ-open, TriviaQA                       hotpotqa.py, popqa.py, squad.py, nq_open.py, triviaqa.py
-what `datasets` keeps, the hub, TFDS                            saved.py, hub.py, tfds.py
+what `datasets` keeps, the hub, TFDS, ragjax.prepare            saved.py, hub.py, tfds.py, prepared.py
 """
 
 from ragjax.data.sources.opening import open_corpus, open_source

@@ -159,7 +159,7 @@ def _read_passages(shares: Sequence[_Share], tally: Tally) -> Iterator[Passage]:
 
 
 def _read_corpus(table: Table, is_strict: bool, tally: Tally) -> Iterator[Passage]:
-    """A table of passages. is_strict: one without text is an error, and not left out."""
+    """A table of passages. is_strict: one without title and text is an error, and not left out."""
     if not (table.has("text") or table.has("contents")):
         raise table.no_columns("passages", '"id", "title" and "text", or "id" and "contents"')
     read = read_passage if table.has("text") else read_contents
@@ -167,7 +167,7 @@ def _read_corpus(table: Table, is_strict: bool, tally: Tally) -> Iterator[Passag
     for line in table.read():
         if not has_ids:
             line.record["id"] = content_id("passage", line.optional_text("title"), line.optional_text("text"))
-        if is_strict or line.optional_text("text") or line.optional_text("contents"):
+        if is_strict or any(map(line.optional_text, ("text", "title", "contents"))):
             yield read(line)
         else:
             tally["passages without text"] += 1

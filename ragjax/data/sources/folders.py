@@ -1,5 +1,6 @@
 """A folder as somebody's tools wrote it, recognised by its files.
 
+provenance.json, corpus/                       ragjax.prepare
 features.json, dataset_info.json               TFDS
 dataset_dict.json, or state.json               datasets.save_to_disk
 queries.*, qrels/ (or such folders)            BEIR, MTEB
@@ -17,15 +18,14 @@ from pathlib import Path
 from ragjax.data.sources.assembly import assemble, is_corpus, refuse_unread
 from ragjax.data.sources.beir import open_judged, open_judgements
 from ragjax.data.sources.dpr import open_answers
+from ragjax.data.sources.prepared import is_prepared, open_prepared_source
 from ragjax.data.sources.saved import is_saved, open_saved
-from ragjax.data.sources.source import SPLITS, Source
+from ragjax.data.sources.source import SPLIT_NAMES, SPLITS, Source
 from ragjax.data.sources.tables import Table, chain, open_table, stem_of, tables_in
 from ragjax.data.sources.tfds import is_tfds, open_tfds
 from ragjax.errors import UserError
 
 CORPORA = ("corpus", "psgs_w100")
-# A split's own name, and those that other libraries give it.
-SPLIT_NAMES = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev", "test": "test"}
 # Stems of files with questions, those with labels first: of one split the first kind that is there is read.
 _QUESTIONS = (
     re.compile(rf"(?P<split>{'|'.join(SPLIT_NAMES)})"),
@@ -40,6 +40,8 @@ def open_folder(folder: Path) -> Source | None:
 
     Raises UserError for files that contradict each other, and for columns that nobody writes.
     """
+    if is_prepared(folder):
+        return open_prepared_source(folder)
     if is_tfds(folder):
         return open_tfds(folder)
     if is_saved(folder):
@@ -90,8 +92,16 @@ def _corpus_of(folder: Path, tables: Mapping[str, Table], questions: Mapping[str
     if not named:
         read = {path for table in questions.values() for path in table.files}
         rest = [table for table in tables.values() if not read & set(table.files)]
-        named = [table for table in rest if not table.where.endswith(".qa.csv") and is_corpus(table)]
+        named = [table for table in rest if _is_corpus_file(table)]
     return chain(str(folder), named) if named else None
+
+
+def _is_corpus_file(table: Table) -> bool:
+    """`is_corpus`; of a file that nobody named as one, so that what cannot be read is none."""
+    try:
+        return is_corpus(table)
+    except UserError:
+        return False
 
 
 def _renamed(questions: Mapping[str, Table]) -> list[str]:

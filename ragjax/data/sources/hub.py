@@ -47,7 +47,7 @@ HUB_SETS = {
 def find_hub_set(name: str) -> tuple[str, HubSet] | None:
     """(its name with the configuration, the set) for NAME, NAME/CONFIGURATION, or the same with the hub's own id."""
     for short, found in HUB_SETS.items():
-        for spelled in (short, found.id):
+        for spelled in (found.id, short):  # the former may begin with the latter
             if name == spelled or name.startswith(f"{spelled}/"):
                 configuration = name.removeprefix(spelled).removeprefix("/") or found.configuration
                 return "/".join(filter(None, (short, configuration))), found._replace(configuration=configuration)

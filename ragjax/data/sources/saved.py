@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragjax.data.lines import Line
 from ragjax.data.sources.assembly import assemble, is_corpus
-from ragjax.data.sources.source import SPLITS, Facts, Source
+from ragjax.data.sources.source import SPLIT_NAMES, SPLITS, Facts, Source
 from ragjax.data.sources.tables import Table
 from ragjax.errors import UserError, reason
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import datasets
 
 _ROWS_AT_ONCE = 512
-_DEV = ("dev", "validation", "valid", "val")
 
 
 def import_datasets(what: str) -> Any:
@@ -32,8 +31,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def open_saved(folder: Path) -> Source:
-    """A DatasetDict, whose splits are train, dev (validation, valid, val), test and corpus, or a Dataset, which is one of
-    them.
+    """A DatasetDict, whose splits are train, dev (validation, valid, val), test and corpus; or a Dataset, one of these.
 
     Raises UserError where `datasets` is missing, and for a folder that it cannot read.
     """
@@ -42,10 +40,7 @@ def open_saved(folder: Path) -> Source:
         found = library.load_from_disk(str(folder))
     except Exception as error:  # what it raises for damaged folders has no kind in common
         raise UserError(f"{folder} cannot be read ({reason(error)}): save it again") from error
-    if isinstance(found, library.Dataset):
-        named = {str(found.split or "train"): found}
-    else:
-        named = dict(found)
+    named = {str(found.split or "train"): found} if isinstance(found, library.Dataset) else dict(found)
     files = tuple(sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("cache-")))
     tables = {name: table_of(f"{folder}, split {name}", dataset, files) for name, dataset in named.items()}
     questions, corpus = split_tables(str(folder), tables)
@@ -59,7 +54,7 @@ def table_of(where: str, dataset: "datasets.Dataset", files: tuple[Path, ...] = 
     def read() -> Iterator[Line]:
         number = 0
         for batch in dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
-            for record in batch.to_pylist():  # ty: ignore[unresolved-attribute]  with this format it is a pyarrow table
+            for record in batch.to_pylist():
                 number += 1
                 yield Line(where, number, record, "row")
 
@@ -72,17 +67,12 @@ def split_tables(where: str, tables: dict[str, Table]) -> tuple[dict[str, Table]
     Raises UserError where none of them is one that ragjax knows.
     """
     corpora = [table for table in tables.values() if is_corpus(table)]
-    names = {"train": ("train",), "dev": _DEV, "test": ("test",)}
-    questions = {
-        split: tables[name]
-        for split in SPLITS
-        for name in names[split]
-        if name in tables and tables[name] not in corpora
+    asking = {
+        SPLIT_NAMES[name]: table for name, table in tables.items() if name in SPLIT_NAMES and table not in corpora
     }
-    if not (questions or corpora):
-        raise UserError(
-            f"{where} has the splits {', '.join(tables)}: rename those to use to train, dev, test or corpus"
-        )
+    if not (asking or corpora):
+        found = ", ".join(tables)
+        raise UserError(f"{where} has the splits {found}: rename those to be used to train, dev, test or corpus")
     if len(corpora) > 1:
         raise UserError(f"{where} has passages in several splits: leave one, and name it corpus")
-    return questions, corpora[0] if corpora else None
+    return {split: asking[split] for split in SPLITS if split in asking}, corpora[0] if corpora else None

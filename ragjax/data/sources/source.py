@@ -11,6 +11,8 @@ from ragjax.data.questions import Passage
 
 OWN_LAYOUT = "ragjax's own columns"
 SPLITS = ("train", "dev", "test")
+# A split's own name, and those that other libraries give it.
+SPLIT_NAMES = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev", "test": "test"}
 # Why records were left out, in words -> how many.
 Tally = Counter[str]
 

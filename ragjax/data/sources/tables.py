@@ -34,7 +34,7 @@ _CHARACTERS_AT_ONCE = 1 << 20
 _LONGEST_RECORD = 1 << 28
 # Columns whose cells hold a list.
 _LISTS = ("answers", "positive_ids", "golden_answers", "possible_answers")
-_BETWEEN = re.compile(r"[ \t\r\n,]*")
+_BETWEEN = re.compile(r"[ \t\r\n,]+")
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,8 @@ def _listed_objects(path: Path, file: IO[str]) -> Iterator[Line]:
     """The objects of a JSON list whose bracket has been read."""
     decoder, text, place, number, is_at_end = json.JSONDecoder(), "", 0, 0, False
     while True:
-        place = _BETWEEN.match(text, place).end()  # ty: ignore[unresolved-attribute]  it matches anywhere
+        between = _BETWEEN.match(text, place)
+        place = between.end() if between else place
         if text.startswith("]", place):
             return
         try:

@@ -7,13 +7,17 @@ FOLDER/provenance.json      what they were made of, and what was left out
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ragjax.data.arrow import RECORD as STORE_RECORD
 from ragjax.data.arrow import ArrowStore
+from ragjax.data.lines import Line
 from ragjax.data.questions import Question, read_questions
-from ragjax.data.sources import SPLITS
+from ragjax.data.sources.assembly import assemble
+from ragjax.data.sources.source import SPLITS, Facts, Source
+from ragjax.data.sources.tables import Table, open_table
 from ragjax.errors import UserError
 from ragjax.files import read_json_object
 from ragjax.files.plain import unwritable
@@ -57,6 +61,22 @@ def open_prepared(folder: Path) -> Prepared:
         for split in SPLITS
     }
     return Prepared(passages, questions, provenance)
+
+
+def open_prepared_source(folder: Path) -> Source:
+    """A prepared folder as a source, to be cut otherwise or to lend its passages to other questions."""
+    stated = read_json_object(provenance_of(folder)).get("source") or {}
+    where = corpus_of(folder)
+
+    def read() -> Iterator[Line]:
+        for number, passage in enumerate(ArrowStore(where), start=1):
+            record = {"id": passage.id, "title": passage.title, "text": passage.text}
+            yield Line(where, number, record, "passage")
+
+    corpus = Table(str(where), lambda: ("id", "title", "text"), read, (where / STORE_RECORD,))
+    tables = {split: open_table(path) for split in SPLITS if (path := questions_of(folder, split)).is_file()}
+    facts = Facts(stated.get("revision"), stated.get("licence"))
+    return assemble(folder.resolve().name, tables, corpus, folder=folder, facts=lambda: facts)
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> int:
