@@ -36,7 +36,7 @@ TRIED = [
 ]
 DATASETS = ["datasets>=4.4.2,<6"]
 # TFDS itself does not ask for importlib_resources, which it needs for builders in a package.
-TFDS = ["importlib_resources>=6.4,<8", "tensorflow-datasets>=4.9.9,<4.10"]
+TFDS = ["importlib_resources>=6.4,<8", "tensorflow-datasets>=4.9.10,<4.10"]
 JAX_BOUNDS = next(f">={lowest},<{untried}" for name, lowest, untried in TRIED if name == "jax")
 
 setup(

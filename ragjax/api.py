@@ -78,7 +78,10 @@ def prepare(config: PrepareConfig) -> Path:
     say(f"source: {source.describe()}", flush=True)
     if corpus:
         say(f"corpus: {corpus.describe()}", flush=True)
-    return preparing.prepare(source, config.out, corpus, _cutting(config))
+    record = preparing.prepare(source, config.out, corpus, _cutting(config))
+    for line in preparing.summary_of(record):
+        say(line)
+    return Path(config.out)
 
 
 def _cutting(config: PrepareConfig) -> preparing.Cutting | None:

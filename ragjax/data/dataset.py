@@ -18,8 +18,7 @@ from pathlib import Path
 
 from ragjax.data.lines import read_lines
 from ragjax.data.passages import PassageList, PassageStore, RecordsHash
-from ragjax.data.preparing import prepare
-from ragjax.data.preparing.preparation import without_passages
+from ragjax.data.preparing import lost_labels, prepare, without_passages
 from ragjax.data.questions import Question, check_answers, read_corpus, read_questions
 from ragjax.data.sources import SPLITS, Source
 from ragjax.data.sources.assembly import is_foreign
@@ -133,6 +132,7 @@ def _from_prepared(folder: Path) -> Dataset:
     if not any(found.questions.values()):
         raise _no_questions(folder)
     notes = [f"prepared from {found.provenance['source']['name']}", *_unanswered(found.questions)]
+    notes += lost_labels(found.provenance)
     files = {split: folder / f"{split}.jsonl" for split, questions in found.questions.items() if questions}
     return _dataset(folder.resolve().name, folder, found.passages, found.questions, notes, files)
 
@@ -154,10 +154,12 @@ def _through_cache(source: Source) -> Dataset:
             if found is None:
                 say(f"{source.describe()} is prepared into {folder}", flush=True)
                 shutil.rmtree(folder, ignore_errors=True)
-                found = open_prepared(prepare(source, folder))
+                prepare(source, folder)
+                found = open_prepared(folder)
     # Of ragjax's own columns there is nothing to say.
     layout = [] if source.is_own else [source.layout]
-    notes = [*filter(None, [", ".join([*layout, *_unanswered(found.questions)])]), *source.notes]
+    notes = [*filter(None, [", ".join([*layout, *_unanswered(found.questions)])]), *lost_labels(found.provenance)]
+    notes += source.notes
     files = {split: Path(part.where) for split, part in source.splits.items()}
     return _dataset(source.name, where, found.passages, found.questions, notes, files, source.missing)
 

@@ -29,6 +29,7 @@ UNKNOWN = "labels whose page or passage the corpus does not have"
 UNDECIDED = "labels whose page has several passages and none with an answer"
 NAMELESS = "labels by ids of another corpus, without a title"
 UNLABELLED = "questions without positives"
+LOST = (UNKNOWN, UNDECIDED, NAMELESS)
 
 _NOT_LOOKED_FOR = {"", "yes", "no", "noanswer"}
 

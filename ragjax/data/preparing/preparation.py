@@ -16,14 +16,14 @@ from typing import Any
 
 from ragjax.data.arrow import ArrowStore, ArrowWriter
 from ragjax.data.chunking import Chunker
-from ragjax.data.preparing.labels import RULE, Matcher, titles_of
+from ragjax.data.preparing.labels import LOST, NAMED, RULE, UNLABELLED, Matcher, titles_of
 from ragjax.data.questions import Passage
 from ragjax.data.sources import SPLITS, Asked, Source, Tally
 from ragjax.data.sources.prepared import LAYOUT, corpus_of, provenance_of, questions_of, write_questions
 from ragjax.errors import UserError
 from ragjax.files import new_folder, write_json
 from ragjax.version import __version__
-from ragjax.voice import progress, say
+from ragjax.voice import progress
 
 _CHECKED_EVERY = 1 << 13  # documents between two looks at the disk
 _SPARE = 1 << 24  # bytes: the batch that is still in memory, and questions
@@ -41,15 +41,15 @@ class Cutting:
 
 def prepare(
     source: Source, out: str | Path, corpus: Source | None = None, cutting: Cutting | None = None, shown: bool = True
-) -> Path:
-    """Writes a prepared folder, which is returned.
+) -> dict[str, Any]:
+    """Writes a prepared folder, and says what is in it and what was left out: its provenance.
 
     Args:
       source: of the questions, and of the passages where `corpus` is None.
       out: the folder, which must not exist yet.
       corpus: where the passages come from instead.
       cutting: of documents into passages; None: they are passages.
-      shown: print what is found, and draw progress.
+      shown: draw progress.
 
     Raises:
       UserError: bad data, a source without passages, `out` exists, no room, or another process writes it; then `out`
@@ -78,9 +78,7 @@ def prepare(
             "versions": _versions(),
         }
         write_json(provenance_of(part), record, everywhere=True)
-    for line in summary_of(record) if shown else ():
-        say(line)
-    return Path(out)
+    return record
 
 
 def summary_of(record: Mapping[str, Any]) -> Iterator[str]:
@@ -89,12 +87,18 @@ def summary_of(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"{record['passages']:,} passages, {questions} questions (train / dev / test)"
     for reason, count in record["dropped"].items():
         yield f"left out: {count:,} {reason}"
-    labels = dict(record["labels"])
-    rule = labels.pop("rule")
-    if labels:
-        yield f"rule: {rule}"
+    labels = {outcome: count for outcome, count in record["labels"].items() if outcome != "rule"}
     for outcome, count in labels.items():
         yield f"{outcome}: {count:,}"
+    if not labels.keys() <= {NAMED, UNLABELLED}:
+        yield f"the rule: {record['labels']['rule']}"
+
+
+def lost_labels(record: Mapping[str, Any]) -> list[str]:
+    """In words how many labels of a provenance have no passage, if any."""
+    counts = {outcome: count for outcome, count in record["labels"].items() if outcome not in ("rule", UNLABELLED)}
+    lost = sum(counts.get(outcome, 0) for outcome in LOST)
+    return [f"{lost:,} of {sum(counts.values()):,} labels without a passage"] if lost else []
 
 
 def without_passages(source: Source) -> UserError:

@@ -7,7 +7,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pytest
+import tensorflow_datasets as tfds
 
 from ragjax.data.questions import Passage
 from ragjax.data.sources import Asked, Facts, Label, open_corpus, open_source
@@ -15,9 +17,6 @@ from ragjax.data.sources.hub import HUB_SETS, find_hub_set
 from ragjax.data.sources.source import content_id
 from ragjax.errors import UserError
 from tests.data.written import write
-
-datasets = pytest.importorskip("datasets")
-tfds = pytest.importorskip("tensorflow_datasets")
 
 CORPUS = [{"id": "p1", "title": "Paris", "text": "A city."}]
 TRAIN = [{"id": "q1", "question": "City?", "answers": ["Paris"], "positive_ids": ["p1"]}]
@@ -168,7 +167,7 @@ def test_a_set_that_is_out_of_reach(hub, monkeypatch):
 
 
 def test_a_set_whose_columns_have_changed(hub, monkeypatch):
-    write(hub / "akariasai" / "PopQA" / "test.csv", [{"id": 1, "question": "?", "answers_of_it": "x"}])
+    write(hub / "akariasai" / "PopQA" / "test.parquet", [{"id": 1, "question": "?", "answers_of_it": "x"}])
     with pytest.raises(UserError, match='no column "possible_answers": .* columns are id, question, answers_of_it'):
         questions(open_source("popqa"), "test")
 
