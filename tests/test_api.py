@@ -19,6 +19,7 @@ PUBLIC = {
     "Answer",
     "CompareConfig",
     "EvaluateConfig",
+    "PrepareConfig",
     "Run",
     "RunConfig",
     "SearchConfig",
@@ -29,6 +30,7 @@ PUBLIC = {
     "losses",
     "metrics",
     "open_run",
+    "prepare",
     "search_rates",
     "train",
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ragjax
-from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, PrepareConfig, RunConfig
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, print_evaluation, runs
 from ragjax.fields import flag_text
@@ -60,6 +60,7 @@ def test_the_help_of_train_explains_every_field_and_no_other_library(world):
     [
         ("evaluate", {field.name for config in (EvaluateConfig, DecodeConfig) for field in dataclasses.fields(config)}),
         ("ask", {"run_dir", "data", "top_k", "json"} | {field.name for field in dataclasses.fields(DecodeConfig)}),
+        ("prepare", {field.name for field in dataclasses.fields(PrepareConfig)}),
         ("export", {"run_dir", "out", "merge", "max_shard_gb"}),
     ],
 )
