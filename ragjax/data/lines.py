@@ -146,4 +146,6 @@ def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 def _kind(value: object) -> str:
     """A JSON value's kind, with its article."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    return kinds.get(type(value)) or (
+        "a number" if isinstance(value, int | float) else f"of type {type(value).__name__}"
+    )

@@ -9,7 +9,7 @@ import platform
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,7 @@ def prepare(
     with new_folder(out) as part:
         asked = {split: list(source.splits[split].questions(dropped)) for split in SPLITS if split in source.splits}
         matcher = _matcher(asked, source, corpus, cutting)
-        documents = progress(passages_from.passages(dropped), desc="preparing", unit=" documents", shown=shown)
-        store, read = _write_corpus(part, Path(out), documents, matcher, cutting, dropped)
+        store, read = _write_corpus(part, Path(out), passages_from, matcher, cutting, dropped, shown)
         counts = {split: write_questions(questions_of(part, split), matcher.questions(split, store)) for split in asked}
         record = {
             "layout": LAYOUT,
@@ -120,20 +119,18 @@ def _matcher(
 
 
 def _write_corpus(
-    part: Path,
-    out: Path,
-    documents: Iterable[Passage],
-    matcher: Matcher,
-    cutting: Cutting | None,
-    dropped: Tally,
+    part: Path, out: Path, source: Source, matcher: Matcher, cutting: Cutting | None, dropped: Tally, shown: bool
 ) -> tuple[ArrowStore, int]:
     """(the store of all passages, how many documents they are)."""
+    documents = source.passages(dropped) if source.passages else ()
     writer, read = ArrowWriter(corpus_of(part)), 0
-    for document in documents:
+    for document in progress(documents, desc="preparing", unit=" documents", shown=shown):
         if read % _CHECKED_EVERY == 0:
             _check_room(part, out, len(writer))
         read += 1
         _add(writer, matcher, document, cutting, dropped)
+    if not len(writer):
+        raise UserError(f"{source.describe()} holds no passages: give it at least one with a text")
     _check_room(part, out, len(writer))
     return writer.finish(), read
 

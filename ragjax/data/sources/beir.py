@@ -8,6 +8,7 @@ MTEB has the same columns in .jsonl and .parquet too, and folders corpus/, queri
 """
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def _judge(queries: Mapping[str, Asked], judgements: Table) -> Iterator[Asked]:
             raise line.error(f'the query id "{query}" is not among the queries', "add that query or remove the line")
         found = positives.setdefault(query, {})
         score = line.record.get("score")
-        if isinstance(score, bool) or not isinstance(score, int | float):
+        if isinstance(score, bool) or not isinstance(score, int | float) or math.isnan(score):
             raise line.error(f'"score" is {score!r}', "write a number")
         if score > 0:
             found.setdefault(passage, Label(id=passage, place=line.place))

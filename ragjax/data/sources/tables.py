@@ -167,7 +167,12 @@ def _cells(path: Path) -> Iterator[Line]:
     number = 0
     try:
         with _text(path) as file:
-            for cells in csv.DictReader(file, delimiter=_delimiter(path)):
+            # Strict: a quote that is never closed would make one cell of all that follows.
+            rows = csv.DictReader(file, delimiter=_delimiter(path), strict=True)
+            names = rows.fieldnames or []
+            if repeated := next((name for name in names if names.count(name) > 1), None):
+                raise UserError(f'{path} has two columns "{repeated}": rename or remove one')
+            for cells in rows:
                 number += 1
                 line = Line(path, number, {}, "row")
                 if None in cells or None in cells.values():

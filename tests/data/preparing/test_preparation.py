@@ -151,6 +151,12 @@ def test_what_is_refused_leaves_nothing(own, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
 
 
+def test_a_source_without_any_passage(tmp_path):
+    (tmp_path / "psgs_w100.tsv").write_text("id\ttext\ttitle\n")
+    message = fault_of(prepared, tmp_path, tmp_path / "x", corpus=str(tmp_path / "psgs_w100.tsv"))
+    assert "psgs_w100 (a corpus) holds no passages: give it at least one" in message
+
+
 def test_a_disk_without_room_is_named_before_it_is_full(own, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 5000, 5000))

@@ -77,6 +77,8 @@ def test_an_empty_cell_counts_as_missing(tmp_path):
         ("x.csv", b"a,b\n1,2\n3\n", "row 2: it has more or fewer cells than the header"),
         ("x.csv", b"a,b\n1,2\n3,4,5\n", "row 2: it has more or fewer cells than the header"),
         ("x.csv", b"a,b\n1,\xff\n", "cannot be read after row 0"),
+        ("x.csv", b'a,b\n1,2\n3,"open\n5,6\n', "cannot be read after row 1 (unexpected end of data)"),
+        ("x.csv", b"a,b,a\n1,2,3\n", 'has two columns "a"'),
         ("x.tsv.gz", b"a\tb\n", "cannot be read"),
         ("x.parquet", b"PAR1 no more", "cannot be read"),
     ],
