@@ -54,9 +54,8 @@ def open_named_tfds(name: str) -> Source:
     library = _import(where)
     builder = _guarded(where, lambda: library.builder(name, file_format=_FORMAT))
     _guarded(where, builder.download_and_prepare)
-    return _assembled(
-        where, where, builder, Facts(str(builder.version), builder.info.redistribution_info.license or None)
-    )
+    facts = Facts(str(builder.version), builder.info.redistribution_info.license or None)
+    return _assembled(where if ":" in name else f"{where}:{builder.version}", where, builder, facts)
 
 
 def _assembled(name: str, where: str, builder: Any, facts: Facts, files: tuple[Path, ...] = ()) -> Source:

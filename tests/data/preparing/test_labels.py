@@ -35,6 +35,7 @@ def test_pages_by_title_and_answer():
         Asked("none", "?", ("2001",), (Label(title="Malmö Harbour"),)),
         Asked("alone", "?", ("2001",), (Label(title="ALONE"), Label(title="Alone"))),
         Asked("unknown", "?", ("1996",), (Label(title="Lund"),)),
+        Asked("title", "?", ("harbour",), (Label(title="malmö harbour"),)),
         Asked("part", "?", ("996",), (Label(title="malmö harbour"),)),
         Asked("nothing", "?", ("1996",), ()),
         Asked("yes", "?", ("Yes",), (Label(title="Two"),)),
@@ -46,6 +47,7 @@ def test_pages_by_title_and_answer():
         "none": (),
         "alone": ("b1",),
         "unknown": (),
+        "title": (),
         "part": (),
         "nothing": (),
         "yes": (),
@@ -53,10 +55,10 @@ def test_pages_by_title_and_answer():
     }
     assert counts == {
         labels.ANSWERED: 1,
-        labels.UNDECIDED: 4,
+        labels.UNDECIDED: 5,
         labels.ALONE: 2,
         labels.UNKNOWN: 1,
-        labels.UNLABELLED: 6,
+        labels.UNLABELLED: 7,
     }
 
 
@@ -114,4 +116,6 @@ def test_ids_of_another_corpus_become_titles():
 def test_spellings_of_a_title():
     assert same_title("AC/DC_(Band) ") == same_title("ac/dc   (band)")
     assert same_title("Malmo\u0308") == same_title("MALM\u00d6")
+    assert same_title("STRASSE") == same_title("Straße")
     assert same_title("Malmö") != same_title("Malmo")
+    assert same_title("Apollo \u2460") != same_title("Apollo 1")

@@ -15,7 +15,6 @@ from ragjax.api import prepare
 from ragjax.config import CHUNKS, PrepareConfig
 from ragjax.data import Passage, Question, load_dataset
 from ragjax.data.chunking import CHUNKERS
-from ragjax.data.preparing import preparation
 from ragjax.data.sources.prepared import is_prepared
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
@@ -211,14 +210,10 @@ def test_killed_at_any_moment_it_is_made_anew(own, tmp_path):
 
 
 def test_the_command(own, tmp_path):
-    command = [sys.executable, "-m", "ragjax.prepare", f"--source={own}"]
-    done = subprocess.run([*command, f"--out={tmp_path / 'out'}"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "ragjax.prepare", f"--source={own}", f"--out={tmp_path / 'out'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "12 passages, 2 / 0 / 2 questions" in done.stdout
-    refused = subprocess.run([*command, f"--out={own}"], capture_output=True, text=True)
-    assert (refused.returncode, refused.stderr) == (
-        1,
-        f"error: {own} exists already: choose another folder, or remove it first\n",
-    )
+    assert len(load_dataset(tmp_path / "out").passages) == 12
 
 
 def test_a_source_is_prepared_into_the_cache_once(own, tmp_path, capsys, monkeypatch):
@@ -229,7 +224,11 @@ def test_a_source_is_prepared_into_the_cache_once(own, tmp_path, capsys, monkeyp
     assert first.files["test"] == own / "test.parquet" and first.split_file("dev") == "dev.jsonl"
     again = load_dataset(own)
     assert (again.sha256, capsys.readouterr().out) == (first.sha256, "")
-    # A file that has changed is another source.
+    # A file that has changed is another source, of the same size too.
+    before = (own / "test.parquet").stat()
+    os.utime(own / "test.parquet", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    load_dataset(own)
+    assert "is prepared into" in capsys.readouterr().out
     write(own / "train.parquet", QUESTIONS[:1])
     assert len(load_dataset(own).train) == 1
     # A damaged copy is made anew.
@@ -239,7 +238,7 @@ def test_a_source_is_prepared_into_the_cache_once(own, tmp_path, capsys, monkeyp
     assert list(load_dataset(own).passages) == list(first.passages) and shard.parent.is_dir()
     said = capsys.readouterr()
     assert "is not what was written: prepare the data again; it is prepared anew" in said.err
-    monkeypatch.setattr(preparation, "write_questions", lambda *arguments: os.kill(0, 0) or 1 / 0)
+    monkeypatch.setattr("ragjax.data.dataset.prepare", None)
     assert len(load_dataset(own).train) == 1
 
 
@@ -267,5 +266,7 @@ def test_a_prepared_folder_of_another_version(own, tmp_path):
 def test_a_prepared_folder_is_a_source_too(own, tmp_path):
     out = prepared(own, tmp_path / "out")
     again = prepared(out, tmp_path / "again", chunk="words", chunk_size=3)
-    assert load_dataset(again).train[0].positive_ids == load_dataset(again).train[0].positive_ids != ()
-    assert len(load_dataset(again).passages) > 12
+    data = load_dataset(again)
+    positive = data.passages[data.passages.rows_of(data.train[1].positive_ids)[0]]
+    assert "number 1" in positive.text and len(positive.text.split()) == 3
+    assert len(data.passages) > 12

@@ -116,7 +116,7 @@ HOTPOT = {
     "supporting_facts": {"title": ["Arthur's Magazine", "Elsewhere", "Arthur's Magazine"], "sent_id": [0, 0, 1]},
     "context": {
         "title": ["Radio City", "Arthur's Magazine"],
-        "sentences": [["Radio City is.", " It plays."], ["Arthur's Magazine was.", " It closed."]],
+        "sentences": [["Radio City is", ".", " It  plays."], ["Arthur's Magazine was.", " It closed."]],
     },
 }
 
@@ -270,6 +270,9 @@ def test_triviaqa(tmp_path):
     (other,) = [each for each in questions["train"] + questions["dev"] if each.id == "tc_2"]
     assert other.labels == (Label(web.id, "Web"), Label("", "Only named"))
     assert dropped["questions whose id had been there already"] == 1
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.parquet").unlink()
+    assert read(open_source(tmp_path))[1] == {"test": []}
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
