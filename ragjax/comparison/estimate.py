@@ -154,14 +154,6 @@ def _answering_seconds(
     return _seconds(lambda: own.decode_answers(prompts, weights, config, len(questions))) / len(questions)
 
 
-def duration(seconds: float) -> str:
-    """For people: "2 h 05 min", "12 min", "40 s"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-
-
 def _seconds(work: Callable[[], Any]) -> float:
     """Of the second call: the first one compiles."""
     work()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from ragjax.comparison.estimate import Pace, duration, measure_pace
+from ragjax.comparison.estimate import Pace, measure_pace
 from ragjax.comparison.matrix import Planned
 from ragjax.config import CompareConfig, RunConfig, SearchConfig
 from ragjax.data.dataset import Dataset
@@ -22,6 +22,7 @@ from ragjax.pipeline import load_untrained_embedder, load_untrained_generator
 from ragjax.pretrained import Embedder, Generator, init_lora
 from ragjax.rates import search_rates
 from ragjax.reporting import Cell
+from ragjax.reporting.formats import duration
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.run import complete
 from ragjax.training.strategies import STRATEGIES, needs_generator

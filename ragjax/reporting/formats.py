@@ -39,9 +39,13 @@ def in_unit(seconds: float | None, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
-    unit = time_unit(seconds)
-    return f"{in_unit(seconds, unit)} {unit}"
+    """In a sentence: "2 h 05 min", "12 min", "1.7 min", "40 s"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 570:
+        return f"{seconds / 60:.1f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def times(ratio: float | None) -> str:

@@ -3,7 +3,6 @@
 import pytest
 
 from ragjax.comparison import Pace, plan_cells
-from ragjax.comparison.estimate import duration
 from ragjax.config import CompareConfig, RunConfig
 from ragjax.data.dataset import Dataset
 from ragjax.data.passages import PassageList
@@ -77,9 +76,3 @@ def test_memory_is_that_of_the_largest_phase():
     assert PACE.memory_bytes([rows["none"]]) == 5000
     assert PACE.memory_bytes([rows["generator"], rows["two_phase"]]) == 5000 + 4 * 100
     assert PACE.memory_bytes(list(rows.values())) == 5000 + 4 * 110
-
-
-def test_durations_are_for_people():
-    assert [duration(seconds) for seconds in (0.4, 89, 91, 3599, 3600, 7500)] == [
-        "0 s", "89 s", "2 min", "1 h 00 min", "1 h 00 min", "2 h 05 min"
-    ]  # fmt: skip

@@ -236,3 +236,9 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="could not be written"):
         write_report(comparison(tmp_path), tmp_path / "file", command="", title="")
+
+
+def test_durations_are_for_people():
+    assert [formats.duration(seconds) for seconds in (0.4, 89, 91, 569, 571, 3599, 3600, 7500)] == [
+        "0 s", "89 s", "1.5 min", "9.5 min", "10 min", "1 h 00 min", "1 h 00 min", "2 h 05 min"
+    ]  # fmt: skip
