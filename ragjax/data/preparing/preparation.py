@@ -60,14 +60,14 @@ def prepare(
         raise without_passages(passages_from)
     dropped: Tally = Counter()
     with new_folder(out) as part:
+        origins = {"source": _described(source), "corpus": _described(corpus) if corpus else None}
         asked = {split: list(source.splits[split].questions(dropped)) for split in SPLITS if split in source.splits}
         matcher = _matcher(asked, source, corpus, cutting)
         store, read = _write_corpus(part, Path(out), passages_from, matcher, cutting, dropped, shown)
         counts = {split: write_questions(questions_of(part, split), matcher.questions(split, store)) for split in asked}
         record = {
             "layout": LAYOUT,
-            "source": _described(source),
-            "corpus": _described(corpus) if corpus else None,
+            **origins,
             "chunking": dict(cutting.described) if cutting else None,
             "documents": read,
             "passages": len(store),

@@ -23,7 +23,6 @@ from ragjax.data.sources.source import SPLITS, Asked, Facts, Source, Split, Tall
 from ragjax.data.sources.squad import SQUAD
 from ragjax.data.sources.tables import Table
 from ragjax.data.sources.triviaqa import TRIVIAQA
-from ragjax.errors import UserError
 
 # A table is of the first whose columns it has.
 SCHEMAS = (LABELLED, HOTPOTQA, POPQA, TRIVIAQA, DPR, SQUAD, FLASHRAG, OWN, NQ_OPEN)
@@ -171,8 +170,3 @@ def _read_corpus(table: Table, is_strict: bool, tally: Tally) -> Iterator[Passag
             yield read(line)
         else:
             tally["passages without text"] += 1
-
-
-def refuse_unread(folder: Path, found: Sequence[str]) -> UserError:
-    """What to raise for a folder in which nothing is recognised, but folders `found` inside it are."""
-    return UserError(f"{folder} has no data files of its own, but folders that have: name one of {', '.join(found)}")

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ragjax.data.sources.assembly import assemble, is_corpus, refuse_unread
+from ragjax.data.sources.assembly import assemble, is_corpus
 from ragjax.data.sources.beir import open_judged, open_judgements
 from ragjax.data.sources.dpr import open_answers
 from ragjax.data.sources.prepared import is_prepared, open_prepared_source
@@ -57,7 +57,9 @@ def open_folder(folder: Path) -> Source | None:
         return assemble(folder.resolve().name, questions, corpus, folder=folder, notes=_renamed(questions))
     inside = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and any(map(stem_of, path.iterdir()))]
     if inside:
-        raise refuse_unread(folder, inside)
+        raise UserError(
+            f"{folder} has no data files of its own, but folders that have: name one of {', '.join(inside)}"
+        )
     return None
 
 
