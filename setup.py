@@ -34,6 +34,9 @@ TRIED = [
     ("tqdm", "4.67.0", "4.71"),
     ("transformers", "5.10.2", "5.24"),
 ]
+DATASETS = ["datasets>=4.4.2,<6"]
+# TFDS itself does not ask for importlib_resources, which it needs for builders in a package.
+TFDS = ["importlib_resources>=6.4,<8", "tensorflow-datasets>=4.9.10,<4.10"]
 JAX_BOUNDS = next(f">={lowest},<{untried}" for name, lowest, untried in TRIED if name == "jax")
 
 setup(
@@ -58,6 +61,9 @@ setup(
         "tpu": [f"jax[tpu]{JAX_BOUNDS}"],
         # Search by words (--retriever=bm25|hybrid).
         "bm25": ["bm25s>=0.3.16,<0.4"],
+        # Data sets by name, and what these two libraries keep. Both are imported when they are needed.
+        "datasets": DATASETS,
+        "tfds": TFDS,
         # The references that parity tests compare with. Install torch by itself first: see BUILD.md. transformers
         # needs accelerate to read GGUF files.
         "parity": [
@@ -80,12 +86,14 @@ setup(
         "dev": [
             "beartype>=0.22.9,<0.24",
             "bm25s>=0.3.16,<0.4",
+            *DATASETS,
             "hypothesis>=6.170,<7",
             "pre-commit>=4.6,<5",
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17.6,<0.18",
             "setuptools>=80,<85",
+            *TFDS,
             "ty==0.0.107",
         ],
     },

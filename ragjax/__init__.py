@@ -3,7 +3,9 @@
 RunConfig          everything that decides a run's result                      config.py
 CompareConfig      what a comparison runs                                      config.py
 EvaluateConfig     what is evaluated, on which questions                       config.py
+PrepareConfig      what is brought into a data folder                          config.py
 SearchConfig       what a learning-rate search tries                           config.py
+prepare            a source of data, by name or folder -> a data folder        api.py
 train              a configuration -> a trained Run                            api.py
 evaluate           a Run, or its folder -> scores and predictions              api.py
 search_rates       the learning rates of a strategy                            rates/search.py
@@ -16,8 +18,8 @@ losses             RAG-Token, RAG-Sequence, MNRL and others                    l
 metrics            EM, F1, containment, Recall@k, hit@k, MRR                   metrics.py
 
 Each is imported when it is first used: `import ragjax` loads neither JAX nor a model's code.
-Commands: python -m ragjax.train, ragjax.compare, ragjax.lr_search, ragjax.evaluate, ragjax.ask, ragjax.export; each has
---help.
+Commands: python -m ragjax.prepare, ragjax.train, ragjax.compare, ragjax.lr_search, ragjax.evaluate, ragjax.ask,
+ragjax.export; each has --help.
 """
 
 import importlib
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
     from ragjax import losses as losses
     from ragjax import metrics as metrics
     from ragjax.api import evaluate as evaluate
+    from ragjax.api import prepare as prepare
     from ragjax.api import train as train
     from ragjax.comparison import compare as compare
     from ragjax.config import CompareConfig as CompareConfig
     from ragjax.config import EvaluateConfig as EvaluateConfig
+    from ragjax.config import PrepareConfig as PrepareConfig
     from ragjax.config import RunConfig as RunConfig
     from ragjax.config import SearchConfig as SearchConfig
     from ragjax.pretrained import Embedder as Embedder
@@ -45,9 +49,9 @@ if TYPE_CHECKING:
     from ragjax.runs import open_run as open_run
 
 _NAMES = {
-    "api": ("evaluate", "train"),
+    "api": ("evaluate", "prepare", "train"),
     "comparison": ("compare",),
-    "config": ("CompareConfig", "EvaluateConfig", "RunConfig", "SearchConfig"),
+    "config": ("CompareConfig", "EvaluateConfig", "PrepareConfig", "RunConfig", "SearchConfig"),
     "pretrained": ("Embedder", "Generator", "load_embedder", "load_generator"),
     "rates": ("search_rates",),
     "runs": ("Answer", "Run", "open_run"),

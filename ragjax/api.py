@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ragjax import training
-from ragjax.config import DecodeConfig, EvaluateConfig, RetrievalConfig, RunConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, PrepareConfig, RetrievalConfig, RunConfig
+from ragjax.data import preparing
+from ragjax.data.chunking import RECIPES, make_chunker
+from ragjax.data.sources import open_corpus, open_source
+from ragjax.errors import UserError
 from ragjax.evaluation import Evaluation, evaluate_runs
+from ragjax.parallel import refuse_several_processes
 from ragjax.runs import Run, open_run
+from ragjax.voice import say
+from ragjax.weights import load_tokenizer, read_config, resolve_model
 
 
 def train(config: RunConfig) -> Run:
@@ -53,3 +60,47 @@ def evaluate(run: Run | str | Path, **settings: Any) -> Evaluation:
     )
     differing = {name: value for name, value in settings.items() if name in overrides}
     return evaluate_runs(config, differing, run if isinstance(run, Run) else None)
+
+
+def prepare(config: PrepareConfig) -> Path:
+    """Brings a source into a data folder, which is returned: what `data` of a RunConfig takes.
+
+    Raises:
+      UserError: bad data, a name that is not known or out of reach, a package that it needs is missing, `out` exists,
+        no room, or one of several processes; then `out` does not exist.
+    """
+    refuse_several_processes()
+    for name, what in (("source", "name a folder or a set"), ("out", "name the folder to write")):
+        if not getattr(config, name).strip():
+            raise UserError(f"--{name} is empty: {what}.")
+    source = open_source(config.source)
+    corpus = open_corpus(config.corpus) if config.corpus else None
+    say(f"source: {source.describe()}", flush=True)
+    if corpus:
+        say(f"corpus: {corpus.describe()}", flush=True)
+    record = preparing.prepare(source, config.out, corpus, _cutting(config))
+    for line in preparing.summary_of(record):
+        say(line)
+    return Path(config.out)
+
+
+def _cutting(config: PrepareConfig) -> preparing.Cutting | None:
+    """How documents are cut. Raises UserError for sizes that are given and not used, or do not fit each other."""
+    if config.chunk == "none":
+        if config.chunk_size is not None or config.chunk_overlap is not None:
+            raise UserError("--chunk_size and --chunk_overlap need --chunk: choose paragraphs, words or tokens.")
+        return None
+    size, overlap = RECIPES[config.chunk]
+    size = size if config.chunk_size is None else config.chunk_size
+    overlap = overlap if config.chunk_overlap is None else config.chunk_overlap
+    described = {"how": config.chunk, "size": size, "overlap": overlap}
+    if config.chunk != "tokens":
+        return preparing.Cutting(make_chunker(config.chunk, size, overlap), described)
+    model = resolve_model(config.embedder)
+    tokenizer = load_tokenizer(model, read_config(model)).backend_tokenizer
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    cut = make_chunker("tokens", size, overlap, count_tokens)
+    return preparing.Cutting(cut, described | {"tokenizer": model.describe()})

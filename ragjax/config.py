@@ -46,6 +46,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 PAPER_RATES = (1e-8, 3e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
 SELECT = ("f1", "em", "recall_at_5", "dev_loss")
 GRIDS = ("1d", "2d")
+CHUNKS = ("none", "paragraphs", "words", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +169,8 @@ class RunConfig(DecodeConfig, RetrievalConfig):
     )
     data: str = field(
         "sample",
-        "Data: `sample` (included), or a folder with corpus, train, dev (or validation) and test files (.jsonl "
-        "or .jsonl.gz), or in BEIR's layout.",
+        "Data: `sample` (included), a folder that ragjax.prepare wrote, one in ragjax's own layout or another that it "
+        "reads (docs/data.md), or a named set such as hotpotqa.",
         name=True,
     )
     run_dir: str = field("", "Folder of this run. Left out: runs/STRATEGY.", path=True)
@@ -358,7 +359,7 @@ class EvaluateConfig(Checked):
     )
     data: str = field(
         "",
-        "Data folder or `sample`; for a run: where its data are now. Left out: where the run found them, or "
+        "Data, as for ragjax.train; for a run: where its data are now. Left out: where the run found them, or "
         "sample where there is no run.",
         name=True,
     )
@@ -415,3 +416,38 @@ class IndexConfig(Checked):
     nprobe: int = field(0, "Lists of an IVF index that a question is looked up in; 0: 32.", minimum=0)
     train_sample: int = field(0, "Vectors to train the index on; 0: 64 for each list, at least 65,536.", minimum=0)
     dry_run: bool = field(False, "Print what the index takes, and stop.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig(Checked):
+    """What is brought into a data folder."""
+
+    source: str = field(
+        "",
+        "Questions, and passages unless --corpus is given: a folder in any layout that ragjax reads (docs/data.md), or "
+        "a named set: hotpotqa, popqa, squad, nq_open, triviaqa, wikipedia, tfds:NAME.",
+        name=True,
+    )
+    corpus: str = field(
+        "", "Where the passages come from instead: a folder, a file or a named set. Left out: --source.", name=True
+    )
+    out: str = field("", "Folder to write. It must not exist yet.", path=True)
+    chunk: str = field(
+        "none",
+        "How documents are cut into passages: not at all (none), into paragraphs, sentences where they are longer "
+        "(paragraphs), into runs of words, or like paragraphs but measured in tokens of --embedder.",
+        choices=CHUNKS,
+    )
+    chunk_size: int | None = field(
+        None,
+        "Longest passage, in characters (paragraphs), words or tokens. Left out: 1000, 100 or 256.",
+        minimum=1,
+        kind=int,
+    )
+    chunk_overlap: int | None = field(
+        None,
+        "How much of a passage may stand in the next one too, in the same unit. Left out: 200, 0 or 0.",
+        minimum=0,
+        kind=int,
+    )
+    embedder: str = field("minilm", "With --chunk=tokens: whose tokens count.", name=True)

@@ -10,10 +10,10 @@ from jaxtyping import Float, Float32, Int
 from ragjax.arrays import ModelVariables, Variables
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, forward_flops
+from ragjax.data.dataset import Dataset
 from ragjax.data.passages import PassageStore
 from ragjax.data.prompts import Prompt, PromptBuilder
 from ragjax.data.questions import Passage, Question
-from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
 from ragjax.models.lora import COLLECTION, LoraConfig

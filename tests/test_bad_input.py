@@ -4,8 +4,6 @@ import dataclasses
 import fcntl
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -250,14 +248,6 @@ def test_commands_print_one_sentence_and_exit_with_1(world, tmp_path):
     assert "holds no passages" in refused_by_command(train)
     ask = world.command("-m", "ragjax.ask", f"--run_dir={tmp_path / 'nowhere'}", "why?")
     assert "holds no config.json" in refused_by_command(ask)
-
-
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--data=sample", "more"]], ids=str)
-@pytest.mark.parametrize("command", ["prepare"])
-def test_a_command_of_a_later_version_says_so(command, arguments):
-    done = subprocess.run([sys.executable, "-m", f"ragjax.{command}", *arguments], capture_output=True, text=True)
-    assert refused_by_command(done).startswith(f"error: ragjax.{command} is not part of this version yet: ")
-    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
 
 
 def test_a_flag_out_of_its_range_is_refused(world):

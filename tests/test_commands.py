@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ragjax
-from ragjax.config import DecodeConfig, EvaluateConfig, IndexConfig, RunConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, IndexConfig, PrepareConfig, RetrievalConfig, RunConfig
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, print_evaluation, runs
 from ragjax.fields import flag_text
@@ -50,21 +50,20 @@ def test_the_help_of_train_explains_every_field_and_no_other_library(world):
         assert shown in words, field.name
         assert "".join(field.metadata["help"].split()) in words, field.name
     assert "<none|generator|joint|embedder|independent|two_phase|auto>" in words
-    assert set(re.findall(r"^  --(?:\[no\])?(\w+):", text, re.MULTILINE)) == {
-        field.name for field in dataclasses.fields(RunConfig)
-    }
+    assert set(re.findall(r"^  --(?:\[no\])?(\w+):", text, re.MULTILINE)) == fields_of(RunConfig)
+
+
+def fields_of(*configs):
+    return {field.name for config in configs for field in dataclasses.fields(config)}
 
 
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
-        ("evaluate", {field.name for config in (EvaluateConfig, DecodeConfig) for field in dataclasses.fields(config)}),
-        (
-            "ask",
-            {"run_dir", "data", "index_dir", "nprobe", "top_k", "json"}
-            | {field.name for field in dataclasses.fields(DecodeConfig)},
-        ),
-        ("index", {field.name for field in dataclasses.fields(IndexConfig)}),
+        ("evaluate", fields_of(EvaluateConfig, DecodeConfig, RetrievalConfig)),
+        ("ask", {"run_dir", "data", "top_k", "json"} | fields_of(DecodeConfig, RetrievalConfig)),
+        ("prepare", fields_of(PrepareConfig)),
+        ("index", fields_of(IndexConfig)),
         ("export", {"run_dir", "out", "merge", "max_shard_gb"}),
     ],
 )

@@ -71,12 +71,14 @@ HOMES = {
     "absl.app": COMMAND_FILES,
     "absl.flags": COMMAND_FILES,
     "bm25s": {"retrieval/bm25.py"},
+    "datasets": {"data/sources/saved.py"},
     "fcntl": {"files/locks.py"},
     "faiss": {"retrieval/faiss_index.py"},
     "gguf": {"weights/gguf.py"},
     "jax.sharding": {"parallel.py"},
     "jinja2": {"reporting/render.py"},
     "matplotlib": {"reporting/figures.py"},
+    "tensorflow_datasets": {"data/sources/tfds.py"},
     "orbax": {"checkpoints.py"},
     "tqdm": {"voice.py"},
     # Which index there is, is chosen in one place; the others know a retriever.
@@ -91,7 +93,7 @@ HOMES = {
     "ragjax.retrieval.device_index": {"retrieval/__init__.py"},
 }
 # Extras of what only some runs need: a run that does names the extra where it is missing.
-OPTIONAL = ("bm25",)
+OPTIONAL = ("bm25", "datasets", "tfds")
 RUN_FOLDER = "runs/folder.py"
 # What stands in a run folder; as a whole name anywhere, and the folders' names where they end a path.
 RUN_FILES = {

@@ -13,7 +13,7 @@ import pytest
 
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, Ledger
-from ragjax.data.sources import Dataset, load_dataset
+from ragjax.data.dataset import Dataset, load_dataset
 from ragjax.evaluation import evaluate
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
 from ragjax.retrieval import Proposal

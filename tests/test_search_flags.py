@@ -8,7 +8,7 @@ import pytest
 
 from ragjax import api
 from ragjax.config import RunConfig
-from ragjax.data.sources import load_dataset
+from ragjax.data import load_dataset
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
 from ragjax.metrics import recall_at_k

@@ -10,7 +10,7 @@ import numpy as np
 
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.runs import RunFolder, RunRecord, Summary
 from ragjax.weights import resolve_model
 

@@ -17,8 +17,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from ragjax.config import RunConfig
+from ragjax.data.dataset import Dataset
 from ragjax.data.questions import Question
-from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.fields import flag_text
 from ragjax.pipeline import Pipeline

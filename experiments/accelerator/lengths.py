@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from ragjax.config import RunConfig
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.pipeline import build_pipeline, load_models
 
 FILE = Path(__file__).parent / "lengths.json"

@@ -24,7 +24,7 @@ from torch_lora_yardstick import load_torch_model
 
 from ragjax.config import RunConfig
 from ragjax.data.batches import pad_tokens, round_up
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.files import write_json
 from ragjax.generation import Rule, beam_search
 from ragjax.pipeline import build_pipeline, load_models

@@ -17,7 +17,7 @@ from provenance import provenance
 
 from ragjax.config import QUANTIZE, RunConfig
 from ragjax.data.batches import Rows, Shape, make_rows, round_up
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.files import write_json
 from ragjax.pipeline import build_pipeline, load_models
 from ragjax.pretrained import Generator

@@ -19,8 +19,8 @@ from provenance import provenance
 
 from ragjax import metrics
 from ragjax.config import RunConfig
+from ragjax.data import load_dataset
 from ragjax.data.questions import Question
-from ragjax.data.sources import load_dataset
 from ragjax.files import write_json
 from ragjax.pipeline import Pipeline, build_pipeline, load_untrained_embedder, load_untrained_generator
 

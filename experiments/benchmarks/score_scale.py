@@ -16,7 +16,7 @@ from provenance import provenance
 
 from ragjax import losses
 from ragjax.config import RunConfig
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.files import write_json
 from ragjax.pipeline import build_pipeline, load_models
 

@@ -27,7 +27,7 @@ from provenance import provenance
 
 from ragjax.config import PAPER_RATES, RunConfig
 from ragjax.costs import Ledger
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.evaluation import mean_recall
 from ragjax.files import write_json
 from ragjax.parallel import compile_sums

@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from ragjax import metrics
 from ragjax.config import RunConfig
+from ragjax.data.dataset import load_dataset
 from ragjax.data.questions import Question
-from ragjax.data.sources import load_dataset
 from ragjax.evaluation import METRICS, before_after_table, paired_interval, summarise
 from ragjax.files import write_json
 from ragjax.pipeline import Pipeline, build_pipeline, load_models

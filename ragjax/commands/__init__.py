@@ -1,8 +1,8 @@
 """The commands: flags -> configuration -> one call.
 
-train, lr_search, compare,
+prepare, index, train,
+lr_search, compare,
 evaluate, ask, export       what they read from the command line, and what they call
-prepare, index              not part of this version yet; they say what to do instead
 flags.py                    a flag for each field of a configuration
 ends.py                     how a command ends: errors as one sentence, exit codes
 console.py                  ask's prompt, history and streaming, and what it prints

@@ -18,8 +18,8 @@ import numpy as np
 
 from ragjax.comparison.matrix import Planned
 from ragjax.config import RunConfig
+from ragjax.data.dataset import Dataset
 from ragjax.data.questions import Passage, Question
-from ragjax.data.sources import Dataset
 from ragjax.pipeline import prompt_builder, trained_collection
 from ragjax.pretrained import Embedder, Generator
 from ragjax.training.loop import measured_every

@@ -12,7 +12,7 @@ import jax
 from ragjax.comparison.estimate import Pace, measure_pace
 from ragjax.comparison.matrix import Planned
 from ragjax.config import CompareConfig, RunConfig, SearchConfig
-from ragjax.data.sources import Dataset
+from ragjax.data.dataset import Dataset
 from ragjax.errors import UserError, reason
 from ragjax.evaluation import copy_predictions
 from ragjax.files import free_bytes, read_json_object, write_atomic

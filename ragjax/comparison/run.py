@@ -15,7 +15,7 @@ from pathlib import Path
 from ragjax.comparison.execution import Execution
 from ragjax.comparison.matrix import plan_cells
 from ragjax.config import CompareConfig, RunConfig
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation import comparison_table
 from ragjax.fields import changed_flags

@@ -30,12 +30,12 @@ SHARD = 1 << 18  # passages in a file
 _BATCH = 1 << 12  # of them in a record batch, which is held in memory until it is written,
 _LONGEST = 1 << 25  # or fewer, where they have so many characters
 _LAYOUT = 1
-_RECORD, _KEYS, _ROWS = "store.json", "ids.keys.npy", "ids.rows.npy"
+RECORD, _KEYS, _ROWS = "store.json", "ids.keys.npy", "ids.rows.npy"
 
 
 def is_arrow_store(folder: Path) -> bool:
     """Whether a folder holds a store."""
-    return (folder / _RECORD).is_file()
+    return (folder / RECORD).is_file()
 
 
 class ArrowStore:
@@ -159,7 +159,7 @@ class ArrowWriter:
             "shards": [seal.as_json() for seal in self._seals],
             "ids": [seal.as_json() for seal in files],
         }
-        write_json(self.folder / _RECORD, record, everywhere=True)
+        write_json(self.folder / RECORD, record, everywhere=True)
         return ArrowStore(self.folder)
 
     def _flush(self) -> None:
@@ -222,7 +222,7 @@ class _Shard:
 
 def _checked_record(folder: Path, verify: bool) -> dict[str, Any]:
     """store.json of a store whose files are what was written; a copied file's new time is noted."""
-    path = folder / _RECORD
+    path = folder / RECORD
     record = read_json_object(path)
     try:
         if record["layout"] != _LAYOUT:

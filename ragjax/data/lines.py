@@ -1,4 +1,4 @@
-"""The reader of JSON Lines files (.jsonl and .jsonl.gz), line by line and checked.
+"""Records as their files have them, one by one and checked; the reader of JSON Lines files (.jsonl and .jsonl.gz).
 
 The first bad line ends the reading with a UserError that names file, line and mend. Lines that hold only white space
 are skipped. null stands for a key that is missing.
@@ -25,14 +25,19 @@ _Record = TypeVar("_Record", bound=_Identified)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One parsed line, with what its error messages need."""
+    """One parsed line or row, with what its error messages need."""
 
     path: str | Path
     number: int
     record: dict
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}, {self.unit} {self.number}"
 
     def error(self, fault: str, mend: str) -> UserError:
-        return UserError(f"{self.path}, line {self.number}: {fault}; {mend}")
+        return UserError(f"{self.place}: {fault}; {mend}")
 
     def identity(self) -> str:
         """The string under "id", or "_id" as BEIR spells it."""
@@ -43,6 +48,18 @@ class Line:
         if key not in self.record:
             raise self.error(f'"{key}" is missing', f'add "{key}": "..."')
         return self._checked(self.record[key], f'"{key}"')
+
+    def identifier(self, *keys: str) -> str:
+        """The id under the first of `keys` that is there: text, or a whole number as text."""
+        key = next((key for key in keys if self.record.get(key) is not None), keys[0])
+        value = self.record.get(key)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else self.text(key)
+
+    def inside(self, value: object, what: str) -> "Line":
+        """An object that this record holds, `what` it is; its errors name the same place."""
+        if not isinstance(value, dict):
+            raise self.error(f"{what} is {_kind(value)}", "write an object {...}")
+        return Line(self.path, self.number, value, self.unit)
 
     def optional_texts(self, key: str) -> tuple[str, ...]:
         """The strings of the list under `key`, none of them empty; () if it is missing or null."""
@@ -76,7 +93,7 @@ def read_records(path: str | Path, parse: Callable[[Line], _Record]) -> list[_Re
     """Parsed records in file order; an id that occurs twice is an error."""
     records: list[_Record] = []
     first_seen: dict[str, int] = {}
-    for line in _lines(path):
+    for line in read_lines(path):
         record = parse(line)
         if record.id in first_seen:
             fault = f'the id "{record.id}" already stands on line {first_seen[record.id]}'
@@ -86,7 +103,8 @@ def read_records(path: str | Path, parse: Callable[[Line], _Record]) -> list[_Re
     return records
 
 
-def _lines(path: str | Path) -> Iterator[Line]:
+def read_lines(path: str | Path) -> Iterator[Line]:
+    """The objects of a JSON Lines file, in file order."""
     for number, data in raw_lines(path):
         try:
             # A byte order mark (some editors write one) is allowed at the start of the file only.
@@ -128,4 +146,6 @@ def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 def _kind(value: object) -> str:
     """A JSON value's kind, with its article."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    return kinds.get(type(value)) or (
+        "a number" if isinstance(value, int | float) else f"of type {type(value).__name__}"
+    )

@@ -81,11 +81,10 @@ def check_answers(questions: Iterable[Question], path: str | Path, flag: str) ->
             )
 
 
-def check_positive(positive: str, passage_ids: Container[str] | None, error: Callable[[str, str], UserError]) -> None:
-    """Raises `error(fault, mend)` where the corpus has no such passage (None: not checked)."""
-    if passage_ids is not None and positive not in passage_ids:
-        fault = f'the positive id "{positive}" is not in the corpus'
-        raise error(fault, "add that passage to the corpus or remove the id")
+def missing_positive(positive: str, error: Callable[[str, str], UserError]) -> UserError:
+    """What to raise for a positive that the corpus does not have: `error(fault, mend)`."""
+    fault = f'the positive id "{positive}" is not in the corpus'
+    return error(fault, "add that passage to the corpus or remove the id")
 
 
 def _passage(line: Line) -> Passage:
@@ -99,5 +98,6 @@ def _question(line: Line, passage_ids: Container[str] | None) -> Question:
     identity, question = line.identity(), line.text("question")
     answers, positives = line.optional_texts("answers"), line.optional_texts("positive_ids")
     for positive in positives:
-        check_positive(positive, passage_ids, line.error)
+        if passage_ids is not None and positive not in passage_ids:
+            raise missing_positive(positive, line.error)
     return Question(identity, question, answers, tuple(dict.fromkeys(positives)))

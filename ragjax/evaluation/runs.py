@@ -7,8 +7,8 @@ from typing import Any
 
 from ragjax.config import DecodeConfig, EvaluateConfig, RetrievalConfig, RunConfig
 from ragjax.costs import Cost
+from ragjax.data.dataset import load_dataset
 from ragjax.data.questions import Question, check_answers, read_questions
-from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation.predictions import check_questions, evaluate, holds
 from ragjax.evaluation.report import METRICS, RANKS, evaluation_table, pairs_table, retrieval_table

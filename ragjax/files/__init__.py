@@ -5,7 +5,7 @@ read_pieces                                               bytes and text        
 read_json, read_json_object, read_json_lines,
 read_whole_lines, read_settings, write_json               JSON                                json_values.py
 PlannedFile, plan_text, plan_json, plan_copy,
-write_folder, check_room, free_bytes                      a new folder, whole or not at all   folders.py
+write_folder, new_folder, check_room, free_bytes          a new folder, whole or not at all   folders.py
 KeyedRecords                                              lists of numbers by key             keyed_records.py
 Seal                                                      large files, hashed once            seals.py
 take_lock, lock_file                                      locks between processes             locks.py
@@ -20,6 +20,7 @@ from ragjax.files.folders import (
     PlannedFile,
     check_room,
     free_bytes,
+    new_folder,
     plan_copy,
     plan_json,
     plan_text,
@@ -49,6 +50,7 @@ __all__ = [
     "default_cache_dir",
     "free_bytes",
     "lock_file",
+    "new_folder",
     "plan_copy",
     "plan_json",
     "plan_text",

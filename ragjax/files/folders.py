@@ -55,6 +55,19 @@ def write_folder(folder: str | os.PathLike, files: Sequence[PlannedFile], everyw
     """
     if not (everywhere or is_first()):
         return
+    with new_folder(folder) as part:
+        check_room(Path(folder), sum(file.size for file in files))
+        for file in files:
+            _write_planned(part / file.path, file)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike) -> Generator[Path, None, None]:
+    """A hidden folder beside `folder`, to be filled by the block; at its end it is renamed to `folder`.
+
+    An error in the block leaves neither of them, and what a killed process left is removed first. Files should have
+    reached the disk before the block ends. Raises UserError as `write_folder` does.
+    """
     folder = Path(folder)
     part = folder.with_name(f".{folder.name}.ragjax-part") if folder.name else folder
     _refuse_existing(folder)
@@ -64,9 +77,7 @@ def write_folder(folder: str | os.PathLike, files: Sequence[PlannedFile], everyw
             try:
                 _refuse_existing(folder)  # another process may have finished it since
                 _clear(part)
-                check_room(folder, sum(file.size for file in files))
-                for file in files:
-                    _write_planned(part / file.path, file)
+                yield part
                 os.rename(part, folder)
             finally:
                 shutil.rmtree(part, ignore_errors=True)  # gone when all went well

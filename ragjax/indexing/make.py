@@ -18,7 +18,7 @@ import numpy as np
 
 from ragjax.config import IndexConfig
 from ragjax.costs import forward_flops
-from ragjax.data.sources import Dataset, load_dataset
+from ragjax.data import Dataset, load_dataset
 from ragjax.errors import UserError
 from ragjax.files import Seal, storing, take_lock
 from ragjax.indexing.needs import measure_needs

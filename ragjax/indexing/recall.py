@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ragjax.data import Dataset
 from ragjax.data.passages import PassageStore
-from ragjax.data.sources import Dataset
 from ragjax.pretrained import Embedder
 from ragjax.retrieval import ApproximateIndex, ExactIndex, Queries, Retriever, VectorStore
 

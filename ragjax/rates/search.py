@@ -23,8 +23,8 @@ import numpy as np
 
 from ragjax.config import RunConfig, SearchConfig
 from ragjax.costs import Ledger
+from ragjax.data.dataset import Dataset, load_dataset
 from ragjax.data.questions import Question
-from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import DivergedError, UserError
 from ragjax.evaluation import CachedGenerations, evaluate, mean_recall, rates_table, summarise
 from ragjax.fields import changed_flags

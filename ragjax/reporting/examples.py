@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.errors import UserError
 from ragjax.files import read_json_lines
 from ragjax.reporting.cells import Cell

@@ -9,7 +9,7 @@ import jax
 
 from ragjax.arrays import Variables
 from ragjax.config import RunConfig
-from ragjax.data.sources import Dataset, load_dataset
+from ragjax.data.dataset import Dataset, load_dataset
 from ragjax.errors import UserError
 from ragjax.pipeline import Pipeline, build_pipeline, load_untrained_embedder, load_untrained_generator
 from ragjax.pretrained import Embedder, Generator
@@ -178,7 +178,7 @@ def _data_of(record: RunRecord, files: RunFolder, moved_to: str | Path) -> Datas
     try:
         return load_dataset(moved_to or recorded)
     except UserError as error:
-        if moved_to or Path(recorded).exists():
+        if moved_to or not Path(recorded).is_absolute() or Path(recorded).exists():  # a name is not a path
             raise
         raise UserError(
             f"the data of {files.path} are not at {recorded} any more: give --data the folder that has them now."

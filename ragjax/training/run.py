@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger, peak_memory_bytes
 from ragjax.data.batches import round_up
+from ragjax.data.dataset import Dataset, load_dataset
 from ragjax.data.questions import Question
-from ragjax.data.sources import Dataset, load_dataset
 from ragjax.errors import UserError, reason
 from ragjax.evaluation import (
     METRICS,

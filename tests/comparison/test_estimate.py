@@ -4,9 +4,9 @@ import pytest
 
 from ragjax.comparison import Pace, plan_cells
 from ragjax.config import CompareConfig, RunConfig
+from ragjax.data.dataset import Dataset
 from ragjax.data.passages import PassageList
 from ragjax.data.questions import Question
-from ragjax.data.sources import Dataset
 
 # A prompt of a question takes 2 s to read, its answer 7 s.
 PACE = Pace(

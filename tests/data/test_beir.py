@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from ragjax.data.dataset import load_dataset
 from ragjax.data.questions import Passage, Question
-from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 
 CORPUS = [
@@ -54,6 +54,7 @@ def test_a_folder_is_read_without_answers(tmp_path):
         ("3\td1\t1", 'the query id "3" is not among the queries'),
         ("1\td9\t1", 'the positive id "d9" is not in the corpus'),
         ("1 0 d1 1", "not a query's id, a passage's id and a number"),
+        ("1\td1\tnan", '"score" is nan'),
         ("1\td1\tyes", "not a query's id, a passage's id and a number"),
     ],
 )

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from ragjax.data import sources
+from ragjax.data.dataset import load_dataset
 from ragjax.data.questions import Passage, Question
-from ragjax.data.sources import load_dataset
+from ragjax.data.sources.opening import SAMPLE_FOLDER
 from ragjax.errors import UserError
 
 CORPUS = [{"id": "p1", "title": "Paris", "text": "A city."}, {"id": "p2", "text": "No title."}]
@@ -103,20 +103,13 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 def test_sample_is_package_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if not list(sources.SAMPLE_FOLDER.glob("corpus.jsonl*")):
+    if not list(SAMPLE_FOLDER.glob("corpus.jsonl*")):
         pytest.skip("the sample has not been generated in this tree")
     data = load_dataset("sample")
     assert data.name == "sample"
     assert len(data.passages) >= 1500
     assert len(data.train) + len(data.dev) + len(data.test) >= 600
     assert data.train and data.dev and data.test
-
-
-@pytest.mark.parametrize("name", ["hotpotqa", "popqa"])
-def test_names_to_come(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    message = fault_of(name)
-    assert f'"{name}" is not built in yet' in message and "--data=FOLDER" in message
 
 
 @pytest.mark.parametrize("name", ["", "no_such_folder", "no/such/folder", "x" * 300, "nul\0byte"])

@@ -17,9 +17,9 @@ import pytest
 
 from ragjax.config import IndexConfig
 from ragjax.costs import ModelSize
+from ragjax.data import Dataset
 from ragjax.data.passages import PassageList
 from ragjax.data.questions import Passage, Question
-from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.indexing import make as module
 from ragjax.indexing import needs as needs_module

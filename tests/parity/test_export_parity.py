@@ -15,8 +15,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ragjax.config import RunConfig
+from ragjax.data.dataset import load_dataset
 from ragjax.data.prompts import prompt_text
-from ragjax.data.sources import load_dataset
 from ragjax.exporting import export_run
 from ragjax.models.lora import LoraConfig
 from ragjax.pretrained import load_embedder, load_generator

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.pretrained import load_embedder
 from ragjax.weights import resolve_model
 from tests.tiny import require_package

@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.models.mpnet import relative_position_buckets
 from ragjax.pretrained import load_embedder
 from ragjax.weights import resolve_model

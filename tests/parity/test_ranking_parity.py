@@ -12,9 +12,9 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger
+from ragjax.data.dataset import Dataset
 from ragjax.data.passages import PassageList
 from ragjax.data.questions import Passage, Question
-from ragjax.data.sources import Dataset
 from ragjax.parallel import ONE_DEVICE
 from ragjax.pretrained import load_embedder
 from ragjax.retrieval import ArrayVectors, ExactIndex, Queries, Retriever

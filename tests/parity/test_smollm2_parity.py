@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ragjax.data.dataset import load_dataset
 from ragjax.data.prompts import prompt_text
-from ragjax.data.sources import load_dataset
 from ragjax.pretrained import load_generator
 from ragjax.weights import resolve_model
 from tests.tiny import require_package

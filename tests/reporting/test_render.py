@@ -9,7 +9,7 @@ import re
 import pytest
 
 from ragjax.config import RunConfig, SearchConfig
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.errors import UserError
 from ragjax.files import write_json
 from ragjax.reporting import Cell, formats, paper, write_report, write_run_report

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import ragjax
+from ragjax.data.dataset import load_dataset
 from ragjax.data.passages import PassageList
-from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.pretrained import load_embedder, load_generator
 from ragjax.runs import RunFolder, ask, prepare

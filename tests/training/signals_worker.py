@@ -16,7 +16,7 @@ import numpy as np
 
 from ragjax.arrays import ModelVariables
 from ragjax.costs import Ledger
-from ragjax.data.sources import Dataset, load_dataset
+from ragjax.data.dataset import Dataset, load_dataset
 from ragjax.models.lora import LoraConfig
 from ragjax.parallel import compile_step, place
 from ragjax.pipeline import Pipeline, build_pipeline, load_models

@@ -11,9 +11,9 @@ import pytest
 
 from ragjax.costs import Ledger, forward_flops
 from ragjax.data.batches import sequence_lengths
+from ragjax.data.dataset import load_dataset
 from ragjax.data.prompts import PromptBuilder
 from ragjax.data.questions import Passage
-from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.models.lora import LoraConfig
 from ragjax.pipeline import build_pipeline, load_models

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ragjax.costs import Ledger
-from ragjax.data.sources import load_dataset
+from ragjax.data import load_dataset
 from ragjax.pipeline import build_pipeline, load_models
 from ragjax.training.signals import AnswerAssembler
 from ragjax.training.signals import one_pass as module

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from ragjax import load_embedder, load_generator
+from ragjax.data.dataset import load_dataset
 from ragjax.data.prompts import prompt_text
-from ragjax.data.sources import load_dataset
 from ragjax.pipeline import load_models
 from ragjax.runs import open_run
 from ragjax.training import train

@@ -12,9 +12,9 @@ from flax import linen as nn
 
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger, ModelSize, train_flops
+from ragjax.data.dataset import Dataset
 from ragjax.data.passages import PassageList
 from ragjax.data.questions import Passage, Question
-from ragjax.data.sources import Dataset
 from ragjax.errors import UserError
 from ragjax.retrieval import ArrayVectors, ExactIndex, Retriever
 from ragjax.training.signals import RankingAssembler

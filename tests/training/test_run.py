@@ -15,7 +15,7 @@ import pytest
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import OBJECTIVES, EvaluateConfig, RunConfig
 from ragjax.costs import PARTS, TRAINING_PARTS
-from ragjax.data.sources import load_dataset
+from ragjax.data.dataset import load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs
 from ragjax.exporting import export_run

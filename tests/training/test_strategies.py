@@ -10,8 +10,8 @@ import pytest
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import DecodeConfig, RunConfig, SearchConfig
 from ragjax.costs import Cost
+from ragjax.data.dataset import load_dataset
 from ragjax.data.questions import Question
-from ragjax.data.sources import load_dataset
 from ragjax.errors import UserError
 from ragjax.evaluation import strategy_table
 from ragjax.pipeline import Pipeline

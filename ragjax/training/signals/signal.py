@@ -9,8 +9,8 @@ import numpy as np
 from ragjax.arrays import ModelVariables
 from ragjax.config import RunConfig
 from ragjax.costs import Cost, Ledger, ModelSize, forward_flops, train_flops
+from ragjax.data.dataset import Dataset
 from ragjax.data.questions import Question
-from ragjax.data.sources import Dataset
 from ragjax.runs import Run
 from ragjax.training.objectives import Objective
 from ragjax.training.sampling import QuestionBatch, Sampler
