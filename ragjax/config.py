@@ -415,6 +415,7 @@ class IndexConfig(Checked):
     )
     nprobe: int = field(0, "Lists of an IVF index that a question is looked up in; 0: 32.", minimum=0)
     train_sample: int = field(0, "Vectors to train the index on; 0: 64 for each list, at least 65,536.", minimum=0)
+    verify: bool = field(False, "Hash every file of the folder, also those whose size and time are as they were.")
     dry_run: bool = field(False, "Print what the index takes, and stop.")
 
 

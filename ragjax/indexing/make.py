@@ -36,6 +36,7 @@ from ragjax.retrieval import (
     missing_passages,
     read_index_record,
 )
+from ragjax.retrieval.encode import forget_changed
 from ragjax.retrieval.faiss_index import (
     NPROBE,
     faiss_version,
@@ -149,6 +150,8 @@ class _Making:
 
     def finish(self) -> IndexRecord:
         """Does what is missing."""
+        if self._config.verify:
+            self._forget_changed()
         self.say_needs()
         vectors = encode_corpus(
             self._embedder, self._dataset.passages, Place(self.folder / VECTORS, _MEND), self._identity
@@ -165,6 +168,13 @@ class _Making:
             record = dataclasses.replace(record, recall=self._recall(vectors, record))
             record.write(self.folder)
         return record
+
+    def _forget_changed(self) -> None:
+        """Hashes every file; one that was changed counts as missing."""
+        forget_changed(self.folder / VECTORS)
+        record = self._record()
+        if record is not None and unbroken_seal(self.folder, record, verify=True) is None:
+            (self.folder / INDEX).unlink(missing_ok=True)
 
     def _is_whole(self, record: IndexRecord, vectors: VectorShards) -> bool:
         if record.vectors_sha256 != vectors.sha256:

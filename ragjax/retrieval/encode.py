@@ -98,15 +98,12 @@ def encode_corpus(
     return VectorShards(place.folder, identity, work.in_order())
 
 
-def open_vectors(folder: Path, identity: Identity, verify: bool = False) -> VectorShards | None:
-    """The stored vectors; None if some are missing, or are not what was written.
-
-    verify: hash all files.
-    """
+def open_vectors(folder: Path, identity: Identity) -> VectorShards | None:
+    """The stored vectors; None if some are missing, or are not what was written."""
     record = read_record(folder)
     if record is None or record[0] != identity:
         return None
-    shards = unbroken(folder, identity, record[1], verify)
+    shards = unbroken(folder, identity, record[1])
     if len(shards) < identity.shards:
         return None
     if shards != record[1]:  # copied files have other times: they were hashed for the last time, if this can be written
@@ -120,6 +117,16 @@ def missing_passages(folder: Path, identity: Identity) -> int:
     record = read_record(folder)
     done = unbroken(folder, identity, record[1]) if record and record[0] == identity else {}
     return identity.count - sum(len(identity.rows_of(number)) for number in done)
+
+
+def forget_changed(folder: Path) -> None:
+    """Hashes all shards, and strikes those from the record that are not what was written, with a warning."""
+    if record := read_record(folder):
+        identity, shards = record
+        whole = unbroken(folder, identity, shards, verify=True)
+        for number in sorted(shards.keys() - whole.keys()):
+            warn(f"the vectors in {folder / file_name(number)} are damaged: encoding those passages again")
+        write_record(folder, identity, whole)
 
 
 class _Work:

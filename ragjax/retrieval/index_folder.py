@@ -134,9 +134,9 @@ def _opened(folder: Path, record: IndexRecord, vectors: VectorShards, nprobe: in
     return ApproximateIndex(read_index(folder / INDEX), record.factory, vectors, nprobe or record.nprobe)
 
 
-def unbroken_seal(folder: Path, record: IndexRecord) -> Seal | None:
-    """The seal of index.faiss as it holds now; None where the file is missing or another."""
+def unbroken_seal(folder: Path, record: IndexRecord, verify: bool = False) -> Seal | None:
+    """The seal of index.faiss as it holds now; None where the file is missing or another. verify: hash it."""
     try:
-        return record.seal and record.seal.renewed(folder)
+        return record.seal and record.seal.renewed(folder, verify)
     except UserError:
         return None

@@ -262,6 +262,20 @@ def test_a_damaged_file_is_refused_and_mended(copied, whole, file, capsys):
     open_index(copied, identity())
 
 
+@pytest.mark.parametrize("file", ["index.faiss", "vectors/00002.npy"])
+def test_verifying_mends_a_change_that_kept_size_and_time(copied, whole, file):
+    path = copied / file
+    status, data = path.stat(), bytearray(path.read_bytes())
+    build(copied)  # whose record has the copies' times
+    data[-5] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    build(copied)
+    assert bytes_of(copied) != bytes_of(whole)
+    build(copied, verify=True)
+    assert bytes_of(copied) == bytes_of(whole)
+
+
 @pytest.mark.parametrize(
     ("embedder", "dataset", "sentence"),
     [

@@ -21,7 +21,15 @@ from ragjax.errors import UserError
 from ragjax.files import seals
 from ragjax.retrieval import encode as module
 from ragjax.retrieval import shards
-from ragjax.retrieval.encode import Place, cached_vectors, encode_corpus, identity_of, missing_passages, open_vectors
+from ragjax.retrieval.encode import (
+    Place,
+    cached_vectors,
+    encode_corpus,
+    forget_changed,
+    identity_of,
+    missing_passages,
+    open_vectors,
+)
 from tests.retrieval.cases import all_of
 
 COUNT, WIDTH, ROWS = 50, 6, 8
@@ -225,7 +233,9 @@ def test_verifying_finds_a_change_that_kept_size_and_time(tmp_path):
     path.write_bytes(data)
     os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
     assert open_vectors(found.folder, found.identity) is not None
-    assert open_vectors(found.folder, found.identity, verify=True) is None
+    forget_changed(found.folder)
+    assert open_vectors(found.folder, found.identity) is None
+    assert missing_passages(found.folder, found.identity) == ROWS
 
 
 @pytest.mark.parametrize("record", [None, "{", '{"seconds": 1}'])

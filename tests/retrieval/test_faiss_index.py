@@ -95,7 +95,7 @@ def test_describe():
 
 # ---- approximate search ------------------------------------------------------------------------------------
 
-P, E, FACTORIES = 600, 16, ("IVF12,Flat", "IVF12,PQ8x4", "HNSW8", "PCA8,IVF12,SQ8", "SQ8")
+P, E, FACTORIES = 600, 16, ("IVF12,Flat", "IVF12,PQ4x4", "HNSW8", "PCA8,IVF12,SQ8", "SQ8")
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_a_file_that_is_no_index(tmp_path):
         read_index(tmp_path / "index.faiss")
 
 
-@pytest.mark.parametrize("factory", ["IVF12,Flat", "IVF12,PQ8x4", "HNSW8", "SQ8", "PCA8,IVF12,SQ8"])
+@pytest.mark.parametrize("factory", ["IVF12,Flat", "IVF12,PQ4x4", "HNSW8", "SQ8", "PCA8,IVF12,SQ8"])
 def test_the_expected_size_is_near_the_real_one(tmp_path, factory):
     vectors = unit(np.random.default_rng(4), 3000, 32)
     write_index(built(factory, vectors), tmp_path / "index.faiss")
