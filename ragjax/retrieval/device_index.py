@@ -26,7 +26,7 @@ from ragjax.models.products import float32_matmul
 from ragjax.parallel import free_device_bytes, group_count, map_shares, place_shares
 from ragjax.retrieval.exact import exact_rows, longest_of
 from ragjax.retrieval.retriever import Proposal, Queries
-from ragjax.retrieval.vectors import check_vectors
+from ragjax.retrieval.vectors import ArrayVectors, check_vectors
 
 _BLOCK = 1 << 14  # passages that a device scores at once
 _QUERIES = 256  # questions that are scored at once
@@ -173,7 +173,7 @@ class DeviceIndex:
         """
         began = time.perf_counter()
         if self._dtype == "float32" and self._recall == 1:
-            rows = exact_rows(self._find, queries.vectors, self._vectors, self._longest, k)
+            rows = exact_rows(self._find, queries.vectors, ArrayVectors(self._vectors), self._longest, k)
         else:
             rows = self._find(queries.vectors, min(4 * k + 32, len(self._vectors)))[1].astype(np.int64)
         flops = 2.0 * len(queries.vectors) * self._vectors.size

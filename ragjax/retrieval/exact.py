@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32, Int, Int64
 
-from ragjax.retrieval.vectors import best_first
+from ragjax.retrieval.vectors import VectorStore, best_first
 
 _SPARE = 8  # candidates beyond k that are asked for at first
 
@@ -19,7 +19,7 @@ Find = Callable[[np.ndarray, int], tuple[Float32[np.ndarray, "b n"], Int[np.ndar
 
 
 def exact_rows(
-    find: Find, queries: Float32[np.ndarray, "B E"], vectors: Float32[np.ndarray, "P E"], longest: float, k: int
+    find: Find, queries: Float32[np.ndarray, "B E"], vectors: VectorStore, longest: float, k: int
 ) -> Int64[np.ndarray, "B k"]:
     """The k best passage rows of each query, best first; of equal scores the lower row, also at the k-th place.
 
@@ -30,7 +30,7 @@ def exact_rows(
       longest: no passage's vector is longer.
       k: at most P.
     """
-    count, width = vectors.shape
+    count, width = len(vectors), vectors.width
     # Bound of |float32 score - exact score| / |query|: one unit of rounding per addend, and one for the result.
     rounding = (width + 1) * 2.0**-24 * longest
     passage_rows = np.empty((len(queries), k), np.int64)
@@ -40,7 +40,7 @@ def exact_rows(
         unsettled = []
         for place, candidates, last in zip(open_places, rows, scores[:, -1], strict=True):
             query = queries[place]
-            passage_rows[place], exact = best_first(query, candidates, vectors[candidates], k)
+            passage_rows[place], exact = best_first(query, candidates, vectors.vectors_of(candidates), k)
             # Nothing outside the candidates scores above `last` plus rounding: can it reach the k-th place?
             slack = 2 * rounding * float(np.linalg.norm(query))
             if asked < count and exact[-1] <= last + slack:

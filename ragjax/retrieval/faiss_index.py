@@ -12,7 +12,7 @@ import numpy as np
 from ragjax.costs import Cost
 from ragjax.retrieval.exact import exact_rows, longest_of
 from ragjax.retrieval.retriever import Proposal, Queries
-from ragjax.retrieval.vectors import check_vectors
+from ragjax.retrieval.vectors import ArrayVectors, check_vectors
 
 
 class ExactIndex:
@@ -34,7 +34,7 @@ class ExactIndex:
         the k-th place.
         """
         began = time.perf_counter()
-        passage_rows = exact_rows(self._index.search, queries.vectors, self._vectors, self._longest, k)
+        passage_rows = exact_rows(self._index.search, queries.vectors, ArrayVectors(self._vectors), self._longest, k)
         flops = 2.0 * len(queries.vectors) * self._vectors.size
         return Proposal(passage_rows, Cost(time.perf_counter() - began, flops))
 
