@@ -97,22 +97,29 @@ def generator(tmp_path_factory):
 @pytest.mark.parametrize("most", [256, 3])
 def test_the_likelihood_of_a_question_after_a_passage(generator, most):
     """Against the logits of the whole text, passages cut to `most` tokens."""
-    asked_first, read = QUESTIONS[:3], PASSAGES[1:4]
-    scores, cost = QuestionLikelihood(generator, most).score(asked_first, read)
-    total = 0
-    for question, passage, score in zip(asked_first, read, scores, strict=True):
-        ids = lambda text: generator.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+
+    def ids(text):
+        return generator.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    prompts, asked = [], [ids(f" {question}") for question in QUESTIONS[:3]]
+    for passage in PASSAGES[1:4]:
         text = ids(f" {passage.title}. {passage.text}")[:most]
-        prompt = [*generator.prompt_ids("Passage:"), *text]
-        prompt += ids("\nPlease write a question based on this passage.\nQuestion:")
-        asked = ids(f" {question}")
-        logits = np.asarray(generator.logits(np.array([prompt + asked]))[0], np.float64)
-        log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-        places = np.arange(len(prompt) - 1, len(prompt) + len(asked) - 1)
-        np.testing.assert_allclose(score, log_probs[places, asked].mean(), rtol=1e-4)
-        total += len(prompt) + len(asked)
-    assert cost.tokens == total
-    assert np.ptp(scores) > 1e-3
+        end = ids("\nPlease write a question based on this passage.\nQuestion:")
+        prompts.append([*generator.prompt_ids("Passage:"), *text, *end])
+    lengths = np.array([len(prompt) + len(own) for prompt, own in zip(prompts, asked, strict=True)])
+    padded = np.zeros((3, 192), np.int32)
+    for row, (prompt, own) in enumerate(zip(prompts, asked, strict=True)):
+        padded[row, : lengths[row]] = prompt + own
+    logits = np.asarray(generator.logits(padded, lengths), np.float64)
+    log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    expected = [
+        log_probs[row, np.arange(len(prompt) - 1, lengths[row] - 1), own].mean()
+        for row, (prompt, own) in enumerate(zip(prompts, asked, strict=True))
+    ]
+    scores, cost = QuestionLikelihood(generator, most).score(QUESTIONS[:3], PASSAGES[1:4])
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
+    assert cost.tokens == lengths.sum()
+    assert np.ptp(expected) > 1e-3
 
 
 def test_a_question_without_room_for_a_passage(generator):
