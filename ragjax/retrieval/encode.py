@@ -90,7 +90,7 @@ def encode_corpus(
     if not len(store):
         raise ValueError("there are no passages to encode")
     found = open_vectors(place.folder, identity)
-    if found:
+    if found is not None:
         return found
     with _lock(place):
         work = _Work(place, identity)  # another process may have gone on meanwhile

@@ -58,8 +58,8 @@ class IndexRecord:
 
     @property
     def sha256(self) -> str:
-        """Of all that decides what is found, but for nprobe."""
-        parts = [self.vectors.key, self.vectors_sha256, self.factory, self.seal and self.seal.sha256]
+        """Of all that decides what is found."""
+        parts = [self.vectors.key, self.vectors_sha256, self.factory, self.nprobe, self.seal and self.seal.sha256]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
