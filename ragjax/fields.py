@@ -181,7 +181,8 @@ def differing_fields(recorded: Mapping[str, Any], config: Checked) -> list[str]:
 
 
 def _is_recorded(field: dataclasses.Field, recorded: Mapping[str, Any], config: Checked) -> bool:
-    before, items = recorded.get(field.name), field.metadata["items"]
+    # What an older version did not know was as it is by default.
+    before, items = recorded.get(field.name, field.default), field.metadata["items"]
     if items and before is not None:
         try:
             before = as_items(before, items) if flag_text(before) else ()

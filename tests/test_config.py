@@ -62,8 +62,9 @@ def test_recorded_fields_are_compared_as_they_are_meant():
     assert differing_fields(recorded, config) == []
     assert differing_fields(recorded | {"lora_targets": "q_proj,v_proj"}, config) == []
     assert differing_fields(recorded | {"lora_targets": "q_proj"}, config) == ["lora_targets"]
-    del recorded["seed"]
-    assert differing_fields(recorded | {"top_k": 4}, config) == ["top_k", "seed"]
+    del recorded["seed"]  # what was not known yet was as it is by default
+    assert differing_fields(recorded | {"top_k": 4}, config) == ["top_k"]
+    assert differing_fields(recorded, dataclasses.replace(config, seed=7)) == ["seed"]
     rates = SearchConfig(embedder_rates="1e-7")
     assert differing_fields({**dataclasses.asdict(rates), "embedder_rates": "1e-07"}, rates) == []
     assert differing_fields({**dataclasses.asdict(rates), "embedder_rates": "slow"}, rates) == ["embedder_rates"]
