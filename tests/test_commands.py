@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ragjax
-from ragjax.config import DecodeConfig, EvaluateConfig, RunConfig
+from ragjax.config import DecodeConfig, EvaluateConfig, RetrievalConfig, RunConfig
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, print_evaluation, runs
 from ragjax.fields import flag_text
@@ -55,11 +55,15 @@ def test_the_help_of_train_explains_every_field_and_no_other_library(world):
     }
 
 
+def fields_of(*configs: type) -> set[str]:
+    return {field.name for config in configs for field in dataclasses.fields(config)}
+
+
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
-        ("evaluate", {field.name for config in (EvaluateConfig, DecodeConfig) for field in dataclasses.fields(config)}),
-        ("ask", {"run_dir", "data", "top_k", "json"} | {field.name for field in dataclasses.fields(DecodeConfig)}),
+        ("evaluate", fields_of(EvaluateConfig, DecodeConfig, RetrievalConfig)),
+        ("ask", {"run_dir", "data", "top_k", "json"} | fields_of(DecodeConfig, RetrievalConfig)),
         ("export", {"run_dir", "out", "merge", "max_shard_gb"}),
     ],
 )
