@@ -54,37 +54,38 @@ def embed_all(
     batches, start = [], 0
     while start < len(order):
         length = min(round_up(len(tokens[order[start]]), 16), longest)
-        batches.append((order[start : start + devices * min(batch_size, _rows_at_once(length))], length))
+        most = min(batch_size, _rows_at_once(length))
+        batches.append((order[start : start + devices * most], most, length))
         start += len(batches[-1][0])
     embed_batch = _embed_on_all if devices > 1 else _embed_on_one
 
-    def vectors_of(batch: tuple[list[int], int]) -> np.ndarray:
-        chosen, length = batch
-        return embed_batch(module, variables, [tokens[i] for i in chosen], length)
+    def vectors_of(batch: tuple[list[int], int, int]) -> np.ndarray:
+        chosen, most, length = batch
+        return embed_batch(module, variables, [tokens[i] for i in chosen], most, length)
 
     vectors = np.empty((len(tokens), width), np.float32)
     # XLA runs much of a small batch on one core, so as many batches run at once as there are cores.
     at_once = os.cpu_count() if jax.default_backend() == "cpu" and devices == 1 else 1
     with ThreadPoolExecutor(at_once) as pool:
-        for (chosen, _), found in zip(batches, pool.map(vectors_of, batches), strict=True):
+        for (chosen, *_), found in zip(batches, pool.map(vectors_of, batches), strict=True):
             vectors[chosen] = found
             advance(len(chosen))
     return vectors
 
 
 def _embed_on_one(
-    module: nn.Module, variables: Variables, tokens: Sequence[Ids], length: int
+    module: nn.Module, variables: Variables, tokens: Sequence[Ids], most: int, length: int
 ) -> Float32[np.ndarray, "n E"]:
-    padded, lengths = pad_tokens(tokens, _full_size(len(tokens)), length)
+    padded, lengths = pad_tokens(tokens, _rows(len(tokens), most), length)
     return np.asarray(embed(module, variables, padded, lengths))[: len(tokens)]
 
 
 def _embed_on_all(
-    module: nn.Module, variables: Variables, tokens: Sequence[Ids], length: int
+    module: nn.Module, variables: Variables, tokens: Sequence[Ids], most: int, length: int
 ) -> Float32[np.ndarray, "n E"]:
     """The same, with an equal share of the rows on each device."""
     devices = group_count()
-    size = _full_size(-(-len(tokens) // devices))
+    size = _rows(-(-len(tokens) // devices), most)
     shares = [rows.reshape(devices, size, *rows.shape[1:]) for rows in pad_tokens(tokens, devices * size, length)]
     groups = _embed_groups(module)  # ty: ignore[invalid-argument-type]  a frozen dataclass, so hashable
     found = np.asarray(groups(variables, tuple(shares)))
@@ -97,9 +98,9 @@ def _embed_groups(module: nn.Module) -> Callable[[Variables, Any], Any]:
     return compile_map(lambda variables, texts: sentence_vectors(module, variables, *texts))
 
 
-def _full_size(count: int) -> int:
-    """Rows of a batch: a few full sizes instead of one for every remainder, as each is compiled once."""
-    return 1 << (count - 1).bit_length()
+def _rows(count: int, most: int) -> int:
+    """Rows of a batch of `count` texts: `most`, or of the few sizes that a remainder may have, as each is compiled."""
+    return min(1 << (count - 1).bit_length(), most)
 
 
 def _rows_at_once(length: int) -> int:

@@ -38,7 +38,9 @@ def answer(pipeline, question, config, show=None):
 
 runs.ask = answer
 pipeline = SimpleNamespace(check_top_k=lambda k: None)
-runs.open_run = lambda folder, data: SimpleNamespace(config=RunConfig(), unfinished=lambda: None, pipeline=pipeline)
+runs.open_run = lambda folder, data, search: SimpleNamespace(
+    config=RunConfig(), unfinished=lambda: None, pipeline=pipeline
+)
 flags.run_command(ask.main, resumes=False)
 """
 
