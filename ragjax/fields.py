@@ -180,9 +180,13 @@ def differing_fields(recorded: Mapping[str, Any], config: Checked) -> list[str]:
     return [field.name for field in dataclasses.fields(config) if not _is_recorded(field, recorded, config)]
 
 
+def recorded_value(recorded: Mapping[str, Any], config: Checked, name: str) -> Any:
+    """The recorded value of a field; its default where the version that recorded it did not know the field."""
+    return recorded.get(name, getattr(type(config), name))
+
+
 def _is_recorded(field: dataclasses.Field, recorded: Mapping[str, Any], config: Checked) -> bool:
-    # What an older version did not know was as it is by default.
-    before, items = recorded.get(field.name, field.default), field.metadata["items"]
+    before, items = recorded_value(recorded, config, field.name), field.metadata["items"]
     if items and before is not None:
         try:
             before = as_items(before, items) if flag_text(before) else ()

@@ -45,13 +45,13 @@ def types_of(description) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "types"),
     [
-        ({}, ["IndexFlatIP"]),
+        ({}, ["Flat"]),
         ({"search_on": "device", "device_dtype": "int8"}, ["DeviceIndex"]),
         ({"retriever": "bm25"}, ["BM25"]),
         ({"retriever": "hybrid", "search_on": "device"}, ["hybrid", "DeviceIndex", "BM25"]),
-        ({"retriever": "hybrid", "hops": 2}, ["two hops", "hybrid", "IndexFlatIP", "BM25"]),
-        ({"rerank": "generator", "rerank_top": 6}, ["reranked", "generator", "IndexFlatIP"]),
-        ({"rerank": "cross", "hops": 2}, ["reranked", "cross-encoder", "two hops", "IndexFlatIP"]),
+        ({"retriever": "hybrid", "hops": 2}, ["two hops", "hybrid", "Flat", "BM25"]),
+        ({"rerank": "generator", "rerank_top": 6}, ["reranked", "generator", "Flat"]),
+        ({"rerank": "cross", "hops": 2}, ["reranked", "cross-encoder", "two hops", "Flat"]),
     ],
 )
 def test_each_flag_chooses_its_index(world, parts, changes, types):
@@ -122,7 +122,7 @@ def test_a_run_records_what_it_searched_with(run):
     recorded = json.loads((run.folder / "config.json").read_text())
     assert recorded["index"]["reranker"]["source"].startswith(str(run.config.rerank))
     assert types_of(recorded["index"]) == types_of(run.summary.retrieval["index"])
-    assert types_of(recorded["index"]) == ["reranked", "cross-encoder", "two hops", "hybrid", "IndexFlatIP", "BM25"]
+    assert types_of(recorded["index"]) == ["reranked", "cross-encoder", "two hops", "hybrid", "Flat", "BM25"]
     assert recorded["flags"]["hops"] == 2
     assert run.retrieve(["Which number has the town Arby?"], 3).passage_rows.shape == (1, 3)
 

@@ -26,7 +26,7 @@ from ragjax.arrays import Tree
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.errors import UserError, reason
-from ragjax.fields import Checked, differing_fields, flag_text
+from ragjax.fields import Checked, differing_fields, flag_text, recorded_value
 from ragjax.files import read_json_object, take_lock, write_json
 from ragjax.paths import expanded
 from ragjax.runs.summary import Summary
@@ -213,7 +213,8 @@ class RunFolder:
         recorded = self._content()["flags"]
         if differ := [name for name in differing_fields(recorded, config) if name != "run_dir"]:
             details = ", ".join(
-                f"--{name}={flag_text(recorded.get(name))} (now {flag_text(getattr(config, name))})" for name in differ
+                f"--{name}={flag_text(recorded_value(recorded, config, name))} (now {flag_text(getattr(config, name))})"
+                for name in differ
             )
             raise UserError(f"{self.path} holds a run with {details}: repeat those flags or choose another --run_dir.")
 
@@ -235,7 +236,8 @@ class RunFolder:
             raise UserError(f"{file} lacks {min(missing)!r}: restore it or choose another --run_dir.")
         for part, values in asked.items():
             if differ := [name for name in differing_fields(record[part], values) if name not in free]:
-                was, now = (flag_text(value) for value in (record[part].get(differ[0]), getattr(values, differ[0])))
+                before = recorded_value(record[part], values, differ[0])
+                was, now = flag_text(before), flag_text(getattr(values, differ[0]))
                 raise UserError(
                     f"{self.path} holds a {kind} with --{differ[0]}={was} (now {now}): repeat that flag or choose "
                     "another --run_dir."

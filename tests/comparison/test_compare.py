@@ -270,8 +270,7 @@ def test_a_plan_is_printed_and_nothing_is_written(world, tmp_path, capsys):
 
 
 def test_a_disk_that_is_too_small_is_met_before_anything_is_trained(world, tmp_path, monkeypatch):
-    usage = execution_module.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(execution_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(execution_module, "free_bytes", lambda path: 1000)
     with pytest.raises(UserError, match=r"the comparison needs 0\.0 GB in .*, where 0\.0 GB are free: free some"):
         ragjax.compare(shared(world, tmp_path / "cmp"), options(world))
     assert not (tmp_path / "cmp" / "cells").exists()

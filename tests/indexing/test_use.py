@@ -80,13 +80,13 @@ def test_a_run_opens_with_its_index_or_another(world, config, finished, index_di
     try:
         with pytest.raises(UserError, match=r"--index_dir=.*/index holds no index"):
             open_run(config.run_dir, with_generator=False)
-        opened = open_run(config.run_dir, with_generator=False, index_dir=moved, nprobe=1)
+        opened = open_run(config.run_dir, with_generator=False, search={"index_dir": str(moved), "nprobe": 1})
         assert opened.pipeline.retriever.index.nprobe == 1
     finally:
         moved.rename(index_dir)
     assert open_run(config.run_dir, with_generator=False).pipeline.retriever.index.nprobe == 3
     flat = index_of(world, "flat", index="Flat", nprobe=0, vector_dtype="bfloat16")
-    opened = open_run(config.run_dir, with_generator=False, index_dir=flat)
+    opened = open_run(config.run_dir, with_generator=False, search={"index_dir": str(flat)})
     assert opened.pipeline.retriever.index.describe()["type"] == "Flat"
 
 
@@ -101,19 +101,19 @@ def test_another_index_in_the_same_place_is_refused(config, finished, index_dir)
 
 
 def test_evaluation_over_another_index_has_its_own_file(config, finished, index_dir):
-    asked = EvaluateConfig(run_dir=config.run_dir, decode=("none",), nprobe=1)
-    found = evaluate_runs(asked, {})
+    asked = EvaluateConfig(run_dir=config.run_dir, decode=("none",))
+    found = evaluate_runs(asked, {"nprobe": 1})
     assert found.results[0].path.name == "test.none.k3.index-nprobe1.jsonl"
-    again = evaluate_runs(asked, {})
+    again = evaluate_runs(asked, {"nprobe": 1})
     assert again.results[0].predictions == found.results[0].predictions
-    as_trained = evaluate_runs(EvaluateConfig(run_dir=config.run_dir, decode=("none",)), {})
+    as_trained = evaluate_runs(asked, {})
     assert as_trained.results[0].path.name == "test.after.jsonl"  # what training has found is found again
 
 
 def test_untrained_models_over_an_index(world, index_dir, tmp_path):
     asked = {"embedder": str(world.embedder), "data": str(world.data), "decode": ("none",), "top_k": (3,)}
     plain, indexed = (
-        evaluate_runs(EvaluateConfig(**asked, index_dir=each, out=str(tmp_path / name)), {})
+        evaluate_runs(EvaluateConfig(**asked, out=str(tmp_path / name)), {"index_dir": each})
         for name, each in (("plain", ""), ("indexed", str(index_dir)))
     )
     assert indexed.results[0].predictions == plain.results[0].predictions

@@ -56,12 +56,13 @@ def test_flags_must_be_those_of_the_run(begun):
     )
 
 
-def test_a_flag_that_the_run_did_not_know_differs(begun):
+def test_a_flag_that_the_run_did_not_know_was_as_it_is_by_default(begun):
     content = json.loads(begun.config_file.read_text())
     del content["flags"]["remat"]
     write_json(begun.config_file, content)
-    with pytest.raises(UserError, match=r"holds a run with --remat=None \(now partial\)"):
-        begun.check_flags(RunConfig())
+    begun.check_flags(RunConfig())
+    with pytest.raises(UserError, match=r"holds a run with --remat=partial \(now full\)"):
+        begun.check_flags(RunConfig(remat="full"))
 
 
 def test_inputs_must_be_those_of_the_run(begun):

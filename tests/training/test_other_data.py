@@ -90,7 +90,7 @@ def test_a_folder_of_ones_own_may_lack_answers_where_none_are_read(world, tmp_pa
     config = world.config(tmp_path / "run", data=data, strategy="embedder", max_steps=1)
     same = world.config(tmp_path / "answered", strategy="embedder", max_steps=1)
     assert train(config).after["recall_at_5"] == train(same).after["recall_at_5"]
-    assert "(22 of them without answers)" in capsys.readouterr().out
+    assert "(without answers)" in capsys.readouterr().out
     found = evaluate_runs(EvaluateConfig(run_dir=str(tmp_path / "run"), questions=f"{data}/dev.jsonl"), {})
     assert (found.n, found.results[0].scores["f1"]) == (4, None)
     with pytest.raises(UserError, match=r'dev.jsonl: the question with the id "dev-12" has no answers, which --decode'):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ragjax.checkpoints import Checkpoints
-from ragjax.config import DecodeConfig, RunConfig, SearchConfig
+from ragjax.config import DecodeConfig, RetrievalConfig, RunConfig, SearchConfig
 from ragjax.costs import Cost
 from ragjax.data.dataset import load_dataset
 from ragjax.data.questions import Question
@@ -48,7 +48,7 @@ def config_of(world, name: str, **changes: Any) -> RunConfig:
 
 # What others than phases read.
 GENERAL = {
-    *(field.name for field in dataclasses.fields(DecodeConfig)),
+    *(field.name for config in (DecodeConfig, RetrievalConfig) for field in dataclasses.fields(config)),
     *("strategy", "embedder", "query_prefix", "passage_prefix", "generator", "data", "run_dir", "top_k", "score_scale"),
     *("embedder_run", "generator_run", "lora_rank", "lora_alpha", "lora_targets", "prompt", "max_passage_tokens"),
     *("seed", "eval_split", "eval_limit", "eval_batch_size", "dtype", "quantize", "scan_layers", "remat"),
