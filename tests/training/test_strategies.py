@@ -426,7 +426,7 @@ def test_a_pair_is_scored_once(two_phase_and_scored):
 
 @pytest.mark.parametrize(
     ("objective", "strategy"),
-    [("emdr2", "joint"), ("emdr2", "two_phase"), ("pdist", "two_phase"), ("replug_lsr", "two_phase")],
+    [("emdr2", "joint"), ("emdr2", "two_phase")],
 )
 def test_the_retriever_can_have_a_loss_of_its_own(world, tmp_path, objective, strategy):
     """One step of the phase that trains the embedder, from the untrained models."""
