@@ -22,7 +22,7 @@ from ragjax.data import load_dataset
 from ragjax.files import write_json
 from ragjax.pretrained import load_embedder
 
-BATCH_SIZES = (4, 8, 16, 32, 64)
+BATCH_SIZES = (4, 8, 16, 32)
 
 
 def main() -> None:
