@@ -54,6 +54,11 @@ def forward_flops(size: ModelSize, lengths: Iterable[float], head_positions: int
     return linear + attention + head
 
 
+def encoding_flops(size: ModelSize, texts: int, tokens: int) -> float:
+    """Of so many texts with so many tokens together, each taken at the mean length (attention is a few percent)."""
+    return texts * forward_flops(size, [tokens / texts], 0)
+
+
 def train_flops(size: ModelSize, lengths: Iterable[float], head_positions: int) -> float:
     """Forward and backward: 4N a token for frozen weights under adapters (6N for the adapters), 6N without them."""
     lengths = list(lengths)

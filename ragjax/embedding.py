@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Float32, Int
 
 from ragjax.arrays import AnyArray, Array, Ids, Variables
-from ragjax.data.batches import pad_tokens, round_up
+from ragjax.data.batches import LikeBatch, like_batches, pad_tokens
 from ragjax.models.encoders import sentence_vectors
 from ragjax.parallel import compile_map, group_count
 
@@ -50,43 +50,37 @@ def embed_all(
       advance: is told of every few texts that are done.
     """
     devices = group_count()
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
-    batches, start = [], 0
-    while start < len(order):
-        length = min(round_up(len(tokens[order[start]]), 16), longest)
-        most = min(batch_size, _rows_at_once(length))
-        batches.append((order[start : start + devices * most], most, length))
-        start += len(batches[-1][0])
+    batches = like_batches(
+        list(map(len, tokens)), longest, lambda length: min(batch_size, _rows_at_once(length)), devices
+    )
     embed_batch = _embed_on_all if devices > 1 else _embed_on_one
 
-    def vectors_of(batch: tuple[list[int], int, int]) -> np.ndarray:
-        chosen, most, length = batch
-        return embed_batch(module, variables, [tokens[i] for i in chosen], most, length)
+    def vectors_of(batch: LikeBatch) -> np.ndarray:
+        return embed_batch(module, variables, [tokens[i] for i in batch.chosen], batch)
 
     vectors = np.empty((len(tokens), width), np.float32)
     # XLA runs much of a small batch on one core, so as many batches run at once as there are cores.
     at_once = os.cpu_count() if jax.default_backend() == "cpu" and devices == 1 else 1
     with ThreadPoolExecutor(at_once) as pool:
-        for (chosen, *_), found in zip(batches, pool.map(vectors_of, batches), strict=True):
-            vectors[chosen] = found
-            advance(len(chosen))
+        for batch, found in zip(batches, pool.map(vectors_of, batches), strict=True):
+            vectors[batch.chosen] = found
+            advance(len(batch.chosen))
     return vectors
 
 
 def _embed_on_one(
-    module: nn.Module, variables: Variables, tokens: Sequence[Ids], most: int, length: int
+    module: nn.Module, variables: Variables, tokens: Sequence[Ids], batch: LikeBatch
 ) -> Float32[np.ndarray, "n E"]:
-    padded, lengths = pad_tokens(tokens, _rows(len(tokens), most), length)
+    padded, lengths = pad_tokens(tokens, batch.rows, batch.length)
     return np.asarray(embed(module, variables, padded, lengths))[: len(tokens)]
 
 
 def _embed_on_all(
-    module: nn.Module, variables: Variables, tokens: Sequence[Ids], most: int, length: int
+    module: nn.Module, variables: Variables, tokens: Sequence[Ids], batch: LikeBatch
 ) -> Float32[np.ndarray, "n E"]:
     """The same, with an equal share of the rows on each device."""
-    devices = group_count()
-    size = _rows(-(-len(tokens) // devices), most)
-    shares = [rows.reshape(devices, size, *rows.shape[1:]) for rows in pad_tokens(tokens, devices * size, length)]
+    devices, size = group_count(), batch.rows
+    shares = [rows.reshape(devices, size, *rows.shape[1:]) for rows in pad_tokens(tokens, devices * size, batch.length)]
     groups = _embed_groups(module)  # ty: ignore[invalid-argument-type]  a frozen dataclass, so hashable
     found = np.asarray(groups(variables, tuple(shares)))
     return found.reshape(devices * size, -1)[: len(tokens)]
@@ -96,11 +90,6 @@ def _embed_on_all(
 def _embed_groups(module: nn.Module) -> Callable[[Variables, Any], Any]:
     """`embed` on every device: (placed variables, (tokens, lengths) with an axis of devices) -> vectors, likewise."""
     return compile_map(lambda variables, texts: sentence_vectors(module, variables, *texts))
-
-
-def _rows(count: int, most: int) -> int:
-    """Rows of a batch of `count` texts: `most`, or of the few sizes that a remainder may have, as each is compiled."""
-    return min(1 << (count - 1).bit_length(), most)
 
 
 def _rows_at_once(length: int) -> int:

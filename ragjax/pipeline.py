@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Int
 
 from ragjax.arrays import ModelVariables, Variables
 from ragjax.config import RunConfig
-from ragjax.costs import Cost, forward_flops
+from ragjax.costs import Cost, encoding_flops, forward_flops
 from ragjax.data.dataset import Dataset
 from ragjax.data.passages import PassageStore
 from ragjax.data.prompts import Prompt, PromptBuilder
@@ -207,7 +207,9 @@ def build_pipeline(
     index = build_index(config, vectors, nearest, store, embedder, generator)
     retriever = Retriever(index, vectors, nested=config.ranks_by_vectors)
     reader = None if generator is None else Reader(generator, prompt_builder(config, generator))
-    return Pipeline(embedder, reader, store, retriever, _encode_cost(embedder, vectors))
+    flops = encoding_flops(embedder.size, len(vectors), vectors.tokens)
+    encoding = Cost(vectors.seconds, flops, vectors.tokens)
+    return Pipeline(embedder, reader, store, retriever, encoding)
 
 
 def _check_search(config: RunConfig) -> None:
@@ -292,12 +294,6 @@ def _reranker(config: RunConfig, generator: Generator | None) -> Reranker:
     if located(config.rerank) == "generator":  # a folder of that name comes first, as with every model
         return QuestionLikelihood(generator or load_untrained_generator(config), config.max_passage_tokens)
     return load_cross_encoder(config.rerank, config.dtype)
-
-
-def _encode_cost(embedder: Embedder, vectors: VectorShards) -> Cost:
-    """FLOPs from the token count, every passage taken at the mean length (attention is a few percent here)."""
-    lengths = [vectors.tokens / len(vectors)] * len(vectors)
-    return Cost(vectors.seconds, forward_flops(embedder.size, lengths, 0), vectors.tokens)
 
 
 def trained_collection(config: RunConfig) -> str:

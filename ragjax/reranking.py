@@ -9,7 +9,7 @@ Notable choices
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,13 @@ from jaxtyping import Float32, Int
 
 from ragjax.arrays import AnyArray, Array, Tree, Variables
 from ragjax.costs import Cost, ModelSize, forward_flops
-from ragjax.data.batches import pad_tokens, round_up
+from ragjax.data.batches import LikeBatch, like_batches, pad_tokens
 from ragjax.data.questions import Passage
 from ragjax.errors import UserError
 from ragjax.files import read_settings
-from ragjax.models.bert import BertConfig
 from ragjax.models.encoders import EncoderConfig
-from ragjax.models.mpnet import MPNetConfig
-from ragjax.models.rankers import BertRanker, MPNetRanker
-from ragjax.pretrained import Generator
+from ragjax.models.rankers import Ranker
+from ragjax.pretrained import ENCODERS, Generator
 from ragjax.settings import Settings
 from ragjax.voice import progress
 from ragjax.weights import ModelSource, load_params, load_tokenizer, read_config, resolve_model
@@ -40,11 +38,6 @@ _SHORTEST = 8  # tokens of a pair below which no limit can be meant
 # Pairs above which scoring takes long enough to show how far it is.
 _SHOWN = 64
 _INSTRUCTION = "\nPlease write a question based on this passage.\nQuestion:"
-# config.json's model_type -> the settings and the module of its cross-encoder.
-_RANKERS: dict[str, tuple[type[EncoderConfig], Callable[..., nn.Module]]] = {
-    "bert": (BertConfig, BertRanker),
-    "mpnet": (MPNetConfig, MPNetRanker),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +55,13 @@ class CrossEncoder:
         """The logits of n pairs; pairs of like length run together."""
         began = time.perf_counter()
         pairs = self._read(questions, [passage.embedder_text for passage in passages])
-        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]))
+        lengths = [len(tokens) for tokens, _ in pairs]
+        batches = like_batches(lengths, self.max_seq_length, lambda length: max(_TOKENS // length, 1))
         scores = np.empty(len(pairs), np.float32)
         with progress(total=len(pairs), desc="re-ranking", unit=" pairs", shown=len(pairs) > _SHOWN) as bar:
-            start = 0
-            while start < len(order):
-                length = min(round_up(len(pairs[order[start]][0]), 16), self.max_seq_length)
-                chosen = order[start : start + max(_TOKENS // length, 1)]
-                scores[chosen] = self._scores([pairs[i] for i in chosen], length)
-                start += len(chosen)
-                bar.update(len(chosen))
-        lengths = [len(tokens) for tokens, _ in pairs]
+            for batch in batches:
+                scores[batch.chosen] = self._scores([pairs[i] for i in batch.chosen], batch)
+                bar.update(len(batch.chosen))
         return scores, Cost(time.perf_counter() - began, forward_flops(self.size, lengths, 0), sum(lengths))
 
     def _read(self, questions: Sequence[str], texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
@@ -83,10 +72,9 @@ class CrossEncoder:
         read = self.tokenizer(list(questions), list(texts), **cut)
         return list(zip(read["input_ids"], read["token_type_ids"], strict=True))
 
-    def _scores(self, pairs: Sequence[tuple[list[int], list[int]]], length: int) -> np.ndarray:
-        size = 1 << (len(pairs) - 1).bit_length()  # a few sizes, each compiled once
-        tokens, lengths = pad_tokens([tokens for tokens, _ in pairs], size, length)
-        types, _ = pad_tokens([types for _, types in pairs], size, length)
+    def _scores(self, pairs: Sequence[tuple[list[int], list[int]]], batch: LikeBatch) -> np.ndarray:
+        tokens, lengths = pad_tokens([tokens for tokens, _ in pairs], batch.rows, batch.length)
+        types, _ = pad_tokens([types for _, types in pairs], batch.rows, batch.length)
         return np.asarray(_rank(self.module, {"params": self.params}, tokens, lengths, types))[: len(pairs)]
 
     @property
@@ -127,15 +115,15 @@ def load_cross_encoder(name_or_dir: str | Path, dtype: str = "float32") -> Cross
     source = resolve_model(name_or_dir)
     settings = read_config(source)
     model_type = settings["model_type"]
-    if model_type not in _RANKERS:
+    if model_type not in ENCODERS:
         raise UserError(
             f"{settings.where} has model_type = {model_type!r}, which is no cross-encoder that this version reads "
-            f"({', '.join(_RANKERS)}): choose another --rerank"
+            f"({', '.join(ENCODERS)}): choose another --rerank"
         )
     _check_labels(settings)
-    config_type, module_type = _RANKERS[model_type]
+    config_type, encoder = ENCODERS[model_type]
     config = config_type.from_hf(settings, dtype=dtype)
-    module = module_type(config)
+    module = Ranker(config, encoder)
     inputs = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * 4
     abstract = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     tokenizer = load_tokenizer(source, settings | {"vocab_size": config.vocab_size})

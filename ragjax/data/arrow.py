@@ -12,7 +12,6 @@ there. Writing keeps 8 bytes a passage in memory, and 24 while the ids are sorte
 import array
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -23,7 +22,7 @@ from jaxtyping import Int64
 from ragjax.data.passages import RecordsHash, TextsHash
 from ragjax.data.questions import Passage
 from ragjax.errors import UserError
-from ragjax.files import Seal, read_json_object, sha256_file, write_json
+from ragjax.files import Seal, read_json_object, sync, write_json
 from ragjax.files.plain import unwritable
 
 SHARD = 1 << 18  # passages in a file
@@ -214,7 +213,7 @@ class _Shard:
         try:
             self._writer.close()
             self._file.close()
-            _sync(self.path)
+            sync(self.path)
         except OSError as error:
             raise unwritable(self.path, error) from error
         return Seal.of(self.path)
@@ -273,16 +272,10 @@ def _refuse_repeated(ids: Any, keys: np.ndarray, rows: np.ndarray) -> None:
 def _save(path: Path, values: np.ndarray) -> Seal:
     try:
         np.save(path, values)
-        _sync(path)
+        sync(path)
     except OSError as error:
         raise unwritable(path, error) from error
-    return Seal.of(path, sha256_file(path))
-
-
-def _sync(path: Path) -> None:
-    """Puts a file's bytes on the disk: else a rename can reach it before they do."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    return Seal.of(path)
 
 
 def _key(identity: str) -> int:

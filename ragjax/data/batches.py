@@ -7,7 +7,7 @@ own positions, and no token sees another segment. A model sees only (tokens, seg
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -239,6 +239,36 @@ def make_batch(examples: Sequence[Example], shape: Shape, size: int, question_le
         [place for example in examples for place in example.places],
     )
     return Batch(question_tokens, question_lengths, passage_vectors, rows)
+
+
+class LikeBatch(NamedTuple):
+    """Texts of like length that are encoded together."""
+
+    chosen: list[int]  # their places among all
+    length: int  # that they are padded to
+    rows: int  # of each group, filler rows included
+
+
+def like_batches(lengths: Sequence[int], longest: int, most: Callable[[int], int], groups: int = 1) -> list[LikeBatch]:
+    """Texts of these lengths in batches, longest first.
+
+    A batch has as many rows as it may, or of the few sizes that a remainder may have, as each is compiled.
+
+    Args:
+      lengths: tokens of each text.
+      longest: of them, at most.
+      most: length -> rows of a group at most.
+      groups: that share a batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    batches, start = [], 0
+    while start < len(order):
+        length = min(round_up(lengths[order[start]], 16), longest)
+        chosen = order[start : start + groups * most(length)]
+        share = -(-len(chosen) // groups)
+        batches.append(LikeBatch(chosen, length, min(1 << (share - 1).bit_length(), most(length))))
+        start += len(chosen)
+    return batches
 
 
 def pad_tokens(

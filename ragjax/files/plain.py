@@ -36,6 +36,15 @@ def write_atomic(path: str | os.PathLike, content: bytes | str, everywhere: bool
         raise unwritable(path, error) from error
 
 
+def sync(path: Path) -> None:
+    """Puts on the disk the bytes of a file that another library wrote: else a rename can reach it before they do.
+
+    Raises OSError.
+    """
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def read_text(path: str | os.PathLike) -> str:
     """The text of a UTF-8 file. Raises UserError, naming it, where it cannot be read or is no such text."""
     try:

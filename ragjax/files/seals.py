@@ -22,9 +22,9 @@ class Seal:
     sha256: str
 
     @classmethod
-    def of(cls, path: Path, sha256: str | None = None) -> "Seal":
-        """Of a file as it is now; sha256: its hash, where it is known. Raises UserError when it cannot be read."""
-        digest = sha256 or sha256_file(path)
+    def of(cls, path: Path) -> "Seal":
+        """Of a file as it is now. Raises UserError when it cannot be read."""
+        digest = sha256_file(path)
         status = _status(path)
         return cls(path.name, status.st_size, status.st_mtime_ns, digest)
 

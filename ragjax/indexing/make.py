@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ragjax.config import IndexConfig
-from ragjax.costs import forward_flops
+from ragjax.costs import encoding_flops
 from ragjax.data import Dataset, load_dataset
 from ragjax.errors import UserError
 from ragjax.files import Seal, storing, take_lock
@@ -231,8 +231,7 @@ class _Making:
         return measure_recall(self._embedder, self._dataset, vectors, index)
 
     def _cost(self, vectors: VectorShards, index_seconds: float) -> dict[str, Any]:
-        count = len(vectors)
-        flops = forward_flops(self._embedder.size, [vectors.tokens / count] * count, 0)
+        flops = encoding_flops(self._embedder.size, len(vectors), vectors.tokens)
         encoding = {"seconds": vectors.seconds, "tokens": vectors.tokens, "flops": flops}
         return {"encode": encoding, "index_seconds": index_seconds}
 

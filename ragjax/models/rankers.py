@@ -4,14 +4,15 @@ Nogueira and Cho 2019, arXiv 1901.04085. The heads are those of Hugging Face's B
 MPNetForSequenceClassification with one label; parameter names are theirs.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Float32, Int
 
 from ragjax.arrays import AnyArray, Array
-from ragjax.models.bert import Bert, BertConfig
+from ragjax.models.bert import Bert
 from ragjax.models.encoders import EncoderConfig, dense
-from ragjax.models.mpnet import MPNet, MPNetConfig
 
 
 class Head(nn.Module):
@@ -25,27 +26,14 @@ class Head(nn.Module):
         return dense(self.config, "out_proj", 1)(pooled)[:, 0].astype(jnp.float32)
 
 
-class BertRanker(nn.Module):
-    """(tokens, segment_ids, positions, token_types) -> a score for each row; one pair a row."""
+class Ranker(nn.Module):
+    """(tokens, segment_ids, positions, token_types) -> a score for each row; one pair a row.
 
-    config: BertConfig
+    encoder: Bert, or MPNet, which tells question and passage apart by the tokens between them.
+    """
 
-    @nn.compact
-    def __call__(
-        self,
-        tokens: Int[AnyArray, "R S"],
-        segment_ids: Int[AnyArray, "R S"],
-        positions: Int[AnyArray, "R S"],
-        token_types: Int[AnyArray, "R S"],
-    ) -> Float32[Array, " R"]:
-        hidden = Bert(self.config, name="backbone")(tokens, segment_ids, positions, token_types)
-        return Head(self.config, name="head")(hidden)
-
-
-class MPNetRanker(nn.Module):
-    """The same; MPNet tells question and passage apart by the tokens between them."""
-
-    config: MPNetConfig
+    config: EncoderConfig
+    encoder: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(
@@ -55,5 +43,6 @@ class MPNetRanker(nn.Module):
         positions: Int[AnyArray, "R S"],
         token_types: Int[AnyArray, "R S"],
     ) -> Float32[Array, " R"]:
-        hidden = MPNet(self.config, name="backbone")(tokens, segment_ids, positions)
+        types = (token_types,) if self.encoder is Bert else ()
+        hidden = self.encoder(self.config, name="backbone")(tokens, segment_ids, positions, *types)
         return Head(self.config, name="head")(hidden)

@@ -10,7 +10,8 @@ import math
 from ragjax.evaluation.statistics import Interval
 from ragjax.reporting.cells import LABELS
 from ragjax.reporting.findings import Intervals, PairFindings, RowFindings
-from ragjax.reporting.formats import METRIC_NAMES, count, duration, listed, percent, span, times, with_span
+from ragjax.reporting.formats import METRIC_NAMES, count, listed, percent, span, times, with_span
+from ragjax.voice import duration
 
 # Fewer questions cannot show anything at 95 %: even if all agree, a two-sided sign test has p >= 2 / 2^5 = 0.06. A
 # bootstrap interval of them may have no width at all.

@@ -1,7 +1,6 @@
 """How numbers are written in a report: shares in percent, differences in points, costs in one unit a table."""
 
 from ragjax.evaluation.statistics import Interval
-from ragjax.voice import duration as duration
 
 METRIC_NAMES = {"em": "EM", "f1": "F1", "contains": "Contains", "recall_at_5": "Recall@5", "hit_at_5": "Hit@5"}
 NOTHING = "-"

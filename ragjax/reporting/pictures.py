@@ -8,7 +8,8 @@ from ragjax.reporting import figures
 from ragjax.reporting.cells import Cell
 from ragjax.reporting.curves import PhaseCurves, Search, read_curves
 from ragjax.reporting.findings import PairFindings, RowFindings
-from ragjax.reporting.formats import METRIC_NAMES, UNITS, duration, in_unit, percent, time_unit
+from ragjax.reporting.formats import METRIC_NAMES, UNITS, in_unit, percent, time_unit
+from ragjax.voice import duration
 
 
 @dataclasses.dataclass(frozen=True)

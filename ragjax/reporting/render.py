@@ -26,6 +26,7 @@ from ragjax.reporting.findings import Findings, PairFindings, RowFindings, as_js
 from ragjax.reporting.pictures import PairPictures, draw_pair, draw_search
 from ragjax.reporting.setups import read_setup
 from ragjax.runs import RunFolder, Summary
+from ragjax.voice import duration
 
 # Of each metric in the CSV file.
 _ENDS = ("before", "after", "change", "low", "high")
@@ -206,12 +207,13 @@ def _render(name: str, content: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {name: getattr(formats, name) for name in _FORMATS}
+    helpers: dict[str, Any] = {"duration": duration, **{name: getattr(formats, name) for name in _FORMATS}}
+    environment.globals |= helpers
     environment.filters |= {"plain": _in_markdown, "typeset": _typeset}
     return environment.get_template(f"{name}.j2").render(content)
 
 
-_FORMATS = ("METRIC_NAMES", "count", "duration", "in_unit", "percent", "signed", "span", "times", "with_span")
+_FORMATS = ("METRIC_NAMES", "count", "in_unit", "percent", "signed", "span", "times", "with_span")
 
 
 def _typeset(number: str) -> str:

@@ -15,7 +15,6 @@ by one rename, so a killed process leaves nothing that could be taken for an ind
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 import warnings
@@ -29,7 +28,7 @@ from jaxtyping import Float32, Int64
 from ragjax.costs import Cost
 from ragjax.data.passages import PassageStore
 from ragjax.errors import UserError
-from ragjax.files import Seal, caching, lock_file, read_json, write_json
+from ragjax.files import Seal, caching, lock_file, read_json, sync, write_json
 from ragjax.retrieval.retriever import Proposal, Queries
 from ragjax.retrieval.words import RULES, words_of
 from ragjax.voice import progress
@@ -136,8 +135,7 @@ def _opened(folder: Path, identity: dict[str, Any]) -> Any:
 
 
 def _sealed(path: Path) -> Seal:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())  # else the rename can reach the disk before the bytes do
+    sync(path)
     return Seal.of(path)
 
 

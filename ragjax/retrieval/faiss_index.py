@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64
 
 from ragjax.costs import Cost
 from ragjax.errors import UserError, reason
+from ragjax.files import sync
 from ragjax.retrieval.exact import exact_rows
 from ragjax.retrieval.retriever import Proposal, Queries
 from ragjax.retrieval.vectors import VectorStore, as_store
@@ -201,8 +202,7 @@ def write_index(index: Any, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     try:
         faiss.write_index(index, str(part))
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())  # else the rename can reach the disk before the bytes do
+        sync(part)
         os.replace(part, path)
     except RuntimeError as error:  # a full disk, for one
         raise OSError(None, _fault(error)) from error

@@ -14,6 +14,7 @@ from ragjax.errors import UserError
 from ragjax.files import write_json
 from ragjax.reporting import Cell, formats, paper, write_report, write_run_report
 from ragjax.runs import RunFolder
+from ragjax.voice import duration
 from tests.reporting.cases import INPUTS, line, write_run
 from tests.tiny_runs import write_data
 
@@ -239,6 +240,6 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 
 
 def test_durations_are_for_people():
-    assert [formats.duration(seconds) for seconds in (0.4, 89, 91, 569, 571, 3599, 3600, 7500)] == [
+    assert [duration(seconds) for seconds in (0.4, 89, 91, 569, 571, 3599, 3600, 7500)] == [
         "0 s", "89 s", "1.5 min", "9.5 min", "10 min", "1 h 00 min", "1 h 00 min", "2 h 05 min"
     ]  # fmt: skip
