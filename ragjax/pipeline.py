@@ -1,6 +1,7 @@
 """The whole pipeline: question -> vector -> passages -> prompt -> answer."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ragjax.data.dataset import Dataset
 from ragjax.data.passages import PassageStore
 from ragjax.data.prompts import Prompt, PromptBuilder
 from ragjax.data.questions import Passage, Question
+from ragjax.data.stored_tokens import StoredTokens
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
 from ragjax.models.lora import COLLECTION, LoraConfig
@@ -239,6 +241,7 @@ def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
         generator.config.max_position_embeddings,
         config.prompt,
         generator.config.vocab_size,
+        functools.partial(StoredTokens, folder=default_cache_dir() / "tokens", made_by=generator.source.sha256),
     )
 
 
