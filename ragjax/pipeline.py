@@ -294,9 +294,14 @@ def _open_vectors(
 
 def _reranker(config: RunConfig, generator: Generator | None) -> Reranker:
     """What --rerank names: the untrained generator (loaded here, where nothing else needs it), or a cross-encoder."""
-    if located(config.rerank) == "generator":  # a folder of that name comes first, as with every model
+    if reranks_by_likelihood(config):
         return QuestionLikelihood(generator or load_untrained_generator(config), config.max_passage_tokens)
     return load_cross_encoder(config.rerank, config.dtype)
+
+
+def reranks_by_likelihood(config: RunConfig) -> bool:
+    """Whether --rerank means the run's own generator: a folder of that name comes first, as with every model."""
+    return located(config.rerank) == "generator"
 
 
 def trained_collection(config: RunConfig) -> str:
