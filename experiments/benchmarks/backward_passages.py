@@ -86,7 +86,9 @@ def trained(settings: Mapping[str, Any], kinds: Mapping[str, int], work: Path) -
                     _, spent, _ = trainer.advance()
                     seconds[name][str(step)] = spent - (trainer.ledger.part("evaluation").seconds - measuring)
             write_json(record, seconds)
-            print(f"step {step}:", *(f"{name} {of.get(str(step), nan):.1f} s" for name, of in seconds.items()), flush=True)
+            print(
+                f"step {step}:", *(f"{name} {of.get(str(step), nan):.1f} s" for name, of in seconds.items()), flush=True
+            )
     return {
         name: {"step_seconds": list(seconds[name].values()), "dev_nll": dev_losses(work / name / "metrics.jsonl")}
         for name in kinds

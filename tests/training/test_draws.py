@@ -82,7 +82,7 @@ MASK = np.array([[True, True, True], [True, False, False]])
 
 
 class Toy:
-    """A generator of six weights, whose log-probs depend on a passage's own numbers; answers of three tokens and one."""
+    """A generator of six weights, answers of three tokens and of one under passages with numbers of their own."""
 
     def __init__(self, objective: str):
         rng = np.random.default_rng(4)
