@@ -15,6 +15,7 @@ from ragjax.costs import ModelSize
 from ragjax.data.batches import (
     Batch,
     Example,
+    QuestionLengths,
     Shape,
     choose_shapes,
     fit_shape,
@@ -126,9 +127,8 @@ def examples(
 def run_shapes(questions: int, small: bool) -> tuple[Shape, ...]:
     """The shapes that a run on HotPotQA would compile for batches of so many questions."""
     every = common.lengths(small)["questions"]
-    whole = [length + one["answer"] for one in every for length in one["prompts"]]
-    answers = [one["answer"] for one in every]
-    return choose_shapes(whole, answers, questions * common.PASSAGES, max(whole))
+    whole = [QuestionLengths([n + one["answer"] for n in one["prompts"]], one["answer"]) for one in every]
+    return choose_shapes(whole, [each.answer for each in whole], questions, max(max(each.prompts) for each in whole))
 
 
 def batch_of(made: Sequence[Example], small: bool) -> tuple[Batch, Shape, int]:

@@ -19,6 +19,8 @@ from ragjax.arrays import AnyArray, Ids
 _TRIED_BATCHES = 200
 # A row of so many tokens spends about as much on attention as on its linear layers (SmolLM2 on a CPU).
 _ATTENTION_LENGTH = 1600
+# The head at a position takes this share of a token's work in the layers (SmolLM2; larger models less).
+_HEAD_TOKENS = 0.25
 
 
 class Rows(NamedTuple):
@@ -97,6 +99,13 @@ class ScoredExample(NamedTuple):
     scores: Float32[np.ndarray, "K T"]  # of the answer's own tokens
 
 
+class QuestionLengths(NamedTuple):
+    """Of one question, in tokens."""
+
+    prompts: Sequence[int]  # with the answer
+    answer: int
+
+
 @dataclasses.dataclass(frozen=True, order=True)
 class Shape:
     """A compiled shape: R rows of S tokens, T answer tokens."""
@@ -137,35 +146,34 @@ def pack(lengths: Sequence[int], row_length: int) -> list[Placed]:
 
 
 def choose_shapes(
-    lengths: Sequence[int], answer_lengths: Sequence[int], prompts_per_batch: int, longest: int, parts: int = 1
+    questions: Sequence[QuestionLengths], answer_lengths: Sequence[int], size: int, longest: int, parts: int = 1
 ) -> tuple[Shape, ...]:
     """At most three shapes, so that a run compiles few training steps; all parts of a step share one.
 
-    How rows fill is tried out on random steps. Of row lengths from the longest prompt to three times that, the one with
-    the least work wins: padded tokens, times what attention adds to a token in a longer row. The first shape holds a
-    third of the tried steps and the second two thirds, with answers of the usual length. The third has one row more
-    than any of them needed, because passages that are found are longer than passages at random, and every answer's
-    length. It decides the memory that a run takes, so there is none with a row for every prompt: a step that does not
-    fit the third is for the caller to cut.
+    How rows fill is tried out on random steps. Of row lengths from the longest prompt to three times that, and of
+    shapes that hold some of the tried steps, those with the least work win. The largest has one row more than any step
+    needed, because an embedder that learns finds other passages, and every answer's length. It decides the memory that
+    a run takes, so there is none with a row for every prompt: a step that does not fit it is for the caller to cut.
 
     Args:
-      lengths: a sample of prompt lengths (with the answer), in tokens.
+      questions: a sample of them, with equally many prompts.
       answer_lengths: lengths of all training answers, in tokens.
-      prompts_per_batch: prompts in one device's micro-batch.
+      size: questions in one device's micro-batch.
       longest: a bound that no prompt with its answer exceeds.
       parts: micro-batches of a step, over all devices.
     """
     rng = np.random.default_rng(0)
-    draws = rng.choice(np.asarray(lengths), (_TRIED_BATCHES, prompts_per_batch)).tolist()
+    chosen = rng.integers(len(questions), size=(_TRIED_BATCHES, size)).tolist()
     steps = rng.integers(_TRIED_BATCHES, size=(_TRIED_BATCHES, parts))
+    draws = [[length for i in places for length in questions[i].prompts] for places in chosen]
+    answers = np.array([max(questions[i].answer for i in places) for places in chosen])[steps].max(axis=1)
+    padded = [usual_length(answer_lengths), round_up(max(answer_lengths), 8)]
     shortest_row = round_up(longest, 64)
-    work, row_length, rows = min(
-        _work_of(row_length, draws, steps, prompts_per_batch)
+    _, shapes = min(
+        _least_work(row_length, draws, steps, answers, padded)
         for row_length in range(shortest_row, 3 * shortest_row + 1, 64)
     )
-    longest_answer, usual_answer = round_up(max(answer_lengths), 8), usual_length(answer_lengths)
-    shapes = {Shape(count, row_length, usual_answer) for count in rows[:-1]}
-    return tuple(sorted({*shapes, Shape(rows[-1], row_length, longest_answer)}))
+    return shapes
 
 
 def usual_length(answer_lengths: Sequence[int]) -> int:
@@ -173,18 +181,30 @@ def usual_length(answer_lengths: Sequence[int]) -> int:
     return round_up(int(np.quantile(answer_lengths, 0.98)), 8)
 
 
-def _work_of(
-    row_length: int, draws: Sequence[Ids], steps: np.ndarray, prompts_per_batch: int
-) -> tuple[float, int, list[int]]:
-    """(mean work of the tried steps, the row length, how many rows the shapes have).
+def _least_work(
+    row_length: int, draws: Sequence[Ids], steps: np.ndarray, answers: np.ndarray, padded: Sequence[int]
+) -> tuple[float, tuple[Shape, ...]]:
+    """(mean work of the tried steps, the shapes in which it is least), of rows of one length.
 
-    draws: prompt lengths of the tried micro-batches; steps [n, parts]: those that each step is made of.
+    draws: prompt lengths of the tried micro-batches; steps [n, parts]: those that each step is made of; answers [n]:
+    the longest of each step. padded: the usual length of answers and the longest.
     """
     needed = np.array([1 + max(place.row for place in pack(draw, row_length)) for draw in draws])[steps].max(axis=1)
-    most = min(int(needed.max()) + 1, prompts_per_batch)
-    rows = sorted({*(int(np.ceil(np.quantile(needed, share))) for share in (1 / 3, 2 / 3)), most})
-    fitting = [next(count for count in rows if count >= step) for step in needed]
-    return float(np.mean(fitting)) * row_length * (1 + row_length / _ATTENTION_LENGTH), row_length, rows
+    prompts = len(draws[0])
+    largest = Shape(min(int(needed.max()) + 1, prompts), row_length, padded[-1])
+    shapes = sorted({largest, *(Shape(rows, row_length, t) for rows in np.unique(needed).tolist() for t in padded)})
+    work = np.array([_work(shape, prompts) for shape in shapes])
+    fits = np.array([(shape.rows >= needed) & (shape.answer_length >= answers) for shape in shapes])
+    spent = np.minimum(np.where(fits, work[:, None], np.inf), _work(largest, prompts))  # [shapes, n]
+    means = np.minimum(spent[:, None], spent[None]).mean(axis=-1)  # of each pair beside the largest
+    best = np.unravel_index(np.argmin(means), means.shape)
+    return float(means[best]), tuple(sorted({largest, *(shapes[i] for i in best)}))
+
+
+def _work(shape: Shape, prompts: int) -> float:
+    """In tokens of a short row: what attention adds to a token in a longer one, and the head at answer positions."""
+    tokens = shape.rows * shape.row_length * (1 + shape.row_length / _ATTENTION_LENGTH)
+    return tokens + prompts * shape.answer_length * _HEAD_TOKENS
 
 
 def sequence_lengths(prompts: Sequence[Sequence[Ids]], answers: Sequence[Ids]) -> list[int]:

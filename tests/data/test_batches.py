@@ -1,5 +1,7 @@
 """Rows: every prompt placed once, every answer token predicted from the state before it, few shapes."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from ragjax.data.batches import (
     Example,
+    QuestionLengths,
     Shape,
     choose_shapes,
     fit_shape,
@@ -120,7 +123,9 @@ lengths = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 @given(lengths, st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(1, 12))
 def test_shapes_are_few_and_hold_every_prompt(lengths, answer_lengths, prompts_per_batch):
     longest = max(lengths)
-    shapes = choose_shapes(lengths, answer_lengths, prompts_per_batch, longest)
+    shapes = choose_shapes(
+        [QuestionLengths([length], 1) for length in lengths], answer_lengths, prompts_per_batch, longest
+    )
     assert 1 <= len(shapes) <= 3
     assert len({shape.row_length for shape in shapes}) == 1
     assert shapes[0].row_length % 64 == 0 and longest <= shapes[0].row_length <= 3 * round_up(longest, 64)
@@ -132,41 +137,76 @@ def test_shapes_are_few_and_hold_every_prompt(lengths, answer_lengths, prompts_p
 def test_rows_are_as_long_as_least_work_asks():
     # Two prompts of 65 tokens: one row of 192 is less than two of 128. Of 64: two of 64 have less attention than one of
     # 128.
-    assert choose_shapes([65], [3], 2, longest=65) == (Shape(1, 192, 8), Shape(2, 192, 8))
-    assert choose_shapes([64], [3], 2, longest=64) == (Shape(2, 64, 8),)
+    assert choose_shapes([QuestionLengths([65], 3)], [3], 2, longest=65) == (Shape(1, 192, 8), Shape(2, 192, 8))
+    assert choose_shapes([QuestionLengths([64, 64], 3)], [3], 1, longest=64) == (Shape(2, 64, 8),)
     # A single prompt wants a row of its own length.
-    assert choose_shapes([60], [9], 1, longest=64) == (Shape(1, 64, 16),)
+    assert choose_shapes([QuestionLengths([60], 9)], [9], 1, longest=64) == (Shape(1, 64, 16),)
+
+
+def test_shapes_are_those_with_the_least_work():
+    """Against all pairs of smaller shapes beside the largest, on many more steps than they were chosen by."""
+    rng = np.random.default_rng(5)
+    asked = [
+        QuestionLengths(rng.integers(40, 200, 5).tolist(), int(rng.choice([3, 12], p=[0.9, 0.1]))) for _ in "x" * 300
+    ]
+    shapes = choose_shapes(asked, [3] * 99 + [12], 4, 220)
+    row_length, largest = shapes[0].row_length, shapes[-1]
+
+    def work(shape):
+        return shape.rows * row_length * (1 + row_length / 1600) + 0.25 * 20 * shape.answer_length
+
+    steps = [rng.integers(300, size=4) for _ in range(1500)]
+    needed = [
+        (
+            1 + max(p.row for p in pack([n for i in step for n in asked[i].prompts], row_length)),
+            max(asked[i].answer for i in step),
+        )
+        for step in steps
+    ]
+
+    def mean_work(chosen):
+        return np.mean(
+            [
+                min(work(s) for s in {*chosen, largest} if (s.rows >= r and s.answer_length >= t) or s == largest)
+                for r, t in needed
+            ]
+        )
+
+    possible = [Shape(rows, row_length, t) for rows in range(1, largest.rows) for t in (8, 16)]
+    least = min(mean_work(pair) for pair in itertools.combinations(possible, 2))
+    assert len(shapes) == 3 and largest.answer_length == 16
+    assert least <= mean_work(shapes) <= 1.02 * least
 
 
 def test_shapes_are_those_of_whole_steps():
     """Eight devices with four questions each: a step's rows are those of the fullest device."""
     rng = np.random.default_rng(3)
-    lengths, answers = rng.integers(60, 330, 3000).tolist(), [3] * 97 + [30] * 3
+    answers = [3] * 99 + [30]
+    asked = [QuestionLengths(rng.integers(60, 330, 5).tolist(), rng.choice(answers)) for _ in range(600)]
 
-    def shapes_used(parts, shapes):
+    def shapes_used(shapes):
         used = []
         for _ in range(200):
             examples = []
-            for _ in range(parts):
+            for _ in range(8):
                 part = [
-                    Example(
-                        0, [1], np.zeros((1, 4)), [[5] * n for n in rng.choice(lengths, 5)], [2] * rng.choice(answers)
-                    )
-                    for _ in range(4)
+                    Example(0, [1], np.zeros((1, 4)), [[5] * n for n in asked[i].prompts], [2] * asked[i].answer)
+                    for i in rng.integers(len(asked), size=4)
                 ]
                 examples += place_examples(part, shapes[0].row_length)
             used.append(fit_shape(shapes, examples))
         return used
 
-    whole = choose_shapes(lengths, answers, 20, 360, parts=8)
-    used = shapes_used(8, whole)
-    # Most steps hold one of 32 answers that is long: they do not need a row for every prompt.
-    assert sum(shape is not None and shape.answer_length == 32 for shape in used) > 60
-    # Shapes that are made for one micro-batch do not hold eight.
-    alone = choose_shapes(lengths, answers, 20, 360)
-    rarely = used.count(None)
-    assert rarely <= 4
-    assert shapes_used(8, alone).count(None) > rarely
+    whole = choose_shapes(asked, answers, 4, 360, parts=8)
+    used = shapes_used(whole)
+    assert used.count(None) <= 4
+    # A quarter of the steps hold one of 32 answers that is long: they need neither a row for every prompt nor the
+    # largest shape.
+    longer = [shape for shape in used if shape and shape.answer_length == 32]
+    assert len(longer) > 40 > 2 * longer.count(whole[-1]) and whole[-1].rows < 20
+    # Shapes that are made for one micro-batch are too small for the fullest of eight.
+    alone = choose_shapes(asked, answers, 4, 360)
+    assert used.count(whole[0]) > 30 > shapes_used(alone).count(alone[0])
 
 
 def test_fit_takes_the_first_shape_that_holds_every_group():
@@ -192,7 +232,8 @@ def test_a_batch_that_fits_its_shape_is_laid_out():
     examples = random_examples(6, seed=9)
     lengths = sequence_lengths([e.prompts for e in examples], [e.answer for e in examples])
     assert lengths == [len(p) + len(e.answer) - 1 for e in examples for p in e.prompts]
-    shapes = choose_shapes(lengths, [len(e.answer) for e in examples], 3 * 2, max(lengths))
+    asked = [QuestionLengths(lengths[3 * i : 3 * i + 3], len(example.answer)) for i, example in enumerate(examples)]
+    shapes = choose_shapes(asked, [len(e.answer) for e in examples], 2, max(lengths))
     for start in range(0, 6, 2):
         chosen = examples[start : start + 2]
         placed = place_examples(chosen, shapes[0].row_length)

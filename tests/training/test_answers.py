@@ -1,11 +1,13 @@
 """Steps that learn from answers: how one is cut that the compiled shapes do not hold."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from ragjax.costs import Ledger
-from ragjax.data.batches import Shape
+from ragjax.data.batches import QuestionLengths, Shape, sequence_lengths
 from ragjax.parallel import Layout
 from ragjax.runs import prepare
 from ragjax.training.loop import split_trainable
@@ -48,7 +50,7 @@ def test_a_step_that_is_cut_is_the_whole_step(run, monkeypatch):
     asked = whole.sampler.training_batch(1)
     variables = run.variables
     one = whole.assemble(asked, variables, Ledger())
-    length = one.batch.rows.tokens.shape[-1]
+    length = 192  # of rows that hold one prompt each
     monkeypatch.setattr(prompt_side, "choose_shapes", lambda *_: (Shape(6, length, 8),))
     finer = JOINT.signal.make_assembler(run, JOINT.trains)
     cut = finer.assemble(asked, variables, Ledger())
@@ -86,6 +88,25 @@ def test_a_step_is_cut_as_little_as_the_largest_shape_allows(size, prompts, rows
     assert finer.parts * finer.size >= layout.parts * size
     items = list(range(layout.parts * size))
     assert [item for part in finer.split(items) for item in part] == items
+
+
+@pytest.mark.parametrize("per_prompt", [1, 3])
+def test_shapes_are_made_for_the_passages_that_are_found(run, per_prompt):
+    """Not for passages at random: the lengths are those of the prompts that the first epoch reads."""
+    config = dataclasses.replace(run.config, objective="concat_nll" if per_prompt == 3 else "rag_token")
+    phase = STRATEGIES["generator"][0]
+    assembler = phase.signal.make_assembler(dataclasses.replace(run, config=config), phase.trains)
+    expected = {}
+    for step in range(3):
+        batch = assembler.sampler.training_batch(step)
+        rows = assembler._questions.retrieve(batch, run.variables, Ledger()).passage_rows
+        for place, example in zip(batch.indices, assembler._prompts.examples(batch, rows), strict=True):
+            lengths = sequence_lengths([example.prompts], [example.answer])
+            expected[place] = QuestionLengths(lengths, len(example.answer))
+    found = prompt_side.prompt_lengths(run, assembler._questions, assembler.sampler, per_prompt)
+    assert found.sample == [expected[place] for place in sorted(expected)]
+    assert len(found.sample) == 12 and {len(each.prompts) for each in found.sample} == {3 // per_prompt}
+    assert found.longest >= max(max(each.prompts) for each in found.sample)
 
 
 def test_the_first_step_has_the_largest_shape(run, monkeypatch):

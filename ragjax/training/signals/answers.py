@@ -34,7 +34,7 @@ class AnswerAssembler(NoCache):
         self.sampler = answer_sampler(run)
         self._questions = QuestionSide(run, self.sampler, moves="embedder" in trains)
         self._per_prompt = prompt_passages(config)
-        lengths = prompt_lengths(run, [*self.sampler.train, *self.sampler.dev], self._per_prompt)
+        lengths = prompt_lengths(run, self._questions, self.sampler, self._per_prompt)
         prompts = config.top_k // self._per_prompt  # of each question
         self._prompts = PromptSide(run, self._questions.layout, lengths, self._per_prompt, prompts)
         self.objective = answer_objective(run, trains)

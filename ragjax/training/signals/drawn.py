@@ -24,7 +24,7 @@ from ragjax.data.batches import (
     sequence_lengths,
 )
 from ragjax.runs import Run
-from ragjax.training.answer_scorer import AnswerScorer, row_limits
+from ragjax.training.answer_scorer import AnswerScorer
 from ragjax.training.draws import Draw, answer_shares, draw_passages
 from ragjax.training.objectives import DrawnObjective
 from ragjax.training.sampling import QuestionBatch
@@ -45,9 +45,9 @@ class DrawnAssembler(NoCache):
         self._moves = "embedder" in trains
         self.sampler = answer_sampler(run)
         self._questions = QuestionSide(run, self.sampler, self._moves)
-        lengths = prompt_lengths(run, [*self.sampler.train, *self.sampler.dev], per_prompt=1)
+        lengths = prompt_lengths(run, self._questions, self.sampler, per_prompt=1)
         self._prompts = PromptSide(run, self._questions.layout, lengths, 1, run.config.backward_passages)
-        limits = row_limits(*lengths)
+        limits = lengths.limits()
         self._longest_answer = limits.longest_answer
         self._scorer = AnswerScorer(run.generator, limits)
         mixture = answer_mixture(run.config, trains)

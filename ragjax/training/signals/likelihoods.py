@@ -9,7 +9,7 @@ from ragjax.costs import Cost, Ledger
 from ragjax.data.batches import ScoredBatch, ScoredExample, make_scored_batch
 from ragjax.data.questions import Question
 from ragjax.runs import Run
-from ragjax.training.answer_scorer import AnswerScorer, row_limits
+from ragjax.training.answer_scorer import AnswerScorer
 from ragjax.training.likelihood_cache import LikelihoodCache
 from ragjax.training.objectives import LeaveOneOutObjective, LikelihoodObjective
 from ragjax.training.sampling import QuestionBatch
@@ -31,7 +31,7 @@ class LikelihoodAssembler:
         self.objective = likelihood_objective(run, trains)
         self._leaves_one_out = isinstance(self.objective, LeaveOneOutObjective)
         per_prompt = config.top_k - 1 if self._leaves_one_out else 1
-        limits = row_limits(*prompt_lengths(run, [*self.sampler.train, *self.sampler.dev], per_prompt))
+        limits = prompt_lengths(run, self._side, self.sampler, per_prompt).limits()
         self._answer_length = limits.longest_answer
         self.likelihoods = LikelihoodCache(AnswerScorer(run.generator, limits), run.files.likelihoods_file)
 

@@ -47,16 +47,24 @@ class OnePass:
         since and has searched again.
         """
         split = "train" if batch.training else "dev"
-        if split not in self._found:
-            places = self._sampler.asked(self._steps) if batch.training else np.arange(len(self._sampler.dev))
-            self._found[split] = self._search(split, places)
-        if not np.isin(batch.indices, self._found[split].places).all():  # a question of none of the phase's steps
-            self._found[split] = self._search(split, np.arange(len(self._sampler.train)))
-        found = self._found[split]
+        found = self._of(split)
+        if not np.isin(batch.indices, found.places).all():  # a question of none of the phase's steps
+            found = self._found[split] = self._search(split, np.arange(len(self._sampler.train)))
         if self._sampler.epoch(batch.step) == 0 if batch.training else batch.step == 0:
             self._charge(batch, found, ledger)
         asked = np.searchsorted(found.places, batch.indices)
         return Retrieval(found.passage_rows[asked], found.scores[asked])
+
+    def of_training(self) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n K"]]:
+        """Places of the training questions that the phase asks for, and their passages, best first."""
+        found = self._of("train")
+        return found.places, found.passage_rows
+
+    def _of(self, split: str) -> _Found:
+        if split not in self._found:
+            places = self._sampler.asked(self._steps) if split == "train" else np.arange(len(self._sampler.dev))
+            self._found[split] = self._search(split, places)
+        return self._found[split]
 
     def _charge(self, batch: QuestionBatch, found: _Found, ledger: Ledger) -> None:
         share, lengths = len(batch.questions) / len(found.places), list(map(len, batch.tokens))

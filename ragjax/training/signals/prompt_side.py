@@ -7,26 +7,32 @@ from typing import NamedTuple
 import numpy as np
 
 from ragjax.config import RunConfig
-from ragjax.data.batches import Example, Shape, choose_shapes, fit_shape, place_examples
+from ragjax.data.batches import Example, QuestionLengths, Shape, choose_shapes, fit_shape, place_examples
 from ragjax.data.questions import Question
 from ragjax.parallel import Layout
 from ragjax.pipeline import Pipeline
 from ragjax.runs import Run
-from ragjax.training.sampling import QuestionBatch
+from ragjax.training.answer_scorer import RowLimits, row_limits
+from ragjax.training.sampling import QuestionBatch, Sampler
+from ragjax.training.signals.question_side import QuestionSide
 
 # Passages whose lengths stand for the corpus when the compiled shapes are chosen. A corpus of up to this size is
 # measured as a whole, and rows are then no longer than its longest passage needs.
 _LENGTH_SAMPLE = 20_000
-_TRIED_PROMPTS = 2_000
 
 
 class PromptLengths(NamedTuple):
     """Of prompts with their answers, in tokens."""
 
-    sample: list[int]
+    sample: list[QuestionLengths]  # of some questions, under the passages that they find
     shortest: int  # none is shorter
     longest: int  # none is longer
     answers: list[int]  # of every answer alone
+
+    def limits(self) -> RowLimits:
+        """For scoring such prompts forward only."""
+        read = [length for each in self.sample for length in each.prompts]
+        return row_limits(read, self.shortest, self.longest, self.answers)
 
 
 class PromptSide:
@@ -36,7 +42,9 @@ class PromptSide:
         """per_prompt: passages in each prompt. packed: prompts of each question that a step packs into rows."""
         self._pipeline, self._per_prompt = run.pipeline, per_prompt
         self.passages_cut: set[str] = set()
-        shapes = choose_shapes(lengths.sample, lengths.answers, layout.size * packed, lengths.longest, layout.parts)
+        shapes = choose_shapes(
+            _some(lengths.sample, packed), lengths.answers, layout.size, lengths.longest, layout.parts
+        )
         self._ways = [(layout, shapes), _cut(layout, packed, shapes[-1])]
 
     def examples(self, batch: QuestionBatch, rows: np.ndarray) -> list[Example]:
@@ -96,18 +104,31 @@ def check_prompts(pipeline: Pipeline, questions: Sequence[Question], per_prompt:
         pipeline.check_room(question, per_prompt, reserve=len(pipeline.prompts.answer(question.answers[0])))
 
 
-def prompt_lengths(run: Run, questions: Sequence[Question], per_prompt: int) -> PromptLengths:
-    """Of prompts of `per_prompt` passages for these questions."""
-    prompts, store = run.pipeline.prompts, run.pipeline.store
-    answers = [len(prompts.answer(question.answers[0])) for question in questions]
-    check_prompts(run.pipeline, questions, per_prompt)
+def prompt_lengths(run: Run, side: QuestionSide, sampler: Sampler, per_prompt: int) -> PromptLengths:
+    """Of prompts of `per_prompt` passages for a phase's questions.
+
+    Passages that are found are longer or shorter than those of the corpus at random, as one data set has it or the
+    other, so some questions are searched before training.
+    """
+    prompts, store, top_k = run.pipeline.prompts, run.pipeline.store, run.config.top_k
+    every = [*sampler.train, *sampler.dev]
+    answers = [len(prompts.answer(question.answers[0])) for question in every]
+    check_prompts(run.pipeline, every, per_prompt)
     stride = -(-len(store) // _LENGTH_SAMPLE)
     passages = [len(prompts.passage(store[row])) for row in range(0, len(store), stride)]
     longest_passage = max(passages) if stride == 1 else run.config.max_passage_tokens
-    # Passages and questions meet at random, under a seed that no flag moves: the shapes belong to the data.
-    rng = np.random.default_rng(0)
-    drawn = rng.choice(np.asarray(passages), (_TRIED_PROMPTS, per_prompt)).sum(axis=1)
-    frames = [prompts.frame_length(question.question, per_prompt) for question in questions]
-    lengths = np.minimum(drawn + rng.choice(np.asarray(frames), _TRIED_PROMPTS) + max(answers), prompts.window)
+    frames = [prompts.frame_length(question.question, per_prompt) for question in every]
     longest = min(max(frames) + per_prompt * longest_passage + max(answers), prompts.window)
-    return PromptLengths(lengths.tolist(), min(frames), longest, answers)
+    sample = []
+    for place, rows in zip(*side.tried(), strict=True):
+        read = [len(prompts.passage(passage)) for passage in run.pipeline.passages(rows)]
+        groups = [sum(read[k : k + per_prompt]) for k in range(0, top_k - per_prompt + 1, per_prompt)]
+        lengths = [min(frames[place] + group + answers[place] - 1, longest) for group in groups]
+        sample.append(QuestionLengths(lengths, answers[place]))
+    return PromptLengths(sample, min(frames), longest, answers)
+
+
+def _some(sample: Sequence[QuestionLengths], count: int) -> list[QuestionLengths]:
+    """So many prompts of each question, drawn under a seed that no flag moves: shapes belong to the data."""
+    rng = np.random.default_rng(0)
+    return [each._replace(prompts=rng.choice(each.prompts, count, replace=False).tolist()) for each in sample]

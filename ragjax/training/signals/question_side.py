@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jaxtyping import Int64
 
 from ragjax.arrays import ModelVariables
 from ragjax.costs import Cost, Ledger, forward_flops
@@ -18,6 +19,8 @@ from ragjax.training.sampling import QuestionBatch, Sampler, total_steps
 from ragjax.training.signals.one_pass import OnePass
 from ragjax.training.signals.signal import model_work
 
+_TRIED = 200  # training questions that say how long the passages are which a phase finds
+
 _embed_stacked = jax.jit(jax.vmap(sentence_vectors, in_axes=(None, 0, None, None)), static_argnums=0)
 
 
@@ -28,11 +31,22 @@ class QuestionSide:
         """sampler: all questions that will be assembled, for the bound on lengths. moves: the embedder is trained."""
         self._pipeline = run.pipeline
         self._top_k = run.config.top_k
-        self._batch_size = sampler.batch_size
+        self._sampler, self._batch_size = sampler, sampler.batch_size
         self.layout = layout_of(sampler.batch_size, run.config.gradient_accumulation)
         self.question_length = round_up(sampler.longest_question, 8)
-        steps = total_steps(run.config, len(sampler.train), sampler.batch_size)
-        self._one_pass = None if moves else OnePass(run.pipeline, sampler, self._top_k, steps)
+        self._steps = total_steps(run.config, len(sampler.train), sampler.batch_size)
+        self._one_pass = None if moves else OnePass(run.pipeline, sampler, self._top_k, self._steps)
+
+    def tried(self) -> tuple[list[int], Int64[np.ndarray, "n K"]]:
+        """Places of some training questions of the phase, and what they find before its first step, best first."""
+        if self._one_pass is not None:
+            places, rows = self._one_pass.of_training()
+            stride = -(-len(places) // _TRIED)
+            return places[::stride].tolist(), rows[::stride]
+        places = self._sampler.asked(self._steps)
+        places = places[:: -(-len(places) // _TRIED)].tolist()
+        questions = [self._sampler.train[place].question for place in places]
+        return places, self._pipeline.retrieve(questions, self._top_k).passage_rows
 
     def vectors(self, batch: QuestionBatch, variables: ModelVariables) -> np.ndarray:
         """[b, E] from the embedder's given variables."""
