@@ -143,11 +143,9 @@ def test_a_second_ctrl_c_waits_for_nothing(holding, first):
 
 def test_sigterm_ends_a_command_that_trains_and_no_other():
     """The second one comes while the first is being obeyed."""
-    twice = "signal.raise_signal(15) if step else __import__('os').kill(__import__('os').getpid(), 15)"
-    script = BUSY.replace('        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)\n', "")
-    script = script.replace('print("busy", flush=True)', f"for step in range(2): {twice}").format(
-        holding="held_signals()"
-    )
+    raised = "signal.raise_signal(signal.SIGTERM)"
+    script = BUSY.format(holding="contextlib.ExitStack() as stack")
+    script = script.replace('print("busy", flush=True)', f"stack.callback(lambda: {raised}); {raised}")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (143, "stopped by SIGTERM; run the same command to continue\n")
     script = script.replace("ends.take_signals()", "pass")

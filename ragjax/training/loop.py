@@ -277,8 +277,9 @@ def split_trainable(run: Run, phase: Phase) -> tuple[ModelVariables, ModelVariab
 
 
 def _not_finite(figures: Mapping[str, float]) -> str | None:
-    """The name of the first figure that is not finite; None where all are."""
-    return next((name for name, value in figures.items() if not math.isfinite(value)), None)
+    """The name of a figure that is not finite, the loss where it is one; None where all are."""
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    return "loss" if "loss" in bad else next(iter(bad), None)
 
 
 def measured_every(config: RunConfig, steps: int) -> int:
