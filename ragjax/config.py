@@ -259,7 +259,9 @@ class RunConfig(DecodeConfig, RetrievalConfig):
     dev_limit: int = field(24, "Dev questions for the dev loss. Retrieval is measured on up to 1,000.", minimum=1)
     checkpoint_every: int = field(25, "Steps between checkpoints.", minimum=1)
     keep_checkpoints: int = field(
-        2, "Checkpoints of each phase to keep, the newest ones: where one is damaged, the one before it serves.", minimum=1
+        2,
+        "Newest checkpoints of each phase to keep: where one is damaged, the one before it serves.",
+        minimum=1,
     )
     max_nonfinite_steps: int = field(
         3,

@@ -36,9 +36,9 @@ def is_holding() -> bool:
 def held_signals() -> Generator[Hold, None, None]:
     """Inside, SIGINT and SIGTERM are noted in the hold, for the body to come to its end soon; then they are delivered.
 
-    They go to whoever handled them before: Python raises KeyboardInterrupt, a command says how it ends, and where nobody
-    does, the process ends. The body must be ready to go on, should a handler return. A SIGINT is not held back where
-    one of the two is waiting already. In other threads than the main one, which gets no signals, nothing is held.
+    They go to whoever handled them before: Python raises KeyboardInterrupt, a command says how it ends, and where
+    nobody does, the process ends. The caller must be ready to go on, should a handler return. A SIGINT is not held back
+    where a signal is waiting already. In other threads than the main one, which gets none, nothing is held.
     """
     hold = Hold()
     if threading.current_thread() is not threading.main_thread():

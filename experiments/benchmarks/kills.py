@@ -20,19 +20,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from provenance import provenance
 
-from ragjax.checkpoints import Checkpoints
+from ragjax.checkpoints import Checkpoints, tree_sha256
 from ragjax.config import RunConfig
 from ragjax.fields import changed_flags
 from ragjax.files import write_json
 from ragjax.runs import RunFolder
+from ragjax.training.state import make_optimizer
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from tests.tiny import write_tiny_bert, write_tiny_llama  # noqa: E402
-from tests.tiny_runs import passages, questions, write_data  # noqa: E402
+from tests.tiny import write_tiny_bert, write_tiny_llama
+from tests.tiny_runs import passages, questions, write_data
 
 STEPS = 40
 AT_START = 0.25  # share of the kills that come in a command's first seconds
@@ -48,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = written(Path(folder))
         killed, alone = (RunFolder(Path(folder) / name) for name in ("killed", "alone"))
-        lives = list(kill(config, killed, flags.kills, random.Random(flags.seed), flags.out))
+        lives = list(kill(config, killed, flags.kills, random.Random(flags.seed)))
         for files in (killed, alone):
             end = command(config, files).wait()
             assert end == 0, f"{files.path} ended with {end}"
@@ -96,9 +95,7 @@ def command(config: RunConfig, files: RunFolder) -> subprocess.Popen:
     )
 
 
-def kill(
-    config: RunConfig, files: RunFolder, kills: int, draw: random.Random, out: Path
-) -> Iterator[dict[str, Any]]:
+def kill(config: RunConfig, files: RunFolder, kills: int, draw: random.Random) -> Iterator[dict[str, Any]]:
     """Starts the command and kills it, again and again: each kill's signal, moment and exit code."""
     at_start = [draw.random() < AT_START for _ in range(kills)]
     steps = iter(sorted(draw.randrange(STEPS) for _ in range(at_start.count(False))))
@@ -127,26 +124,25 @@ def lines_since(files: RunFolder, began: int) -> int:
 
 def differences(one: RunFolder, other: RunFolder) -> list[str]:
     """What is not the same in both."""
-    different = [
-        name
-        for name, (left, right) in {
-            "metrics": (one.metrics_file, other.metrics_file),
-            **{moment: (one.measured("test", moment), other.measured("test", moment)) for moment in ("before", "after")},
-        }.items()
-        if left.read_bytes() != right.read_bytes()
-    ]
-    for folder in ("checkpoints", "best_checkpoints"):
-        ends = [Checkpoints(getattr(files, folder)("joint")) for files in (one, other)]
-        trees = [end.restore({name: None for name in names_in(folder)}) for end in ends]
-        if jax.tree.structure(trees[0][1]) != jax.tree.structure(trees[1][1]) or trees[0][0] != trees[1][0]:
-            different.append(folder)
-        elif not all(map(np.array_equal, *(jax.tree.leaves(found[1]) for found in trees))):
-            different.append(folder)
-    return different
+    return [name for name, left, right in compared(one, other) if left != right]
 
 
-def names_in(folder: str) -> tuple[str, ...]:
-    return ("trainable", "optimizer") if folder == "checkpoints" else ("trainable",)
+def compared(one: RunFolder, other: RunFolder) -> Iterator[tuple[str, Any, Any]]:
+    """(what, in one, in the other): files byte by byte, and of the last checkpoints their step and all arrays."""
+    yield "metrics", *(files.metrics_file.read_bytes() for files in (one, other))
+    for moment in ("before", "after"):
+        yield f"predictions {moment}", *(files.measured("test", moment).read_bytes() for files in (one, other))
+    yield "checkpoint", *(contents(Checkpoints(files.checkpoints("joint")), optimizer=True) for files in (one, other))
+    yield "best state", *(contents(Checkpoints(files.best_checkpoints("joint"))) for files in (one, other))
+
+
+def contents(checkpoints: Checkpoints, optimizer: bool = False) -> tuple[int, str]:
+    """The step of the last checkpoint, and a hash of its arrays and their names."""
+    step, trees, _ = checkpoints.restore({"trainable": None})
+    if optimizer:
+        states = {model: make_optimizer(1.0, 0.0).init(tree) for model, tree in trees["trainable"].items()}
+        step, trees, _ = checkpoints.restore({**trees, "optimizer": states})
+    return step, tree_sha256(trees)
 
 
 if __name__ == "__main__":

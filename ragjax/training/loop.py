@@ -137,7 +137,9 @@ class Trainer:
         self.step = int(state.step)
 
     def _resume(self, state: TrainState) -> TrainState:
-        step, trees, extras = self._checkpoints.restore_newest({"trainable": state.trainable, "optimizer": state.optimizer})
+        step, trees, extras = self._checkpoints.restore_newest(
+            {"trainable": state.trainable, "optimizer": state.optimizer}
+        )
         self.ledger = Ledger(extras["cost"])
         self.passages_cut.update(extras["passages_cut"])
         self._assembler.rewind(extras["position"])
