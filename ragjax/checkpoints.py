@@ -2,7 +2,8 @@
 
 A checkpoint holds named trees of host arrays and a JSON object beside them. Saving is atomic (a save that was killed
 half-way is never listed) and each tree's own hash is stored and checked, because a flipped bit in a committed file
-would otherwise restore silently.
+would otherwise restore silently. Whoever goes on from a checkpoint falls back to an earlier one where the newest is
+damaged; whoever uses what was trained does not, since that would be another model.
 """
 
 import functools
@@ -18,6 +19,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ragjax.errors import UserError, reason
+from ragjax.voice import warn
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint is not what was saved, or not of this run."""
+
+    def __init__(self, folder: Path, what: str):
+        self.fault = f"The checkpoint {folder} {what}"
+        super().__init__(
+            f"{self.fault}: bring back a copy of that folder, or train again with the same flags in another --run_dir."
+        )
 
 
 class Checkpoints:
@@ -102,7 +114,8 @@ class Checkpoints:
             None for nested dicts as saved.
 
         Raises:
-          UserError: there is no checkpoint, it is damaged, or it does not fit the templates.
+          DamagedCheckpoint: it is damaged, or does not fit the templates.
+          UserError: there is no checkpoint.
         """
         step = self.latest_step() if step is None else step
         if step is None:
@@ -111,19 +124,42 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items, record=ocp.args.JsonRestore()))
         except Exception as error:
-            raise UserError(self._damaged(step, f"cannot be read ({reason(error)})")) from error
+            raise DamagedCheckpoint(self._folder / str(step), f"cannot be read ({reason(error)})") from error
         trees = {name: restored[name] for name in templates}
         for name, tree in trees.items():
             # Orbax minds the template's names, not its shapes.
             if templates[name] is not None and _shapes(tree) != _shapes(templates[name]):
-                raise UserError(self._damaged(step, f"holds {name} arrays of other shapes than this run's"))
+                raise DamagedCheckpoint(
+                    self._folder / str(step), f"holds {name} arrays of other shapes than this run's"
+                )
             if tree_sha256(tree) != restored["record"]["sha256"].get(name):
-                raise UserError(self._damaged(step, "does not have the hash that was stored with it"))
+                raise DamagedCheckpoint(self._folder / str(step), "does not have the hash that was stored with it")
         return step, trees, restored["record"]["extras"]
 
-    def _damaged(self, step: int, what: str) -> str:
-        folder = self._folder / str(step)
-        return f"The checkpoint {folder} {what}; delete that folder to continue from the previous checkpoint."
+    def restore_newest(self, templates: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """`restore` of the newest checkpoint that is whole, to go on from there.
+
+        Later ones are then deleted, which is said: what goes on will write them again.
+
+        Raises:
+          UserError: none is whole, or none fits the templates; they stay as they are.
+        """
+        damages: list[DamagedCheckpoint] = []
+        for step in reversed(self.steps()):
+            try:
+                found = self.restore(templates, step)
+            except DamagedCheckpoint as damage:
+                damages.append(damage)
+                continue
+            for damage in damages:
+                warn(f"{damage.fault}, so it is deleted and the one of step {step} is used.")
+            self.remove_after(step)
+            return found
+        if damages:
+            raise UserError(
+                f"{damages[0].fault}, and no other is left in {self._folder}: delete that folder to start from step 0."
+            )
+        return self.restore(templates)  # says that there is none
 
 
 def _empty(tree: Any) -> Any:

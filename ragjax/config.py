@@ -264,6 +264,16 @@ class RunConfig(DecodeConfig, RetrievalConfig):
     )
     dev_limit: int = field(24, "Dev questions for the dev loss. Retrieval is measured on up to 1,000.", minimum=1)
     checkpoint_every: int = field(25, "Steps between checkpoints.", minimum=1)
+    keep_checkpoints: int = field(
+        2,
+        "Newest checkpoints of each phase to keep: where one is damaged, the one before it serves.",
+        minimum=1,
+    )
+    max_nonfinite_steps: int = field(
+        3,
+        "A step whose loss or gradient is not finite is skipped; this many one after another end the training.",
+        minimum=1,
+    )
     dtype: str = field("float32", "Type of activations and frozen weights.", choices=("float32", "bfloat16"))
     quantize: str = field(
         "none", "Store the generator's frozen layers in 8 or 4 bits. Needs adapters.", choices=("none", *QUANTIZE)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import fcntl
+import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import pytest
 from ragjax.checkpoints import Checkpoints
 from ragjax.training import train
 from ragjax.training.dev import DevMeter
+from ragjax.training.sampling import question_order
+from ragjax.training.signals import AnswerAssembler
+from ragjax.training.watch import LossWatch
 from ragjax.weights import resolve
 from tests.tiny import require_package, write_tiny_gguf
 from tests.tiny_runs import flat, passages, questions, read_lines, refusal, run_flags, tiny_world, write_data
@@ -157,19 +162,55 @@ def test_another_model_under_the_same_name_is_refused_on_an_unfinished_run(world
     assert str(folder) in message
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(world, tmp_path):
-    """The first step's weights are so large that the second step overflows."""
+@pytest.mark.parametrize(("most", "last", "words"), [(3, 4, " as the 2 before it, so"), (1, 2, ", so")])
+def test_losses_that_stay_non_finite_stop_the_run_and_the_last_checkpoint_is_kept(world, tmp_path, most, last, words):
+    """The first step's weights are so large that each later step overflows."""
     config = world.config(
-        tmp_path / "run", generator_lr=1e30, lora_rank=0, checkpoint_every=1, dev_every=0, eval_limit=1
+        tmp_path / "run",
+        generator_lr=1e30,
+        lora_rank=0,
+        checkpoint_every=1,
+        dev_every=0,
+        eval_limit=1,
+        max_nonfinite_steps=most,
     )
     message = refusal(config)
-    assert message.startswith("Step 2 has a non-finite ")
-    assert "the checkpoint of step 1 is kept" in message
-    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1]
+    assert re.match(rf"Step {last} has a non-finite \w+{words} training stopped", message)
+    assert "the checkpoint of step 1 is kept: lower --embedder_lr or --generator_lr in a new --run_dir." in message
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, last + 1))
+    assert [line.get("event") for line in lines] == [None] + ["skipped"] * most
     step, trees, _ = Checkpoints(tmp_path / "run" / "checkpoints" / "joint").restore({"trainable": None})
     assert step == 1
     assert all(np.isfinite(leaf).all() for leaf in flat(trees["trainable"]).values())
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_step_that_is_not_finite_is_passed_over_and_named(world, tmp_path, monkeypatch, capsys):
+    """As where one question's numbers overflow; its ids are logged, as are those of a loss that stands out."""
+    with_passages = AnswerAssembler.with_passages
+
+    def spoilt(self, batch, rows):
+        made = with_passages(self, batch, rows)
+        if batch.training and batch.step == 1:
+            made.batch.passage_vectors[0, 0, 0, 0] = math.nan
+        return made
+
+    monkeypatch.setattr(AnswerAssembler, "with_passages", spoilt)
+    monkeypatch.setattr(LossWatch, "is_spike", lambda self, loss: True)
+    summary = train(world.config(tmp_path / "run", max_steps=3, checkpoint_every=1, dev_every=0, eval_limit=1))
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["event"] for line in lines] == ["spike", "skipped", "spike"]
+    assert ["loss" in line for line in lines] == [True, False, True] and "embedder_lr" in lines[1]
+    for step, line in enumerate(lines):
+        assert line["question_ids"] == [f"train-{i}" for i in question_order(12, 2, step, seed=0)]
+    assert summary.skipped_steps == {"joint": 1}
+    said = capsys.readouterr()
+    assert "warning: step 2 of joint has a non-finite loss, so its update is skipped." in said.err
+    assert "skipped in the phase joint: 1 steps whose loss or gradient was not finite" in said.out
+    assert Checkpoints(tmp_path / "run" / "checkpoints" / "joint").steps() == [1, 3]
 
 
 def test_a_dev_loss_that_is_not_finite_stops_the_run_before_its_checkpoint(world, tmp_path, monkeypatch):

@@ -49,13 +49,14 @@ def test_without_a_template_a_tree_comes_back_as_nested_dicts(tmp_path):
     assert_same(restored["trainable"], saved["trainable"])
 
 
-def test_the_two_newest_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_are_kept(tmp_path, keep):
+    checkpoints = Checkpoints(tmp_path, keep)
     assert checkpoints.latest_step() is None
-    for step in (2, 4, 10):
+    for step in (2, 4, 7, 10):
         checkpoints.save(step, trees(step), {})
         assert checkpoints.latest_step() == step
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"4", "10"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == set(["2", "4", "7", "10"][-keep:])
     step, restored, _ = Checkpoints(tmp_path).restore({"trainable": None})
     assert step == 10
     assert_same(restored["trainable"], trees(10)["trainable"])
@@ -109,7 +110,7 @@ def test_a_flipped_byte_of_the_weights_is_noticed(tmp_path):
             assert_same(restored["trainable"], saved["trainable"])
         except UserError as error:
             assert f"The checkpoint {tmp_path / 'good' / '7'} " in str(error)
-            assert "delete that folder" in str(error)
+            assert "bring back a copy of that folder" in str(error)
             noticed += 1
         flip(path, path.stat().st_size // 2)
     assert noticed
@@ -126,13 +127,50 @@ def test_the_stored_hash_is_compared(tmp_path, monkeypatch):
         Checkpoints(tmp_path).restore({"trainable": None})
 
 
-@pytest.mark.parametrize("fault", ["shape", "name", "missing tree"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_who_goes_on_falls_back_to_the_newest_that_is_whole(tmp_path, capsys, damage):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (3, 5, 8):
+        checkpoints.save(step, trees(step), {"step": step})
+    for path in [path for step in ("5", "8") for path in (tmp_path / step).rglob("*") if path.is_file()]:
+        damage(path)
+    step, restored, extras = Checkpoints(tmp_path).restore_newest(templates(trees()))
+    assert step == 3 and extras == {"step": 3}
+    assert_same(restored, trees(3))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"warning: The checkpoint {tmp_path / '8'} cannot be read (")
+    assert second.startswith(f"warning: The checkpoint {tmp_path / '5'} cannot be read (")
+    assert second.endswith("), so it is deleted and the one of step 3 is used.")
+    again = Checkpoints(tmp_path, keep=3)
+    assert again.steps() == [3]
+    again.save(5, trees(5), {"step": 5})
+    assert Checkpoints(tmp_path).restore_newest(templates(trees()))[0] == 5
+
+
+def test_where_nothing_fits_nothing_is_deleted(tmp_path):
+    """Two checkpoints of something else: what is at fault are the templates."""
+    for step in (1, 2):
+        Checkpoints(tmp_path).save(step, trees(step), {})
+    other = {"trainable": {"embedder": {"params": {"bias": np.zeros(6, np.float32)}}}}
+    with pytest.raises(UserError) as caught:
+        Checkpoints(tmp_path).restore_newest(other)
+    assert str(caught.value).startswith(f"The checkpoint {tmp_path / '2'} ")
+    assert str(caught.value).endswith(f"no other is left in {tmp_path}: delete that folder to start from step 0.")
+    assert Checkpoints(tmp_path).steps() == [1, 2]
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        Checkpoints(tmp_path / "none").restore_newest(other)
+
+
+@pytest.mark.parametrize("fault", ["shape", "name", "part", "missing tree"])
 def test_a_template_that_does_not_fit_is_refused(tmp_path, fault):
     saved = trees()
     Checkpoints(tmp_path).save(1, saved, {})
     wanted = {"trainable": templates(saved)["trainable"]}
     if fault == "shape":
         wanted["trainable"]["embedder"]["params"]["bias"] = jax.ShapeDtypeStruct((6,), np.float32)
+    elif fault == "part":  # never the rest as placeholders, or as they were
+        del wanted["trainable"]["generator"]
     elif fault == "name":
         wanted["trainable"]["embedder"]["params"]["other"] = wanted["trainable"]["embedder"]["params"].pop("bias")
     else:

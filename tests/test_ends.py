@@ -4,8 +4,10 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from ragjax.commands import ends
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir, lock_file, take_lock
+from ragjax.stopping import Terminated
 
 TRAIN_FLAGS = {
     "batch_size": 8,
@@ -98,6 +101,55 @@ def test_a_sentence_stays_as_it_is_and_is_not_obeyed(capsys):
 def test_ctrl_c_says_whether_the_command_continues(capsys):
     assert ended(capsys, KeyboardInterrupt()) == (130, "stopped; run the same command to continue\n")
     assert ended(capsys, KeyboardInterrupt(), resumes=False) == (130, "stopped\n")
+    assert ended(capsys, Terminated()) == (143, "stopped by SIGTERM; run the same command to continue\n")
+
+
+# A command that trains, inside something that takes minutes and gives Python no control. {holding} its signals.
+BUSY = """
+import contextlib, hashlib, signal, sys
+from ragjax.commands import ends
+from ragjax.stopping import held_signals
+
+def body():
+    ends.take_signals()
+    with {holding}:
+        print("busy", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(ends.end_of(body, dict, resumes=True))
+"""
+
+
+@pytest.mark.parametrize(
+    ("holding", "first"),
+    [
+        ("held_signals()", "stopping when this step is saved; Ctrl-C then stops at once\n"),
+        ("contextlib.nullcontext()", ""),
+    ],
+)
+def test_a_second_ctrl_c_waits_for_nothing(holding, first):
+    command = [sys.executable, "-c", BUSY.format(holding=holding)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.readline() if first else ""
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    assert (said, errors) == (first, "stopped at once; run the same command to continue\n")
+    assert (process.returncode, out) == (130, "")
+
+
+def test_sigterm_ends_a_command_that_trains_and_no_other():
+    """The second one comes while the first is being obeyed."""
+    raised = "signal.raise_signal(signal.SIGTERM)"
+    script = BUSY.format(holding="contextlib.ExitStack() as stack")
+    script = script.replace('print("busy", flush=True)', f"stack.callback(lambda: {raised}); {raised}")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (143, "stopped by SIGTERM; run the same command to continue\n")
+    script = script.replace("ends.take_signals()", "pass")
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -signal.SIGTERM
 
 
 def test_a_package_that_cannot_be_used_is_named(capsys):

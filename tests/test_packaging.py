@@ -34,6 +34,7 @@ FOUNDATIONS = {
     "parallel",
     "checkpoints",
     "costs",
+    "stopping",
     "version",
 }
 # The foundations that the other ones may stand on.

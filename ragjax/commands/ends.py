@@ -4,26 +4,33 @@
     1      one sentence says what to mend; of a fault of ragjax's own, also where its traceback is kept
     130    Ctrl-C
     141    nobody reads what it prints any more (`| head`), which needs no word
+    143    SIGTERM, of a command that trains: a machine that is taken away
 
-What went wrong is found out from the exception alone, once it is there: a start that goes well pays nothing.
+What went wrong is found out from the exception alone, once it is there: a start that goes well pays nothing. A command
+that trains saves its step first (`ragjax.stopping`); with `take_signals` a second Ctrl-C does not wait for that.
 """
 
 import errno
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ragjax.commands.console import visible
 from ragjax.errors import UserError, reason
+from ragjax.stopping import Terminated, is_holding
 from ragjax.version import __version__
 from ragjax.voice import say
 
 INTERRUPTED = 128 + 2  # as a shell reports a process that SIGINT has ended
 UNREAD = 128 + 13  # and one that SIGPIPE has ended
+TERMINATED = 128 + 15  # and one that SIGTERM has ended
+_GOING_ON = "run the same command to continue"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -54,13 +61,46 @@ def end_of(body: Callable[[], None], flags: Callable[[], Mapping[str, Any]], res
     except BrokenPipeError:
         return UNREAD
     except KeyboardInterrupt:
-        _say_at_end("stopped; run the same command to continue" if resumes else "stopped")
+        _say_at_end(f"stopped; {_GOING_ON}" if resumes else "stopped")
         return INTERRUPTED
+    except Terminated:
+        _say_at_end(f"stopped by SIGTERM; {_GOING_ON}")
+        return TERMINATED
     except Exception as error:  # what libraries raise has no kind in common
         _say_at_end(f"error: {visible(_sentence(error, flags))}")
         return 1
     finally:
         _give_up_unwritable()
+
+
+def take_signals() -> None:
+    """Makes SIGTERM end a command as Ctrl-C does, and a second Ctrl-C end it at once.
+
+    Python gets to handle a signal only when a step, or a compilation, gives control back to it. A thread hears of it
+    before: the system's own handler writes the signal's number into a pipe.
+    """
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_hear_interrupts, args=(reader,), daemon=True).start()
+
+
+def _terminate(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # some send it again and again, also while the command ends
+    raise Terminated
+
+
+def _hear_interrupts(pipe: int) -> None:
+    heard: list[int] = []
+    while True:
+        heard += os.read(pipe, 1)
+        if heard.count(signal.SIGINT) == 2:
+            _say_at_end(f"stopped at once; {_GOING_ON}")
+            os._exit(INTERRUPTED)
+        if len(heard) == 1 and is_holding():
+            _say_at_end("stopping when this step is saved; Ctrl-C then stops at once")
 
 
 def _code_of(body: Callable[[], None]) -> int:

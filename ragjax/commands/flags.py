@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from ragjax.commands.ends import end_of
+from ragjax.commands.ends import end_of, take_signals
 from ragjax.errors import UserError
 from ragjax.fields import Checked, flag_text
 from ragjax.version import __version__
@@ -67,16 +67,19 @@ def given(config: type[Checked], but: Sequence[str] = ()) -> dict[str, Any]:
     return values
 
 
-def run_command(main: Callable[[Sequence[str]], None], resumes: bool = True) -> None:
+def run_command(main: Callable[[Sequence[str]], None], resumes: bool = True, trains: bool = False) -> None:
     """Parses the flags, runs `main(arguments without the program's name)` and exits as `ragjax.commands.ends` says.
 
     resumes: the command keeps what it has done, and continues from there when it is run again.
+    trains: it does so when SIGTERM ends it, too, and may wait for a step to be saved.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         # At INFO, JAX reports every accelerator that is missing.
         logging.set_verbosity(logging.WARNING)
         _use_compilation_cache()
+        if trains:
+            take_signals()
         main(argv[1:])
 
     def body() -> None:

@@ -30,4 +30,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.run_command(main)
+    flags.run_command(main, trains=True)

@@ -35,8 +35,8 @@ _FULL_PER_ADAPTERS = 1.5
 _PAIRS_SCORED = 1.3
 # An embedder's step is its forward pass and twice that backward.
 _EMBEDDER_STEP = 3.0
-# What a phase leaves on the disk: two checkpoints of the state and AdamW's two moments, and two of the best state.
-_COPIES_KEPT = 2 * 3 + 2
+# What a phase leaves on the disk: checkpoints of the state and AdamW's two moments, and of the best state one more.
+_COPIES_IN_CHECKPOINT = 3
 # What it holds in memory: parameters, gradients, two moments.
 _COPIES_HELD = 4
 # Passages and questions to encode, prompts to read, questions to answer: seconds of a laptop's work.
@@ -90,8 +90,10 @@ class Pace:
 
     def cell_bytes(self, cell: Planned) -> int:
         """On the disk: checkpoints, nearly all of it."""
+        kept = cell.config.keep_checkpoints
+        copies = _COPIES_IN_CHECKPOINT * kept + kept + 1
         return sum(
-            (1 if source_run(cell.config, phase) else _COPIES_KEPT) * self.trained_bytes[model]
+            (1 if source_run(cell.config, phase) else copies) * self.trained_bytes[model]
             for phase in cell.phases
             for model in phase.trains
         )

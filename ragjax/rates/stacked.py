@@ -8,7 +8,7 @@ little more than one run of the phase.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from ragjax.training.loop import make_step
 from ragjax.training.sampling import QuestionBatch, total_steps
 from ragjax.training.signals import StackableAssembler
 from ragjax.training.state import TrainState, init_state
+from ragjax.training.watch import in_a_row
 from ragjax.voice import progress
 
 
@@ -34,7 +35,8 @@ class Copy:
     dev_losses: np.ndarray  # [n] of the dev questions, when it was last measured; [0] where there are none
     steps: int  # that it was trained
     params: Tree | None  # the embedder's; None where it was stopped early
-    diverged: bool = False  # a loss or gradient was not finite, or a dev loss
+    skipped: list[int] = dataclasses.field(default_factory=list)  # steps whose loss or gradient was not finite
+    diverged: bool = False  # too many of these one after another, or a dev loss that is not finite
 
     @property
     def mean_loss(self) -> float:
@@ -74,6 +76,7 @@ class _Stack:
         self._assembler = assembler
         self._steps = total_steps(run.config, len(assembler.sampler.train), assembler.sampler.batch_size)
         self._rates = list(rates)
+        self._most_skipped = run.config.max_nonfinite_steps
         optimizer, make = make_step(run.config, assembler.objective, self._steps)
         self._train_step = compile_step(lambda reducer: jax.vmap(make(reducer), in_axes=(0, None, 0)))
         self._losses = compile_map(_question_losses(assembler.objective))
@@ -90,10 +93,10 @@ class _Stack:
         ends = [round(self._steps * (rung + 1) / rungs) for rung in range(rungs)]
         with progress(total=self._steps, desc=f"{len(self._rates)} rates", unit="step") as bar:
             for step in range(self._steps):
-                spent, is_finite = self._advance(step)
+                spent, skipped = self._advance(step)
                 seconds.append(spent)
                 bar.update()
-                self._stop_diverged(every, step, is_finite)
+                self._stop_diverged([every[rate] for rate in self._rates], step + 1, skipped)
                 if not self._rates:
                     break
                 if step + 1 not in ends:
@@ -112,24 +115,24 @@ class _Stack:
             )
         return StackedResult(start_losses, list(every.values()), self._ledger, seconds, pairs)
 
-    def _stop_diverged(self, every: Mapping[float, Copy], step: int, is_finite: np.ndarray) -> None:
-        """Stops the copies whose update was not finite; the others continue without them."""
-        if is_finite.all():
-            return
-        for rate in [rate for rate, finite in zip(self._rates, is_finite, strict=True) if not finite]:
-            every[rate].steps, every[rate].diverged = step + 1, True
-        self._go_on_with([rate for rate, finite in zip(self._rates, is_finite, strict=True) if finite])
+    def _stop_diverged(self, copies: Sequence[Copy], step: int, skipped: np.ndarray) -> None:
+        """Stops the copies that have skipped too many steps one after another; the others continue without them."""
+        for copy in [copy for copy, now in zip(copies, skipped, strict=True) if now]:
+            copy.skipped.append(step)
+            if in_a_row(copy.skipped, step) >= self._most_skipped:
+                copy.steps, copy.diverged = step, True
+        if any(copy.diverged for copy in copies):
+            self._go_on_with([copy.rate for copy in copies if not copy.diverged])
 
     def _advance(self, step: int) -> tuple[float, np.ndarray]:
-        """One step of all copies: its seconds, and whether each copy's [copies] loss and gradient were finite."""
+        """One step of all copies: its seconds, and whether each copy [copies] has skipped it."""
         began = time.perf_counter()
         batch, work = self._assemble(self._assembler.sampler.training_batch(step), self._ledger)
         started = time.perf_counter()
         self._state, metrics = self._train_step(self._state, {}, batch)
-        metrics = jax.device_get(metrics)
+        skipped = jax.device_get(metrics["skipped"])
         self._ledger.split(time.perf_counter() - started, work)
-        is_finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["embedder_grad_norm"])
-        return time.perf_counter() - began, is_finite
+        return time.perf_counter() - began, skipped
 
     def _assemble(self, batch: QuestionBatch, ledger: Ledger) -> tuple[Any, dict[str, Cost]]:
         """A batch [groups, copies, micro-batches, ...] and the work in it."""

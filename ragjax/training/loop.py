@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from ragjax.errors import DivergedError
 from ragjax.parallel import compile_step, place
 from ragjax.pipeline import trained_collection
 from ragjax.runs import Run
+from ragjax.stopping import held_signals
 from ragjax.training.dev import DevMeter
 from ragjax.training.kept import Kept, criterion, finds_less, is_better
 from ragjax.training.objectives import Objective, merge
@@ -32,10 +33,16 @@ from ragjax.training.signals import Assembled, Assembler
 from ragjax.training.state import TrainState, init_state, make_optimizer
 from ragjax.training.step import make_train_step
 from ragjax.training.strategies import Phase
-from ragjax.voice import progress
+from ragjax.training.watch import LossWatch, in_a_row
+from ragjax.voice import progress, warn
 
 # Shown on the progress bar, under shorter names.
-_BAR = {"dev_recall_at_5": "recall", "dev_top_k_agreement": "agree", "dev_distinct_passages_per_100": "distinct"}
+_BAR = {
+    "loss": "loss",
+    "dev_recall_at_5": "recall",
+    "dev_top_k_agreement": "agree",
+    "dev_distinct_passages_per_100": "distinct",
+}
 # Measurements of a phase on the dev questions, where --dev_every does not say how often.
 _MEASUREMENTS = 8
 
@@ -48,6 +55,7 @@ class PhaseResult:
     cost: Ledger  # dev measurements stand under "evaluation"
     questions: int  # trained on, repetitions counted
     step: int  # of the state
+    skipped_steps: Sequence[int] = ()  # whose loss or gradient was not finite
     passages_cut: Set[str] = frozenset()  # ids of the passages that some prompt has held shortened
     kept: Kept | None = None  # which state that is; None: the last
 
@@ -69,7 +77,10 @@ def train_phase(run: Run, phase: Phase, stop_at: int | None = None, measure_ever
       measure_every: steps between measurements on the dev questions, instead of those of --dev_every.
 
     Raises:
-      UserError: a non-finite loss or gradient, or a checkpoint that cannot be written; the last one stays.
+      UserError: too many steps in a row with a non-finite loss or gradient, a measurement that is not finite, or a
+        checkpoint that cannot be written; the last one stays.
+
+    SIGINT and SIGTERM are delivered at the end of the step, when its checkpoint is written (`ragjax.stopping`).
     """
     with contextlib.closing(MetricsLog(run.files)) as log:
         trainer = Trainer(run, phase, log, measure_every)
@@ -80,12 +91,14 @@ def train_phase(run: Run, phase: Phase, stop_at: int | None = None, measure_ever
         shown: dict[str, str] = {}
         with progress(total=trainer.steps, initial=trainer.step, desc=phase.name, unit="step") as bar:
             while trainer.step < end:
-                line, seconds, tokens = trainer.advance()
-                shown |= {short: f"{line[name]:.3g}" for name, short in _BAR.items() if name in line}
-                shown |= {"loss": f"{line['loss']:.3f}", "tokens_per_s": f"{tokens / seconds:.0f}"}
-                bar.set_postfix(shown, refresh=False)
-                bar.update()
-        trainer.save()
+                with held_signals() as hold:  # left early only for a signal's handler, which may return
+                    while trainer.step < end and hold.asked is None:
+                        line, seconds, tokens = trainer.advance()
+                        shown |= {short: f"{line[name]:.3g}" for name, short in _BAR.items() if name in line}
+                        shown |= {"tokens_per_s": f"{tokens / seconds:.0f}"}
+                        bar.set_postfix(shown, refresh=False)
+                        bar.update()
+                    trainer.save()
     return trainer.result()
 
 
@@ -95,9 +108,13 @@ class Trainer:
     def __init__(self, run: Run, phase: Phase, log: MetricsLog, measure_every: int | None = None):
         config = run.config
         self._config, self._phase, self._pipeline, self._log = config, phase, run.pipeline, log
-        self._checkpoints = Checkpoints(run.files.checkpoints(phase.name))
-        self._best = Checkpoints(run.files.best_checkpoints(phase.name)) if config.keep == "best" else None
+        kept = config.keep_checkpoints
+        self._checkpoints = Checkpoints(run.files.checkpoints(phase.name), kept)
+        # Each checkpoint's best state stays beside it; one more, because a best state is written before its checkpoint.
+        best = Checkpoints(run.files.best_checkpoints(phase.name), kept + 1)
+        self._best = best if config.keep == "best" else None
         self._kept: Kept | None = None
+        self._watch = LossWatch()
         self._assembler: Assembler = phase.signal.make_assembler(run, phase.trains)
         self._sampler = self._assembler.sampler
         self.steps = total_steps(config, len(self._sampler.train), self._sampler.batch_size)
@@ -120,12 +137,15 @@ class Trainer:
         self.step = int(state.step)
 
     def _resume(self, state: TrainState) -> TrainState:
-        step, trees, extras = self._checkpoints.restore({"trainable": state.trainable, "optimizer": state.optimizer})
+        step, trees, extras = self._checkpoints.restore_newest(
+            {"trainable": state.trainable, "optimizer": state.optimizer}
+        )
         self.ledger = Ledger(extras["cost"])
         self.passages_cut.update(extras["passages_cut"])
         self._assembler.rewind(extras["position"])
         self._log.rewind(self._phase.name, step)
         self._kept = Kept(**extras["kept"]) if extras["kept"] else None
+        self._watch = LossWatch(**extras.get("watch", {}))  # a run of an older version had none
         return state._replace(step=jax.numpy.int32(step), **trees)
 
     @property
@@ -141,21 +161,27 @@ class Trainer:
     def advance(self) -> tuple[dict[str, Any], float, int]:
         """One step: (its line of metrics, seconds, tokens that went through a model)."""
         began = time.perf_counter()
-        assembled = self._assemble()
+        batch = self._sampler.training_batch(self.step)
+        assembled = self._assembler.assemble(batch, merge(self.frozen, self.state.trainable), self.ledger)
         started = time.perf_counter()
         self.state, metrics = self._train_step(self.state, self.frozen, assembled.batch)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.ledger.split(time.perf_counter() - started, assembled.work)
         self.step += 1
-        self._refuse_non_finite(metrics)
+        skipped = bool(metrics.pop("skipped"))
         line = self._line(metrics, assembled)
+        if skipped or self._watch.is_spike(metrics["loss"]):
+            line["event"] = "skipped" if skipped else "spike"
+            line["question_ids"] = [question.id for question in batch.questions]
         if self._measure_every and (self.step % self._measure_every == 0 or self.step == self.steps):
             line |= self._measure()
         seconds = time.perf_counter() - began
         tokens = assembled.figures.get("generator_tokens") or sum(cost.tokens for cost in assembled.work.values())
         self._log.write(line, {"tokens_per_second": tokens / seconds})
         is_best = self._kept is not None and self._kept.step == self.step  # so that a resumed run knows it
-        if is_best or self.step % self._config.checkpoint_every == 0 or self.step == self.steps:
+        if skipped:  # no checkpoint: it has nothing new, and would push out a state from before all went wrong
+            self._note_skipped(metrics)
+        elif is_best or self.step % self._config.checkpoint_every == 0 or self.step == self.steps:
             self.save()
         return line, seconds, tokens
 
@@ -169,7 +195,8 @@ class Trainer:
         measured = self._meter.measure(self.step, self.state.trainable, self.frozen, self.ledger)
         figures = {f"dev_{name}": value for name, value in measured.figures.items()}
         # Before any checkpoint: weights that this update has spoilt must not replace a good one.
-        self._refuse_non_finite(figures)
+        if bad := _not_finite(figures):
+            raise self._diverged(f"has a non-finite {bad}")
         chosen_by = criterion(self._phase, measured.figures)
         if self._best is None or not chosen_by:
             return figures
@@ -190,29 +217,33 @@ class Trainer:
         else:
             step, trees, _ = self._best.restore({"trainable": self.state.trainable}, self._kept.step)
             trained = trees["trainable"]
-        return PhaseResult(trained, self.ledger, self.questions_seen, step, self.passages_cut, self._kept)
+        skipped = self._watch.skipped
+        return PhaseResult(trained, self.ledger, self.questions_seen, step, skipped, self.passages_cut, self._kept)
 
-    def _assemble(self) -> Assembled:
-        batch = self._sampler.training_batch(self.step)
-        return self._assembler.assemble(batch, merge(self.frozen, self.state.trainable), self.ledger)
+    def _note_skipped(self, metrics: Mapping[str, float]) -> None:
+        """Counts a step that the compiled step has skipped; too many one after another end the training."""
+        self._watch.skipped.append(self.step)
+        many = in_a_row(self._watch.skipped, self.step)
+        fault = f"has a non-finite {_not_finite(metrics)}"
+        if many >= self._config.max_nonfinite_steps:
+            raise self._diverged(fault + (f" as the {many - 1} before it" if many > 1 else ""))
+        warn(f"step {self.step} of {self._phase.name} {fault}, so its update is skipped.")
 
-    def _refuse_non_finite(self, metrics: Mapping[str, float]) -> None:
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            last = self._checkpoints.latest_step()
-            kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is kept"
-            flags = " or ".join(f"--{model}_lr" for model in self._phase.trains)
-            raise DivergedError(
-                f"Step {self.step} has a non-finite {bad[0]}, so training stopped; {kept}: lower {flags} in a new "
-                "--run_dir."
-            )
+    def _diverged(self, fault: str) -> DivergedError:
+        last = self._checkpoints.latest_step()
+        kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is kept"
+        flags = " or ".join(f"--{model}_lr" for model in self._phase.trains)
+        return DivergedError(
+            f"Step {self.step} {fault}, so training stopped; {kept}: lower {flags} in a new --run_dir."
+        )
 
     def _line(self, metrics: Mapping[str, float], assembled: Assembled) -> dict[str, Any]:
         rates = {f"{model}_lr": float(rate) * metrics["schedule"] for model, rate in self.state.learning_rates.items()}
         return {
             "phase": self._phase.name,
             "step": self.step,
-            **{name: value for name, value in metrics.items() if name != "schedule"},
+            # JSON has no NaN.
+            **{name: value for name, value in metrics.items() if name != "schedule" and math.isfinite(value)},
             **rates,
             **assembled.figures,
         }
@@ -228,6 +259,7 @@ class Trainer:
             "position": self._assembler.position,
             "questions": self.questions_seen,
             "kept": self._kept and self._kept.as_dict(),
+            "watch": self._watch.as_dict(),
         }
         self._checkpoints.save(self.step, trees, extras)
 
@@ -244,6 +276,12 @@ def split_trainable(run: Run, phase: Phase) -> tuple[ModelVariables, ModelVariab
     return {name: tree for name, tree in trainable.items() if tree}, {
         name: tree for name, tree in frozen.items() if tree
     }
+
+
+def _not_finite(figures: Mapping[str, float]) -> str | None:
+    """The name of a figure that is not finite, the loss where it is one; None where all are."""
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    return "loss" if "loss" in bad else next(iter(bad), None)
 
 
 def measured_every(config: RunConfig, steps: int) -> int:

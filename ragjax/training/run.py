@@ -156,6 +156,7 @@ def run_phases(run: Run, phases: Sequence[Phase]) -> tuple[Summary, Run]:
         cost=_cost(run, before, results, after),
         strategy_costs=_strategy_costs(run, results),
         skipped_questions=_skipped_questions(phases, run.dataset),
+        skipped_steps={name: len(result.skipped_steps) for name, result in results.items()},
         peak_memory_bytes=peak_memory_bytes(),
         retrieval=_describe_retrieval(run, [before, *results.values(), after]),
         kept={name: None if result.kept is None else result.kept.as_dict() for name, result in results.items()},
@@ -298,6 +299,9 @@ def _print_summary(files: RunFolder, summary: Summary) -> None:
     say(before_after_table(summary.before, summary.after, summary.change_95))
     if skipped := summary.skipped_questions:
         say(f"\nskipped by the embedder's training: {skipped} questions without positive_ids")
+    for phase, steps in summary.skipped_steps.items():
+        if steps:
+            say(f"\nskipped in the phase {phase}: {steps} steps whose loss or gradient was not finite")
     say(f"\n{cost_table(summary.cost)}")
     say("\nOne epoch of each strategy on these questions, by what this run has measured:\n")
     say(f"{strategy_table(summary.strategy_costs)}\n")

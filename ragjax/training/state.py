@@ -1,12 +1,12 @@
 """The training state, its optimizer and its schedule."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from ragjax.arrays import Array, Tree
 
@@ -58,6 +58,25 @@ def apply_gradients(
         rate = state.learning_rates[model] * factor
         trainable[model] = jax.tree.map(lambda weight, update, r=rate: weight - r * update, old, updates)
     return state._replace(step=state.step + 1, trainable=trainable, optimizer=optimizer_state)
+
+
+def keep_finite(
+    updated: TrainState, state: TrainState, figures: Iterable[Float32[Array, ""]]
+) -> tuple[TrainState, Bool[Array, ""]]:
+    """The updated state, or where not all figures are finite the one before it, with the step counted.
+
+    `optax.apply_if_finite` would not do: it sees one model at a time, and after some updates takes what it gets.
+
+    Args:
+      figures: of the step, the norms of its gradients among them. A norm beyond float32 counts too: clipping by it
+        would make zeros of a gradient.
+
+    Returns:
+      The state, and whether the update was skipped.
+    """
+    is_finite = jnp.all(jnp.isfinite(jnp.stack(list(figures))))
+    before = state._replace(step=updated.step)
+    return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, before), ~is_finite
 
 
 def linear_schedule(step: Int32[Array, ""], total_steps: int, warmup_fraction: float) -> Float32[Array, ""]:

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Key
 from ragjax.arrays import Array, ModelVariables
 from ragjax.parallel import Reducer
 from ragjax.training.objectives import Objective
-from ragjax.training.state import TrainState, apply_gradients, linear_schedule
+from ragjax.training.state import TrainState, apply_gradients, keep_finite, linear_schedule
 
 
 def summed_loss(
@@ -40,7 +40,8 @@ def make_train_step(
 
     The batch's leaves carry a leading axis of micro-batches. Sums over them and over the groups come first; one
     division by the global number of questions (`sum`) or answer tokens (`mean`, where answers are scored) follows. So
-    the result depends neither on the number of groups nor on how the questions are split.
+    the result depends neither on the number of groups nor on how the questions are split. A step of which a figure
+    is not finite, the norms of its gradients among them, changes nothing but the step's number, and is "skipped".
     """
 
     def for_reducer(reducer: Reducer):
@@ -64,8 +65,10 @@ def make_train_step(
             gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
             factor = linear_schedule(state.step, total_steps, warmup_fraction)
             norms = {f"{model}_grad_norm": optax.tree.norm(tree) for model, tree in gradients.items()}
-            state = apply_gradients(state, gradients, optimizer, factor)
-            return state, {**means(sums), "loss": sums["loss"] / count, **norms, "schedule": factor}
+            figures = {**means(sums), "loss": sums["loss"] / count, **norms, "schedule": factor}
+            updated = apply_gradients(state, gradients, optimizer, factor)
+            state, skipped = keep_finite(updated, state, figures.values())
+            return state, {**figures, "skipped": skipped.astype(jnp.float32)}
 
         return step
 

@@ -20,6 +20,8 @@ _TRAINING = (
     "keep",
     "dev_every",
     "checkpoint_every",
+    "keep_checkpoints",
+    "max_nonfinite_steps",
 )
 # The same of what trains a model.
 _MODEL = {

@@ -21,6 +21,7 @@ from ragjax.errors import DivergedError, UserError
 from ragjax.fields import changed_flags
 from ragjax.files import read_json
 from ragjax.runs import RunFolder
+from ragjax.stopping import Terminated
 from ragjax.training import run as run_module
 from ragjax.training import train
 from tests.tiny import write_tiny_llama, write_tiny_mpnet
@@ -182,6 +183,20 @@ def test_what_fails_is_shown_and_the_others_go_on_then_and_later(world, tmp_path
     assert {line["failure"] for line in reported(config.run_dir).values()} == {""}
     # It has trained models of its own, and now that there are others it is still the same run.
     assert cell_of(config.run_dir, "independent").summary_file.read_bytes() == kept
+
+
+def test_sigterm_in_a_run_ends_the_whole_comparison(world, tmp_path, monkeypatch):
+    """It is no failure of that run, after which the next one would begin."""
+    asked = []
+
+    def stopped(its, prepared=None):
+        asked.append(its.strategy)
+        raise Terminated
+
+    monkeypatch.setattr(execution_module, "complete", stopped)
+    with pytest.raises(Terminated):
+        ragjax.compare(shared(world, tmp_path / "cmp", **QUICK), options(world, strategies="none,embedder"))
+    assert asked == ["none"] and not (tmp_path / "cmp" / "report.html").exists()
 
 
 def test_rows_that_need_labels_say_so_where_there_are_none(world, tmp_path):

@@ -308,16 +308,17 @@ def test_a_search_does_not_go_on_with_other_models(world, tmp_path):
         search_rates(config, dataclasses.replace(OPTIONS, select="dev_loss", generator_rates="1e-3"))
 
 
-def test_a_copy_that_diverges_loses_and_the_others_go_on(prepared, tmp_path):
+@pytest.mark.parametrize("phase", [STRATEGIES["two_phase"][1], STRATEGIES["embedder"][0]], ids=lambda phase: phase.name)
+def test_a_copy_that_diverges_loses_and_the_others_go_on(prepared, tmp_path, phase):
     """A rate that overflows float32 in its first update: its trial ends there, the other is as it would be alone."""
-    phase = STRATEGIES["embedder"][0]
-    flags = {"max_steps": 3, "ranking_batch_size": 3}
+    flags = {"max_steps": 4, "ranking_batch_size": 3, "max_nonfinite_steps": 2}
     run = rerun(prepared, tmp_path / "both", **flags)
     lost, good = train_stacked(run, [1e38, 1e-4], assembler_of(run, phase)).copies
-    assert lost.diverged and lost.params is None and lost.steps < 3 and lost.mean_loss == math.inf
+    assert lost.diverged and lost.params is None and lost.mean_loss == math.inf
+    assert lost.skipped == [2, 3] and lost.steps == 3
     alone = rerun(prepared, tmp_path / "alone", **flags)
     (expected,) = train_stacked(alone, [1e-4], assembler_of(alone, phase)).copies
-    assert good.steps == 3 and not good.diverged
+    assert good.steps == 4 and not good.diverged and good.skipped == []
     np.testing.assert_allclose(good.dev_losses, expected.dev_losses, rtol=1e-4)
 
 

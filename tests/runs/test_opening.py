@@ -50,6 +50,8 @@ def test_an_open_run_is_the_one_that_was_trained(opened, trained, world):
     assert (opened.config.run_dir, opened.step) == (os.path.abspath("where/it/was"), 7)
     assert changed(opened.embedder.params, trained["embedder"]["params"]) == set()
     assert changed(opened.generator.lora, trained["generator"]["lora"]) == set()
+    # What the checkpoint does not hold is the source's.
+    assert changed(opened.generator.params, load_generator(world.generator).params) == set()
     assert opened.unfinished() == f"{opened.folder} is not finished: its state of step 7 is used."
     assert {path.name for path in opened.folder.iterdir()} == {"config.json", "checkpoints"}  # nothing was written
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from ragjax.checkpoints import Checkpoints
 from ragjax.runs import RunFolder, open_run, prepare, read_phases
 from ragjax.training import train
 from ragjax.training.dev import DevMeter, Measured
@@ -191,6 +192,29 @@ def test_a_phase_is_measured_at_least_eight_times(prepared, tmp_path):
     train_phase(run, phase)
     measured = [line["step"] for line in read_lines(tmp_path / "metrics.jsonl") if "dev_recall_at_5" in line]
     assert measured == [0, 3, 6, 9, 12, 15, 17]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_each_checkpoint_has_its_best_state_beside_it(prepared, tmp_path, monkeypatch, keep):
+    """Every state is better than the one before; stopped after the best state of step 4, before its checkpoint."""
+    script(monkeypatch, [9.0 - step for step in range(7)])
+    save = Trainer.save
+
+    def stopping(self):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        save(self)
+
+    monkeypatch.setattr(Trainer, "save", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        trained_with(prepared, tmp_path, max_steps=6, keep_checkpoints=keep)
+    files = RunFolder(tmp_path)
+    checkpoints, best = (Checkpoints(part("generator")) for part in (files.checkpoints, files.best_checkpoints))
+    assert checkpoints.steps() == [1, 2, 3][-keep:]
+    for step in checkpoints.steps():
+        assert checkpoints.restore({}, step)[2]["kept"]["step"] == step
+        assert step in best.steps()
+    assert best.steps()[-1] == 4
 
 
 @pytest.mark.parametrize("killed_after", [1, 3, 4])

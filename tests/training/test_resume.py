@@ -1,4 +1,4 @@
-"""Runs that SIGKILL ends at any moment: the same command goes on, and ends with the same bits."""
+"""Runs that a signal or a damaged checkpoint stops: the same command goes on, and ends with the same bits."""
 
 import shutil
 import signal
@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from ragjax.checkpoints import Checkpoints
-from ragjax.errors import UserError
 from ragjax.files import read_json
 from ragjax.training import train
+from ragjax.training.loop import Trainer
+from ragjax.training.records import MetricsLog
 from ragjax.training.state import make_optimizer
-from tests.tiny_runs import read_lines, run_flags, tiny_world
+from tests.tiny_runs import changed, read_lines, refusal, run_flags, tiny_world
 
 STEPS = 5
 
-# Runs `ragjax.train` and kills it at a moment that the first argument names. Where a line of a file is being
-# appended, half of it stays: the kill came in the middle of the write.
+# Runs `ragjax.train` and sends it SIGKILL at a moment that the first argument names, or SIGTERM ("term"). Where a line
+# of a file is being appended, half of it stays: the kill came in the middle of the write.
 KILLED = """
 import os, runpy, signal, sys
 
@@ -59,6 +60,10 @@ elif name == "scored":
     records = ragjax.files.KeyedRecords
     after(records, "add", lambda self, *_: self.lines == number,
           lambda self, *_: die_in_the_middle_of_the_last_line_of(self._path))
+elif name == "term":
+    log = ragjax.training.records.MetricsLog
+    after(log, "write", lambda self, line, *_: line["step"] == number,
+          lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 elif name == "saved":
     after(ragjax.checkpoints.Checkpoints, "save", lambda self, step, *_: step == number, lambda *_: die())
 elif name == "saving":
@@ -128,9 +133,12 @@ def without_seconds(cost: dict) -> dict:
     return {unit: value for unit, value in cost.items() if unit != "seconds"}
 
 
-def killed(world, folder: Path, moment: str, **changes):
-    done = world.command("-c", KILLED, moment, *run_flags(configuration(world, folder, **changes)))
-    assert done.returncode == -signal.SIGKILL, f"{moment}: {done.returncode}\n{done.stderr[-2000:]}"
+def killed(world, folder: Path, moment: str, driver: str = KILLED, **changes):
+    done = world.command("-c", driver, moment, *run_flags(configuration(world, folder, **changes)))
+    expected = 143 if moment.startswith("term") else -signal.SIGKILL
+    assert done.returncode == expected, f"{moment}: {done.returncode}\n{done.stderr[-2000:]}"
+    if expected == 143:
+        assert done.stderr.endswith("\nstopped by SIGTERM; run the same command to continue\n")
 
 
 @pytest.mark.slow
@@ -150,11 +158,14 @@ def test_a_run_killed_at_moments_of_every_kind_ends_like_one_that_was_not(world,
     killed(world, folder, "step 3")  # between checkpoints
     assert steps_kept() == [2]
     assert len(metrics.read_bytes().splitlines()) == 4  # steps 0 to 2, and half of the third
+    killed(world, folder, "term 3")  # the step is saved, though no checkpoint is due
+    assert steps_kept() == [2, 3]
+    assert [line["step"] for line in read_lines(metrics)] == [0, 1, 2, 3]
     killed(world, folder, "saving 4")  # in the middle of a checkpoint
-    assert steps_kept() == [2]
+    assert steps_kept() == [2, 3]
     assert [path for path in checkpoints.iterdir() if path.name.startswith("4.orbax")]
     killed(world, folder, "saved 4")  # right after it
-    assert steps_kept() == [2, 4]
+    assert steps_kept() == [3, 4]
     killed(world, folder, "after 1")  # in the first batch of the table after
     assert [line["step"] for line in read_lines(metrics)] == list(range(STEPS + 1))
     assert not (folder / "summary.json").exists()
@@ -188,6 +199,13 @@ def test_a_run_of_two_phases_killed_in_each_ends_like_one_that_was_not(world):
     assert not likelihoods.read_bytes().endswith(b"\n")
     train(configuration(world, folder, **flags))
     assert_same_run(folder, whole)
+    # The newest checkpoint is damaged: metrics and likelihoods go back to the one before it, too.
+    checkpoints = unfinished(whole, world.folder / "damaged-two-phase") / "retriever"
+    for path in (checkpoints / str(STEPS)).rglob("*"):
+        if path.is_file():
+            path.unlink()
+    train(configuration(world, world.folder / "damaged-two-phase", **flags))
+    assert_same_run(world.folder / "damaged-two-phase", whole)
 
 
 def unfinished(whole: Path, folder: Path) -> Path:
@@ -196,29 +214,96 @@ def unfinished(whole: Path, folder: Path) -> Path:
     (folder / "summary.json").unlink()
     for path in (folder / "predictions").glob("*after*"):
         path.unlink()
-    return folder / "checkpoints" / "joint"
+    return folder / "checkpoints"
+
+
+def spoil(checkpoint: Path) -> None:
+    """Flips the bits of a byte in the middle of its largest file."""
+    largest = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    largest.write_bytes(content)
 
 
 # Orbax's other reads end after its event loop has closed, and say so in the background.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(world, whole, tmp_path):
-    newest = unfinished(whole, tmp_path / "run") / str(STEPS)
-    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    largest.write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        train(configuration(world, tmp_path / "run"))
-    assert f"The checkpoint {newest} " in str(caught.value)
-    assert "delete that folder" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    shutil.rmtree(newest)  # as the message says
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(world, whole, tmp_path, capsys):
+    checkpoints = unfinished(whole, tmp_path / "run") / "joint"
+    spoil(checkpoints / str(STEPS))
+    train(configuration(world, tmp_path / "run"))
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "warning: The checkpoint" in line]
+    assert f"warning: The checkpoint {checkpoints / str(STEPS)} " in said
+    assert said.endswith(", so it is deleted and the one of step 4 is used.")
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_where_no_checkpoint_is_whole_one_sentence_says_so_and_nothing_is_deleted(world, whole, tmp_path):
+    checkpoints = unfinished(whole, tmp_path / "run") / "joint"
+    for step in (4, STEPS):
+        spoil(checkpoints / str(step))
+    message = refusal(configuration(world, tmp_path / "run"))
+    assert message.startswith(f"The checkpoint {checkpoints / str(STEPS)} ")
+    assert message.endswith(f"no other is left in {checkpoints}: delete that folder to start from step 0.")
+    assert Checkpoints(checkpoints).steps() == [4, STEPS]
+    shutil.rmtree(checkpoints)  # as the message says
     train(configuration(world, tmp_path / "run"))
     assert_same_run(tmp_path / "run", whole)
 
 
+def test_ctrl_c_stops_a_phase_when_its_step_is_saved(world, whole, tmp_path, monkeypatch):
+    """From Python, too: the exception comes after the step's measurement and checkpoint."""
+    write = MetricsLog.write
+
+    def interrupted(self, line, *timings):
+        if line["step"] == 1 and not raised:
+            raised.append(True)
+            signal.raise_signal(signal.SIGINT)
+        write(self, line, *timings)
+
+    raised: list[bool] = []
+    monkeypatch.setattr(MetricsLog, "write", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born without it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(configuration(world, tmp_path / "run"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert Checkpoints(tmp_path / "run" / "checkpoints" / "joint").steps() == [1]
+    train(configuration(world, tmp_path / "run"))
+    assert_same_run(tmp_path / "run", whole)
+
+
+# Four devices where there is one.
+ON_FOUR = """
+import os
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+"""
+
+
+def test_a_checkpoint_of_four_devices_goes_on_on_one(world, whole, tmp_path, monkeypatch):
+    """What was saved comes back bit for bit; the run then ends as on one device, up to the order of sums."""
+    killed(world, tmp_path / "run", "saved 2", ON_FOUR + KILLED)
+    saved = Checkpoints(tmp_path / "run" / "checkpoints" / "joint").restore({"trainable": None})[1]["trainable"]
+    advance, begun = Trainer.advance, []
+
+    def watched(self):
+        if not begun:
+            begun.append(jax.device_get(self.state.trainable))
+        return advance(self)
+
+    monkeypatch.setattr(Trainer, "advance", watched)
+    train(configuration(world, tmp_path / "run"))
+    assert changed(saved, begun[0]) == set()
+    lines, expected = (read_lines(folder / "metrics.jsonl") for folder in (tmp_path / "run", whole))
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, other in zip(lines, expected, strict=True):
+        names = [name for name in ("loss", "dev_loss") if name in other]
+        assert names and [line[name] for name in names] == pytest.approx([other[name] for name in names], rel=1e-4)
+
+
 def test_a_half_written_checkpoint_is_passed_over(world, whole, tmp_path):
-    checkpoints = unfinished(whole, tmp_path / "run")
+    checkpoints = unfinished(whole, tmp_path / "run") / "joint"
     half = checkpoints / f"{STEPS}.orbax-checkpoint-tmp"
     (checkpoints / str(STEPS)).rename(half)
     files = [path for path in half.rglob("*") if path.is_file()]

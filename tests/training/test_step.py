@@ -21,7 +21,7 @@ from ragjax.models.lora import LoraConfig
 from ragjax.parallel import ONE_DEVICE, compile_step, place
 from ragjax.scoring import score_answers
 from ragjax.training.loop import split_trainable
-from ragjax.training.state import apply_gradients, init_state, linear_schedule, make_optimizer
+from ragjax.training.state import apply_gradients, init_state, keep_finite, linear_schedule, make_optimizer
 from ragjax.training.step import make_eval_step, make_train_step, means, summed_loss
 from ragjax.training.strategies import STRATEGIES
 from tests.tiny_modules import random_examples, stacked_batch, tiny_objective
@@ -335,6 +335,47 @@ def test_each_model_has_its_own_clipping_and_rate():
     np.testing.assert_allclose(new.optimizer["generator"][1].mu["w"], [0.03, 0.04], rtol=1e-5)
     np.testing.assert_allclose(new.trainable["embedder"]["w"], [-0.1, -0.1], rtol=1e-5)
     np.testing.assert_allclose(new.trainable["generator"]["w"], [-0.2, -0.2], rtol=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number():
+    """Bit for bit, and so the step after it is the one that comes without it."""
+    case, optimizer = "rag_token_mean", make_optimizer(1.0, 0.01)
+    objective, variables = objective_of(case)
+    trainable, frozen = split(case, variables)
+    step = jax.jit(make_train_step(objective, optimizer, 4, 0.0, "sum", seed=3)(ONE_DEVICE))
+
+    def batch(seed):
+        return jax.tree.map(lambda leaf: leaf[0], stacked_batch(examples_of(case, seed), 1, 1, SHAPE))
+
+    first, _ = step(init_state(trainable, RATES, optimizer), frozen, batch(1))
+    bad = batch(2)
+    bad.passage_vectors[0, 1, 2, 0] = math.nan  # one number of one question
+    passed_over, metrics = step(first, frozen, bad)
+    assert metrics["skipped"] == 1 and passed_over.step == 2
+    assert not math.isfinite(metrics["loss"])
+    assert_same_bits(passed_over._replace(step=first.step), first)
+    after, metrics = step(passed_over, frozen, batch(3))
+    without, _ = step(first._replace(step=passed_over.step), frozen, batch(3))
+    assert metrics["skipped"] == 0
+    assert_same_bits(after, without)
+    assert float(optax.tree.norm(optax.tree.sub(after.trainable, first.trainable))) > 0
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_one_figure_that_is_not_finite_is_enough(bad):
+    """A gradient's norm, say; of stacked copies the others are updated."""
+    optimizer = make_optimizer(1.0, 0.0)
+    state = init_state({"embedder": {"w": jnp.float32(1.0)}}, {"embedder": 0.1}, optimizer)
+    updated = apply_gradients(state, {"embedder": {"w": jnp.float32(1.0)}}, optimizer, jnp.float32(1.0))
+    kept, skipped = jax.vmap(lambda norm: keep_finite(updated, state, [jnp.float32(2.0), norm]))(jnp.array([3.0, bad]))
+    assert skipped.tolist() == [False, True]
+    assert_same_bits(jax.tree.map(lambda leaf: leaf[0], kept), updated)
+    assert_same_bits(jax.tree.map(lambda leaf: leaf[1], kept), state._replace(step=updated.step))
+
+
+def assert_same_bits(one, other):
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 def test_states_that_differ_in_rates_alone_can_be_stacked():

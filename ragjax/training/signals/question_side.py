@@ -59,6 +59,8 @@ class QuestionSide:
         padded, lengths = pad_tokens(batch.tokens, self._batch_size, self.question_length)
         found = _embed_stacked(self._pipeline.embedder.module, variables["embedder"], padded, lengths)
         vectors = np.asarray(found)[:, : len(batch.questions)]
+        # A copy that has diverged finds anything, for its own loss tells; the others go on.
+        vectors = np.where(np.isfinite(vectors).all(axis=-1, keepdims=True), vectors, 0.0)
         return vectors.reshape(-1, vectors.shape[-1])
 
     def retrieve(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Retrieval:
