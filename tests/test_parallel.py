@@ -19,15 +19,11 @@ from ragjax.exporting import export_run
 from ragjax.parallel import (
     ONE_DEVICE,
     Layout,
-    compile_map,
-    compile_step,
-    compile_sums,
+    Replicated,
     device_kinds,
-    group_count,
     idle_groups,
     join_copies,
     layout_of,
-    place,
     refuse_several_processes,
     stack_copies,
     stack_groups,
@@ -56,9 +52,8 @@ def make(size: int):
 @pytest.mark.parametrize(
     ("batch_size", "devices", "micro_batches", "size"), [(4, 1, 1, 4), (5, 8, 1, 1), (9, 2, 2, 3), (8, 2, 2, 2)]
 )
-def test_a_micro_batch_is_as_small_as_it_can_be(monkeypatch, batch_size, devices, micro_batches, size):
-    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
-    assert layout_of(batch_size, micro_batches) == Layout(devices, micro_batches, size)
+def test_a_micro_batch_is_as_small_as_it_can_be(batch_size, devices, micro_batches, size):
+    assert layout_of(batch_size, micro_batches, devices) == Layout(devices, micro_batches, size)
 
 
 def test_items_are_shared_out_in_their_order():
@@ -104,17 +99,19 @@ def sums(reducer):
 
 
 def on_all_groups(groups: int) -> None:
-    assert group_count() == len(device_kinds()) == groups
+    devices = Replicated()
+    assert devices.groups == len(device_kinds()) == groups
     batch = np.arange(groups * 6, dtype=np.float32).reshape(groups, 2, 3)
     given = jnp.float32(1.0)
-    frozen, state = place(jnp.float32(2.0)), place(given, donated=True)
+    frozen, state = devices.place(jnp.float32(2.0)), devices.place(given, donated=True)
     assert len(state.sharding.device_set) == groups
-    state, metrics = compile_step(add_up)(state, frozen, batch)
+    state, metrics = devices.compile_step(add_up)(state, frozen, batch)
     # Numbers this small add up exactly in any order.
     assert float(metrics["total"]) == 2 * batch.sum() == float(state) - 1
     assert float(given) == 1.0  # its memory was not given away
-    assert float(compile_sums(sums)(given, frozen, batch)) == 2 * batch.sum() + batch.size
-    np.testing.assert_array_equal(compile_map(lambda factor, own: own[:, 0] * factor)(frozen, batch), batch[..., 0] * 2)
+    assert float(devices.compile_sums(sums)(given, frozen, batch)) == 2 * batch.sum() + batch.size
+    own = devices.compile_map(lambda factor, own: own[:, 0] * factor)
+    np.testing.assert_array_equal(own(frozen, batch), batch[..., 0] * 2)
     if groups == 1:
         alone, _ = jax.jit(add_up(ONE_DEVICE))(given, frozen, batch[0])
         assert float(alone) == float(state)
@@ -177,11 +174,10 @@ def test_one_process_is_not_refused():
     ("batch_size", "micro_batches", "devices", "idle"),
     [(4, 1, 8, 4), (8, 1, 8, 0), (12, 1, 8, 2), (9, 1, 8, 3), (16, 2, 8, 0), (4, 2, 8, 6), (4, 1, 1, 0), (5, 2, 1, 0)],
 )
-def test_groups_without_questions_are_counted(monkeypatch, batch_size, micro_batches, devices, idle):
+def test_groups_without_questions_are_counted(batch_size, micro_batches, devices, idle):
     """9 questions on 8 devices: two each, so five devices have some."""
-    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
-    assert idle_groups(batch_size, micro_batches) == idle
-    layout = layout_of(batch_size, micro_batches)
+    assert idle_groups(batch_size, micro_batches, devices) == idle
+    layout = layout_of(batch_size, micro_batches, devices)
     filled = [bool(part) for part in layout.split(list(range(batch_size)))]
     by_group = [any(filled[g * micro_batches : (g + 1) * micro_batches]) for g in range(devices)]
     assert by_group.count(False) == idle

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from ragjax.errors import UserError
 from ragjax.models.quantize import quantize
+from ragjax.parallel import Replicated
 from ragjax.weights import load_params, read_config, read_embedder_settings, resolve_model
 from ragjax.weights.load import read_safetensors_header
 from tests.tiny import STORED, require_package, write_tiny_bert, write_tiny_gguf, write_tiny_llama
@@ -195,15 +196,16 @@ def test_each_leaf_is_placed_before_the_next_is_read(tmp_path):
             opened = super().enter_context(handle)
 
             class Reader:
-                def get_tensor(self, key):
+                def get_slice(self, key):
                     events.append(key)
-                    return opened.get_tensor(key)
+                    return opened.get_slice(key)
 
             return Reader()
 
-    def place(array):
+    def place(path, shape, read):
+        array = Replicated().load(path, shape, read)
         events.append("placed")
-        return jnp.asarray(array)
+        return array
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ragjax.weights.load.ExitStack", Watched)

@@ -47,7 +47,9 @@ class LikelihoodAssembler:
         shortest = min(run.pipeline.prompts.frame_length(question.question, 1) for question in everything)
         limits = row_limits(lengths, shortest, longest, answers)
         self._answer_length = limits.longest_answer
-        self.likelihoods = LikelihoodCache(AnswerScorer(run.generator, limits), run.files.likelihoods_file)
+        self.likelihoods = LikelihoodCache(
+            AnswerScorer(run.generator, limits, run.arrangement), run.files.likelihoods_file
+        )
 
     @property
     def position(self) -> int:
