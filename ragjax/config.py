@@ -279,8 +279,8 @@ class RunConfig(DecodeConfig, RetrievalConfig):
     )
     mesh: str = field(
         "",
-        "With --parallelism=mesh: devices along each axis, as in data:2,fsdp:4. data and fsdp share out questions, fsdp "
-        "and tensor weights. Left out: fsdp over all devices.",
+        "With --parallelism=mesh: devices along each axis, as in data:2,fsdp:4. data and fsdp share out questions, "
+        "fsdp and tensor the weights. Left out: fsdp over all devices.",
     )
 
     def __post_init__(self):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ragjax.parallel.layout import Layout
@@ -33,6 +34,13 @@ class Reducer:
 
 
 ONE_DEVICE = Reducer()
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """The tree in memory of its own, lying as it lay."""
+    return jax.tree.map(jnp.copy, tree)
+
 
 # What a part of an array is: a slice for each dimension.
 Index = tuple[slice, ...]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ragjax.parallel.arrangement import Index, MakeStep, Reducer
+from ragjax.parallel.arrangement import Index, MakeStep, Reducer, copied
 from ragjax.parallel.layout import Layout, layout_of
 
 _AXIS = "groups"
@@ -44,7 +44,7 @@ class Replicated:
     def place(self, tree: Any, *, donated: bool = False) -> Any:
         mesh = Mesh(np.asarray(self.devices or jax.local_devices()), (_AXIS,))
         placed = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-        return jax.tree.map(jnp.copy, placed) if donated else placed
+        return copied(placed) if donated else placed
 
     def compile_step(self, make_step: MakeStep) -> Callable:
         return self._compile_step(make_step(_SUMMED))

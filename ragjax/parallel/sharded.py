@@ -17,18 +17,17 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ragjax.errors import UserError
 from ragjax.meshes import AXES, DATA, FSDP, TENSOR, mesh_text
-from ragjax.parallel.arrangement import Index, MakeStep, Reducer
+from ragjax.parallel.arrangement import Index, MakeStep, Reducer, copied
 from ragjax.parallel.layout import Layout, layout_of
 
 # The path of a leaf -> the axis of the mesh that shares out each of its last dimensions, or None.
@@ -50,7 +49,7 @@ def layer_fetcher() -> Callable[[Any], Any] | None:
 
 
 @contextlib.contextmanager
-def _layers_fetch(fetch: Callable[[Any], Any]) -> Iterator[None]:
+def _layers_fetch(fetch: Callable[[Any], Any]) -> Generator[None]:
     token = _fetcher.set(fetch)
     try:
         yield
@@ -124,7 +123,8 @@ class Sharded:
         # Devices that differ in `data` hold the same parts, and ask for them one after the other.
         known: dict[str, np.ndarray] = {}
 
-        def part(index: Index) -> np.ndarray:
+        def part(index: Index | None) -> np.ndarray:
+            assert index is not None  # which jax's own type allows for, and jax does not give
             if (key := str(index)) not in known:
                 known[key] = read(index)
             return known[key]
@@ -133,7 +133,7 @@ class Sharded:
 
     def place(self, tree: Any, *, donated: bool = False) -> Any:
         placed = jax.device_put(tree, self._shardings(tree))
-        return jax.tree.map(jnp.copy, placed) if donated else placed
+        return copied(placed) if donated else placed
 
     def _shardings(self, tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self.sharding(_path(path), leaf.shape), tree)

@@ -286,7 +286,7 @@ def check_batches(config: RunConfig, phases: Sequence[Phase]) -> None:
         if config.parallelism == "mesh" and size < groups:
             raise UserError(
                 f"--{flag}={size} is less than the {groups} groups of the mesh (data times fsdp), each of which takes "
-                f"questions of its own in the phase {phase.name}: give --{flag}={groups} or more, or a wider tensor axis."
+                f"questions of its own in the phase {phase.name}: give {groups} or more, or a wider tensor axis."
             )
         if idle := idle_groups(size, accumulation, groups):
             what = "devices" if config.parallelism == "pmap" else "groups of devices"

@@ -147,18 +147,21 @@ def _read_part(steps: Sequence["Step"], read: Read, dtype: np.dtype, index: Inde
     """A part of a leaf, put together from its layers' parts."""
     layered = steps[0].layer is not None
     chosen, inner = (steps[index[0]], index[1:]) if layered else (steps, index)
-    whole = None
-    for place, step in enumerate(chosen):
+
+    def part_of(step: Step) -> np.ndarray:
         values = read(step.stored, inner[::-1] if step.transposed else inner)
         _check_finite(step.stored, values)
         # Converted before it is transposed, which is several times faster than both at once.
         values = values.astype(dtype, copy=False)
-        values = values.T if step.transposed else values
-        if not layered:
-            return values
-        if whole is None:
-            whole = np.empty((len(chosen), *values.shape), dtype)
-        _copy(whole[place], values)
+        return values.T if step.transposed else values
+
+    first = part_of(chosen[0])
+    if not layered:
+        return first
+    whole = np.empty((len(chosen), *first.shape), dtype)
+    _copy(whole[0], first)
+    for place, step in enumerate(chosen[1:], start=1):
+        _copy(whole[place], part_of(step))
     return whole
 
 
