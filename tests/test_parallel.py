@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -29,7 +30,9 @@ from ragjax.parallel import (
     stack_groups,
 )
 from ragjax.rates import search_rates
-from ragjax.training import train
+from ragjax.runs.run import _for_these_devices
+from ragjax.training import STRATEGIES, train
+from ragjax.training import run as run_module
 
 
 class Made(NamedTuple):
@@ -136,6 +139,51 @@ def test_eight_groups_add_up():
 def test_a_layout_is_a_value():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Layout(1, 1, 1).groups = 2
+
+
+# --- meshes (tests/training/test_mesh.py trains on some)
+
+
+@pytest.mark.parametrize(
+    "text", ["fsdp", "fsdp=8", "rows:8", "fsdp:2,fsdp:4", "fsdp:0", "tensor:-2", "data:2;fsdp:4", "FSDP:8"]
+)
+def test_a_mesh_that_is_spelled_wrongly_is_refused(text):
+    with pytest.raises(UserError, match=f"^--mesh={text} has the entry '.*': write each of the axes data, fsdp, "):
+        RunConfig(parallelism="mesh", mesh=text)
+
+
+def test_a_mesh_goes_with_its_parallelism():
+    assert RunConfig(parallelism="mesh", mesh=" tensor:2, data:4").mesh_sizes == {"tensor": 2, "data": 4}
+    with pytest.raises(UserError, match="^--mesh=fsdp:8 goes with --parallelism=mesh: give both, or leave it out.$"):
+        RunConfig(mesh="fsdp:8")
+
+
+def test_a_mesh_of_another_number_of_devices_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        train(RunConfig(parallelism="mesh", mesh="data:2,tensor:3"))
+    assert str(caught.value) == (
+        "--mesh=data:2,tensor:3 is a mesh of 6 devices, and there are 1 here: choose axes whose product is 1, such as "
+        "fsdp:1."
+    )
+
+
+def test_fewer_questions_than_groups_are_refused(monkeypatch):
+    monkeypatch.setattr(run_module, "arrangement_of", lambda config: SimpleNamespace(groups=8))
+    config = RunConfig(parallelism="mesh", mesh="fsdp:8", batch_size=7)
+    with pytest.raises(UserError) as caught:
+        run_module.check_batches(config, STRATEGIES["joint"])
+    assert str(caught.value) == (
+        "--batch_size=7 is less than the 8 groups of the mesh (data times fsdp), each of which takes questions of its "
+        "own in the phase joint: give 8 or more, or a wider tensor axis."
+    )
+    run_module.check_batches(dataclasses.replace(config, batch_size=8), STRATEGIES["joint"])
+
+
+def test_what_was_trained_on_a_mesh_is_opened_on_one_device():
+    config = RunConfig(parallelism="mesh", mesh="fsdp:8")
+    assert _for_these_devices(config) == RunConfig()
+    assert _for_these_devices(dataclasses.replace(config, mesh="fsdp:1")).parallelism == "mesh"
 
 
 # --- several processes (tests/multiprocess/ has a real pair)

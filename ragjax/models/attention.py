@@ -50,8 +50,9 @@ def dot_product_attention(
 ) -> Float[Array, "R S N H"]:
     """softmax(q k^T / sqrt(H) + bias) v with grouped key-value heads; the softmax runs in float32.
 
-    Two flat batched products over M * R (heads first, so that devices which share them out keep their own): on CPU they beat `jax.nn.dot_product_attention` about twofold, and the
-    N / M query heads of a group share their keys without repeating them.
+    Two flat batched products over M * R: on CPU they beat `jax.nn.dot_product_attention` about twofold, and the N / M
+    query heads of a group share their keys without repeating them. Heads come first, so that devices between which
+    they are shared out need nothing of each other here.
 
     Args:
       queries, keys, values: N is a multiple of M.

@@ -141,8 +141,9 @@ class Sharded:
     # --- compiling
 
     @property
-    def _reducer(self) -> Reducer:
-        # The step sees all groups, so that nothing is left to be added up.
+    def reducer(self) -> Reducer:
+        """What a step is written against here."""
+        # It sees all groups, so that nothing is left to be added up.
         return Reducer(each=lambda objective: self._over_groups(objective, (None, None, 0, None)))
 
     def _over_groups(self, function: Callable, in_axes: Sequence[int | None]) -> Callable:
@@ -176,30 +177,32 @@ class Sharded:
         return jax.tree_util.tree_map_with_path(fetch, tree)
 
     def compile_step(self, make_step: MakeStep) -> Callable:
-        return self._compile_step(make_step(self._reducer), behind=1)
+        compiled = self.jit_step(make_step(self.reducer))
+        return lambda state, frozen, batch: compiled(state, frozen, self.place_batch(batch, 1))
 
     def compile_copies(self, make_step: MakeStep) -> Callable:
-        return self._compile_step(jax.vmap(make_step(self._reducer), in_axes=(0, None, 0)), behind=2)
+        compiled = self.jit_step(jax.vmap(make_step(self.reducer), in_axes=(0, None, 0)))
+        return lambda state, frozen, batch: compiled(state, frozen, self.place_batch(batch, 2))
 
-    def _compile_step(self, step: Callable, behind: int) -> Callable:
-        """behind: the place of the axis of groups in the batch that the step sees."""
+    def jit_step(self, step: Callable) -> Callable:
+        """A step of placed arguments under jit: its new state lies as the old one does, whose memory it takes over."""
 
         @functools.partial(jax.jit, donate_argnums=0)
         def compiled(state: Any, frozen: Any, batch: Any) -> Any:
             state, metrics = step(state, frozen, batch)
             return jax.lax.with_sharding_constraint(state, self._shardings(state)), metrics
 
-        return lambda state, frozen, batch: compiled(state, frozen, self._place_batch(batch, behind))
+        return compiled
 
     def compile_sums(self, make_step: MakeStep) -> Callable:
-        compiled = jax.jit(make_step(self._reducer))
-        return lambda trainable, frozen, batch: compiled(trainable, frozen, self._place_batch(batch, 1))
+        compiled = jax.jit(make_step(self.reducer))
+        return lambda trainable, frozen, batch: compiled(trainable, frozen, self.place_batch(batch, 1))
 
     def compile_map(self, function: Callable) -> Callable:
         compiled = jax.jit(self._over_groups(function, (None, 0)))
-        return lambda placed, x: compiled(placed, self._place_batch(x, 0))
+        return lambda placed, x: compiled(placed, self.place_batch(x, 0))
 
-    def _place_batch(self, batch: Any, behind: int) -> Any:
+    def place_batch(self, batch: Any, behind: int) -> Any:
         """Each group's part of a host's batch [groups, ...] on its devices, the axis of groups behind `behind` more."""
         sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * behind, _GROUPS))
         return jax.device_put(jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, behind), batch), sharding)

@@ -180,7 +180,7 @@ def open_run(
 
 def _for_these_devices(config: RunConfig) -> RunConfig:
     """Without the mesh of another number of devices: what was trained on many is asked on one."""
-    if math.prod(config.mesh_sizes.values()) in (1, device_count()):
+    if not config.mesh_sizes or math.prod(config.mesh_sizes.values()) == device_count():
         return config
     return dataclasses.replace(config, parallelism="pmap", mesh="")
 

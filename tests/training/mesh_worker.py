@@ -6,6 +6,7 @@ python -m tests.training.mesh_worker OUT.npz FOLDER     FOLDER: a world of tests
 import contextlib
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -84,13 +85,24 @@ def steps(case: str, devices: Arrangement) -> dict[str, np.ndarray]:
     objective, trainable, frozen = CASES[case]()
     # Plain steps: Adam divides by a gradient's size, which would make noise of what is zero but for rounding.
     sgd = optax.identity()
-    step = devices.compile_step(make_train_step(objective, sgd, STEPS, 0.0, "sum", seed=3))
+    make = make_train_step(objective, sgd, STEPS, 0.0, "sum", seed=3)
     state = devices.place(init_state(trainable, dict.fromkeys(trainable, RATE), sgd), donated=True)
     frozen = devices.place(frozen)
     metrics: Mapping[str, Any] = {}
+    step, gathered = devices.compile_step(make), {}
+    if case == "joint" and isinstance(devices, Sharded):
+        jitted = devices.jit_step(make(devices.reducer))
+        batch = devices.place_batch(batch_of(case, devices.groups, 0), 1)
+        compiled = jitted.lower(state, frozen, batch).compile()
+        gathered = {"gathered": np.array(re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", compiled.as_text()))}
+
+        def step(state: Any, frozen: Any, batch: Any) -> Any:
+            return compiled(state, frozen, devices.place_batch(batch, 1))
+
     for number in range(STEPS):
         state, metrics = step(state, frozen, batch_of(case, devices.groups, number))
     results = named("parameter", state.trainable) | {f"metric {name}": np.asarray(m) for name, m in metrics.items()}
+    results |= gathered
     if case == "full":
         sums = devices.compile_sums(make_eval_step(objective))
         results |= named("sum", sums(state.trainable, frozen, batch_of(case, devices.groups, STEPS)))
@@ -192,14 +204,7 @@ def main(out: str, folder: str) -> None:
     assert jax.local_device_count() == 8
     base = Path(folder)
     world = World(base, base / "bert", base / "llama", base / "data")
-    import time
-
-    t = time.process_time()
-    results = {}
-    for case, values in everything(world):
-        print(case, time.process_time() - t, flush=True)
-        t = time.process_time()
-        results |= {f"{case} {name}": value for name, value in values.items()}
+    results = {f"{case} {name}": value for case, values in everything(world) for name, value in values.items()}
     np.savez(out, **results)
 
 
