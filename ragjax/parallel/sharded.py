@@ -144,19 +144,18 @@ class Sharded:
     def reducer(self) -> Reducer:
         """What a step is written against here."""
         # It sees all groups, so that nothing is left to be added up.
-        return Reducer(each=lambda objective: self._over_groups(objective, (None, None, 0, None)))
+        return Reducer(each=lambda objective: self._over_groups(objective, (None, None, 0, None), weights=2))
 
-    def _over_groups(self, function: Callable, in_axes: Sequence[int | None]) -> Callable:
-        """The function of weights (axis None) and of one group's values (axis 0) for all groups."""
-        mapped = jax.vmap(function, in_axes=tuple(in_axes), spmd_axis_name=_GROUPS)
+    def _over_groups(self, function: Callable, in_axes: tuple[int | None, ...], weights: int) -> Callable:
+        """The function of one group for all of them: of so many trees of weights, then of the group's values (axis 0) or
+        of what all groups share (None).
+        """
+        mapped = jax.vmap(function, in_axes=in_axes, spmd_axis_name=_GROUPS)
 
         def over_groups(*arguments: Any) -> Any:
-            fetched = [
-                self._fetch(argument) if axis is None and argument is not None else argument
-                for argument, axis in zip(arguments, in_axes, strict=True)
-            ]
+            fetched = map(self._fetch, arguments[:weights])
             with _layers_fetch(self._fetch):
-                return mapped(*fetched)
+                return mapped(*fetched, *arguments[weights:])
 
         return over_groups
 
@@ -199,7 +198,7 @@ class Sharded:
         return lambda trainable, frozen, batch: compiled(trainable, frozen, self.place_batch(batch, 1))
 
     def compile_map(self, function: Callable) -> Callable:
-        compiled = jax.jit(self._over_groups(function, (None, 0)))
+        compiled = jax.jit(self._over_groups(function, (None, 0), weights=1))
         return lambda placed, x: compiled(placed, self.place_batch(x, 0))
 
     def place_batch(self, batch: Any, behind: int) -> Any:

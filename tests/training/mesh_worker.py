@@ -50,7 +50,9 @@ def arrangement(name: str) -> Arrangement:
 
 def joint() -> tuple[Objective, ModelVariables, ModelVariables]:
     """(objective, trainable, frozen): both models, the generator's adapters."""
-    objective, variables = tiny_objective("rag_token", lora=LORA, remat="partial")
+    # Dropout is on: its pattern belongs to the token, not to the device.
+    lora = dataclasses.replace(LORA, dropout=0.3)
+    objective, variables = tiny_objective("rag_token", dropout=True, lora=lora, remat="partial")
     generator = variables["generator"]
     trainable = {"embedder": variables["embedder"], "generator": {"lora": generator["lora"]}}
     return objective, trainable, {"generator": {"params": generator["params"]}}
