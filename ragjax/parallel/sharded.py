@@ -147,8 +147,9 @@ class Sharded:
         return Reducer(each=lambda objective: self._over_groups(objective, (None, None, 0, None), weights=2))
 
     def _over_groups(self, function: Callable, in_axes: tuple[int | None, ...], weights: int) -> Callable:
-        """The function of one group for all of them: of so many trees of weights, then of the group's values (axis 0) or
-        of what all groups share (None).
+        """The function of one group for all of them.
+
+        Its first arguments, so many, are weights; the others are the group's own (axis 0) or shared by all (None).
         """
         mapped = jax.vmap(function, in_axes=in_axes, spmd_axis_name=_GROUPS)
 
