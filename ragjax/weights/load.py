@@ -6,9 +6,9 @@ misshaped.
 Notable choices
 - Names and shapes of all files are checked against the model before the first number is read: a mistake costs
   no time.
-- Leaf by leaf: each tensor goes straight into its slice of the final, layer-stacked array, in the final dtype or
-  quantised, and a finished leaf is handed to `place` (which puts it on devices) before the next is begun. So host
-  memory above the final arrays stays under twice the largest leaf.
+- Leaf by leaf: `place` makes each array of the parts that it asks for, such as the share of each device, before the
+  next is begun. Each tensor's part goes straight into its slice of the layer-stacked part, in the final dtype, or
+  quantised a layer at a time. So host memory above the final arrays stays under twice the largest leaf.
 """
 
 import functools

@@ -216,6 +216,23 @@ def test_each_leaf_is_placed_before_the_next_is_read(tmp_path):
     assert {len({key.replace("layers.0", "layers.1") for key in group.split()}) for group in groups} == {1}
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "gguf"])
+def test_a_part_of_a_leaf_is_that_part_of_the_whole(tmp_path, stored):
+    """As each of several devices asks for its own: the second half of every dimension, of the layers too."""
+    if stored == "gguf":
+        source = resolve_model(write_tiny_gguf(tmp_path / "tiny.gguf"))
+    else:
+        source = resolve_model(write_tiny_llama(tmp_path, torch_dtype=stored))
+
+    def half(shape):
+        return tuple(slice(width // 2, None) for width in shape)
+
+    shapes = abstract(llama_shapes())
+    whole = load_params(source, shapes)
+    parts = load_params(source, shapes, place=lambda path, shape, read: read(half(shape)))
+    jax.tree.map(lambda part, leaf: np.testing.assert_array_equal(part, leaf[half(leaf.shape)]), parts, whole)
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("stored", STORED)
 def test_numbers_that_are_not_finite_are_refused(tmp_path, stored, number):
@@ -356,7 +373,7 @@ def test_the_same_name_in_two_shards(tmp_path):
 def test_nothing_is_read_before_all_is_checked(tmp_path, monkeypatch):
     folder = write_tiny_llama(tmp_path)
     change(folder, remove("model.norm.weight"))  # the last in the file
-    monkeypatch.setattr("ragjax.weights.load._read_leaf", lambda *_: pytest.fail("memory was taken"))
+    monkeypatch.setattr("ragjax.weights.load._read_part", lambda *_: pytest.fail("memory was taken"))
     assert "is missing" in refusal(folder, llama_shapes())
 
 
