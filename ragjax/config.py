@@ -178,6 +178,12 @@ class RunConfig(DecodeConfig, RetrievalConfig):
     )
     run_dir: str = field("", "Folder of this run. Left out: runs/STRATEGY.", path=True)
     top_k: int = field(5, "Passages per question (K).", minimum=1)
+    backward_passages: int = field(
+        0,
+        "Passages per question through which the generator learns, drawn from the answer's posterior so that the "
+        "gradient is right on average. All K are still read. 0: all, the exact gradient.",
+        minimum=0,
+    )
     batch_size: int = field(4, "Questions per optimizer step, over all devices and micro-batches.", minimum=1)
     gradient_accumulation: int = field(1, "Micro-batches per optimizer step.", minimum=1)
     epochs: int = field(1, "Passes of each phase over the training questions, unless --max_steps is given.", minimum=1)

@@ -198,6 +198,11 @@ def _is_recorded(field: dataclasses.Field, recorded: Mapping[str, Any], config: 
     return before == now
 
 
+def place_fields(config: Checked) -> list[str]:
+    """Names of the fields that may hold a path: folders, and models and data, which can be named by theirs."""
+    return [field.name for field in dataclasses.fields(config) if field.metadata["path"] or field.metadata["name"]]
+
+
 def changed_flags(config: Checked, plain: Checked) -> list[str]:
     """Flags of the fields that are not as in `plain`, as a shell takes them."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

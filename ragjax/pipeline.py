@@ -1,6 +1,7 @@
 """The whole pipeline: question -> vector -> passages -> prompt -> answer."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ragjax.data.dataset import Dataset
 from ragjax.data.passages import PassageStore
 from ragjax.data.prompts import Prompt, PromptBuilder
 from ragjax.data.questions import Passage, Question
+from ragjax.data.stored_tokens import StoredTokens
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
 from ragjax.models.lora import COLLECTION, LoraConfig
@@ -249,6 +251,7 @@ def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
         generator.config.max_position_embeddings,
         config.prompt,
         generator.config.vocab_size,
+        functools.partial(StoredTokens, folder=default_cache_dir() / "tokens", made_by=generator.source.sha256),
     )
 
 
@@ -301,9 +304,14 @@ def _open_vectors(
 
 def _reranker(config: RunConfig, generator: Generator | None) -> Reranker:
     """What --rerank names: the untrained generator (loaded here, where nothing else needs it), or a cross-encoder."""
-    if located(config.rerank) == "generator":  # a folder of that name comes first, as with every model
+    if reranks_by_likelihood(config):
         return QuestionLikelihood(generator or load_untrained_generator(config), config.max_passage_tokens)
     return load_cross_encoder(config.rerank, config.dtype)
+
+
+def reranks_by_likelihood(config: RunConfig) -> bool:
+    """Whether --rerank means the run's own generator: a folder of that name comes first, as with every model."""
+    return located(config.rerank) == "generator"
 
 
 def trained_collection(config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ragjax.files import default_cache_dir
 from ragjax.metrics import recall_at_k
 from ragjax.pipeline import build_pipeline, load_models
 from ragjax.retrieval import Bm25Index
+from ragjax.runs import open_run
 from ragjax.training import train
 from tests.tiny import write_tiny_bert
 from tests.tiny_folders import make_cross_encoder
@@ -125,6 +127,19 @@ def test_a_run_records_what_it_searched_with(run):
     assert types_of(recorded["index"]) == ["reranked", "cross-encoder", "two hops", "hybrid", "Flat", "BM25"]
     assert recorded["flags"]["hops"] == 2
     assert run.retrieve(["Which number has the town Arby?"], 3).passage_rows.shape == (1, 3)
+
+
+def test_another_reranker_in_the_same_place_is_refused(run):
+    """As other weights of the run's own models are."""
+    settings = Path(run.config.rerank) / "tokenizer_config.json"
+    before = settings.read_text()
+    settings.write_text(json.dumps(json.loads(before) | {"truncation_side": "left"}))
+    try:
+        with pytest.raises(UserError, match=r"was made with a different --rerank \(sha256 \w{12}, now \w{12}\)"):
+            open_run(run.folder, with_generator=False)
+        assert open_run(run.folder, with_generator=False, search={"rerank": ""}).config.hops == 2
+    finally:
+        settings.write_text(before)
 
 
 def test_an_evaluation_searches_as_it_is_told(run, parts):

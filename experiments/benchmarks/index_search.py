@@ -23,12 +23,22 @@ import numpy as np
 from provenance import provenance
 
 from ragjax.files import Seal, write_json
-from ragjax.retrieval import ApproximateIndex, ExactIndex, Identity, Index, Queries, Retriever, VectorShards
+from ragjax.retrieval import (
+    ApproximateIndex,
+    DeviceIndex,
+    ExactIndex,
+    Identity,
+    Index,
+    Queries,
+    Retriever,
+    VectorShards,
+)
 from ragjax.retrieval.faiss_index import make_index, read_index, sample_size, train_index, write_index
 from ragjax.retrieval.shards import ROWS, Shard, file_name
 from ragjax.retrieval.vectors import longest_of
 
 K, NOISE = 5, 0.5
+DEVICE = "device:"
 BATCHES = (1, 256)
 FEW = 16
 SECONDS = 3.0  # of searching, for each batch size
@@ -39,7 +49,11 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--questions", type=int, default=512)
-    parser.add_argument("--indexes", default="Flat;IVF1024,Flat;HNSW32;IVF1024,PQ48", help="separated by semicolons")
+    parser.add_argument(
+        "--indexes",
+        default="Flat;IVF1024,Flat;HNSW32;IVF1024,PQ48;device:float32;device:int8",
+        help="separated by semicolons: FAISS factory strings, and how devices hold the vectors",
+    )
     parser.add_argument("--nprobe", default="8,32,128", help="of those with lists, separated by commas")
     parser.add_argument("--folder", type=Path, help="for vectors and indexes; left out: a temporary one")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -99,10 +113,12 @@ def stored_vectors(folder: Path) -> VectorShards:
 
 
 def build(folder: Path, factory: str) -> dict[str, Any]:
-    """Writes the index and says what that took. Exact search needs none."""
+    """Writes the index and says what that took. Exact search, on the host and on devices, needs none."""
     vectors, began, before = stored_vectors(folder), time.perf_counter(), memory()
-    if factory == "Flat":
-        return {"train_s": 0.0, "add_s": 0.0, "bytes": 4 * len(vectors) * vectors.width, "build_anonymous": 0}
+    if factory == "Flat" or factory.startswith(DEVICE):
+        bytes_of_number = np.dtype(factory.removeprefix(DEVICE) if factory != "Flat" else "float32").itemsize
+        size = bytes_of_number * len(vectors) * vectors.width
+        return {"train_s": 0.0, "add_s": 0.0, "bytes": size, "build_anonymous": 0}
     index = make_index(factory, vectors.width)
     if count := sample_size(index, len(vectors)):
         rows = np.random.default_rng(0).choice(len(vectors), count, replace=False, shuffle=False)
@@ -117,7 +133,9 @@ def build(folder: Path, factory: str) -> dict[str, Any]:
 
 
 def open_index(folder: Path, factory: str, nprobe: int, vectors: VectorShards) -> Index:
-    """The index as runs search it. An index on the accelerator has its place here."""
+    """The index as runs search it."""
+    if factory.startswith(DEVICE):
+        return DeviceIndex(vectors, factory.removeprefix(DEVICE))
     if factory == "Flat":
         return ExactIndex(vectors)
     return ApproximateIndex(read_index(folder / "index.faiss"), factory, vectors, nprobe)
@@ -176,5 +194,5 @@ def memory() -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no device is used
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda for a GPU
     main()

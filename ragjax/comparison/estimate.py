@@ -67,7 +67,10 @@ class Pace:
         every = measured_every(config, steps)
         measurements = 1 + math.ceil(steps / every) if every else 0
         if "generator" in phase.trains:
-            step += self.prompts_seconds * _STEP_PER_FORWARD * (1.0 if config.lora_rank else _FULL_PER_ADAPTERS)
+            learning = _STEP_PER_FORWARD * (1.0 if config.lora_rank else _FULL_PER_ADAPTERS)
+            if config.backward_passages:  # all prompts are read, and a share of them learnt from
+                learning = 1.0 + learning * config.backward_passages / config.top_k
+            step += self.prompts_seconds * learning
             return questions * step + measurements * dev * self.prompts_seconds
         scored = min(questions, len(learnt)) + (dev if measurements else 0)  # each pair once, dev's too
         return questions * step + scored * _PAIRS_SCORED * self.prompts_seconds

@@ -12,7 +12,8 @@ there. Writing keeps 8 bytes a passage in memory, and 24 while the ids are sorte
 import array
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import mmap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -22,12 +23,13 @@ from jaxtyping import Int64
 from ragjax.data.passages import RecordsHash, TextsHash
 from ragjax.data.questions import Passage
 from ragjax.errors import UserError
-from ragjax.files import Seal, read_json_object, sync, write_json
+from ragjax.files import Seal, give_back, map_file, read_json_object, sync, write_json
 from ragjax.files.plain import unwritable
 
 SHARD = 1 << 18  # passages in a file
 _BATCH = 1 << 12  # of them in a record batch, which is held in memory until it is written,
 _LONGEST = 1 << 25  # or fewer, where they have so many characters
+_HELD = 1 << 12  # passages that are read before their pages are given back
 _LAYOUT = 1
 RECORD, _KEYS, _ROWS = "store.json", "ids.keys.npy", "ids.rows.npy"
 
@@ -49,7 +51,9 @@ class ArrowStore:
         record = _checked_record(self.folder, verify)
         self.content_hash: str = record["content_hash"]
         self.records_hash: str = record["records_hash"]
-        self._table = _open_table(self.folder, [file["file"] for file in record["shards"]])
+        self._shards = _mapped(self.folder, [file["file"] for file in record["shards"]])
+        self._table = _as_table(self._shards)
+        self._read = 0  # passages since pages were given back
         self._columns = {name: self._table[name] for name in self._table.column_names}
         self._keys, self._key_rows = (np.load(self.folder / name, mmap_mode="r") for name in (_KEYS, _ROWS))
 
@@ -68,11 +72,22 @@ class ArrowStore:
         place = int(row)
         if not 0 <= place < len(self):
             raise IndexError(f"passage rows are 0 to {len(self) - 1}, not {place}")
-        return [self._columns[name][place].as_py() for name in names]
+        values = [self._columns[name][place].as_py() for name in names]
+        self._count(1)
+        return values
+
+    def _count(self, passages: int) -> None:
+        """Gives pages back after every so many passages that were read."""
+        self._read += passages
+        if self._read >= _HELD:
+            self._read = 0
+            for mapped in self._shards.values():
+                give_back(mapped)
 
     def __iter__(self) -> Iterator[Passage]:
         for batch in self._table.select(["id", "title", "text"]).to_batches():
             yield from map(Passage, *(column.to_pylist() for column in batch.columns))
+            self._count(len(batch))
 
     def __contains__(self, identity: object) -> bool:
         return isinstance(identity, str) and self._find(identity) is not None
@@ -147,7 +162,7 @@ class ArrowWriter:
         keys = np.frombuffer(self._keys, np.uint64)
         order = np.argsort(keys, kind="stable")
         ascending = keys[order]
-        table = _open_table(self.folder, [seal.file for seal in self._seals])
+        table = _as_table(_mapped(self.folder, [seal.file for seal in self._seals]))
         _refuse_repeated(table["id"], ascending, order)
         files = [_save(self.folder / name, values) for name, values in ((_KEYS, ascending), (_ROWS, order))]
         record = {
@@ -243,17 +258,32 @@ def _checked_record(folder: Path, verify: bool) -> dict[str, Any]:
     return record
 
 
-def _open_table(folder: Path, files: Sequence[str]) -> Any:
-    """All shards as one memory-mapped table."""
+def _mapped(folder: Path, files: Iterable[str]) -> dict[Path, mmap.mmap]:
+    """The shards' bytes, by file."""
+    shards = {}
+    for path in (folder / name for name in files):
+        try:
+            shards[path] = map_file(path)
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+    return shards
+
+
+def _as_table(shards: Mapping[Path, mmap.mmap]) -> Any:
+    """All shards as one table, which copies nothing of them."""
     import pyarrow as pa
 
     tables = []
-    for name in files:
+    for path, mapped in shards.items():
         try:
-            tables.append(pa.ipc.open_file(pa.memory_map(str(folder / name))).read_all())
+            tables.append(pa.ipc.open_file(pa.py_buffer(mapped)).read_all())
         except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{folder / name} is damaged ({error}): prepare the data again") from error
+            raise _damaged(path, error) from error
     return pa.concat_tables(tables)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({error}): prepare the data again")
 
 
 def _refuse_repeated(ids: Any, keys: np.ndarray, rows: np.ndarray) -> None:

@@ -52,6 +52,15 @@ class ScoredBatch(NamedTuple):
     answer_mask: Bool[AnyArray, "B T"]
 
 
+class DrawnBatch(NamedTuple):
+    """One micro-batch with the answers' log-probs under all K passages, and rows for the m drawn of each question."""
+
+    scored: ScoredBatch
+    rows: Rows  # of the drawn passages: its K is m
+    drawn: Int32[AnyArray, "B m"]  # their places among the K
+    weights: Float32[AnyArray, "B m"]  # what the gradient through each is multiplied by
+
+
 class RankingBatch(NamedTuple):
     """One micro-batch of ranking: its questions, and the candidates of the whole step."""
 
@@ -78,6 +87,14 @@ class Example(NamedTuple):
     prompts: Sequence[Ids]  # the generator's tokens under each passage (or one concatenated prompt)
     answer: Ids  # the generator's tokens, end token included
     places: Sequence[Placed] = ()  # of each prompt, among the rows of its micro-batch: see `place_examples`
+
+
+class ScoredExample(NamedTuple):
+    """One question whose answer has been scored under each passage."""
+
+    question_tokens: Ids  # the embedder's tokens, specials included
+    passage_vectors: Float32[AnyArray, "K E"]
+    scores: Float32[np.ndarray, "K T"]  # of the answer's own tokens
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -224,13 +241,9 @@ def make_rows(
     return Rows(tokens, segment_ids, positions, answer_index, answer_tokens, answer_mask, dropout_ids)
 
 
-def make_batch(examples: Sequence[Example], shape: Shape, size: int, question_length: int) -> Batch:
-    """One device's micro-batch of `size` questions; missing ones become fillers that count nowhere."""
-    width = examples[0].passage_vectors.shape
-    question_tokens, question_lengths = pad_tokens([e.question_tokens for e in examples], size, question_length)
-    passage_vectors = np.zeros((size, *width), np.float32)
-    passage_vectors[: len(examples)] = [example.passage_vectors for example in examples]
-    rows = make_rows(
+def make_example_rows(examples: Sequence[Example], shape: Shape, size: int) -> Rows:
+    """`make_rows` of examples."""
+    return make_rows(
         [example.prompts for example in examples],
         [example.answer for example in examples],
         [example.index for example in examples],
@@ -238,7 +251,31 @@ def make_batch(examples: Sequence[Example], shape: Shape, size: int, question_le
         size,
         [place for example in examples for place in example.places],
     )
-    return Batch(question_tokens, question_lengths, passage_vectors, rows)
+
+
+def make_batch(examples: Sequence[Example], shape: Shape, size: int, question_length: int) -> Batch:
+    """One device's micro-batch of `size` questions; missing ones become fillers that count nowhere."""
+    question_tokens, question_lengths = pad_tokens([e.question_tokens for e in examples], size, question_length)
+    passage_vectors = fill_up([example.passage_vectors for example in examples], size)
+    return Batch(question_tokens, question_lengths, passage_vectors, make_example_rows(examples, shape, size))
+
+
+def make_scored_batch(
+    examples: Sequence[ScoredExample], answer_length: int, size: int, question_length: int
+) -> ScoredBatch:
+    """One device's micro-batch of `size` questions and answers of up to `answer_length` tokens, fillers as above."""
+    question_tokens, question_lengths = pad_tokens([e.question_tokens for e in examples], size, question_length)
+    passage_vectors = fill_up([example.passage_vectors for example in examples], size)
+    lengths = fill_up([example.scores.shape[1] for example in examples], size)
+    padded = [np.pad(e.scores, ((0, 0), (0, answer_length - e.scores.shape[1]))) for e in examples]
+    mask = np.arange(answer_length) < lengths[:, None]
+    return ScoredBatch(question_tokens, question_lengths, passage_vectors, fill_up(padded, size), mask)
+
+
+def fill_up(values: Sequence[AnyArray | int], size: int) -> np.ndarray:
+    """[size, ...] from fewer values of one shape; zeros stand for those missing."""
+    made = np.stack(values)
+    return np.concatenate([made, np.zeros((size - len(made), *made.shape[1:]), made.dtype)])
 
 
 class LikeBatch(NamedTuple):

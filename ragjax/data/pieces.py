@@ -22,6 +22,7 @@ class Pieces:
     Attributes:
       separator: ids of a blank line between two pieces, the second of which starts with a letter: many tokenizers
         split white space by what follows it.
+      end_joins: whether that can become one token with the end of the piece before it.
     """
 
     def __init__(self, tokenizer: Any):
@@ -37,7 +38,7 @@ class Pieces:
         self.separator = self._plain(_LETTER + BLANK_LINE + _NEXT)[len(letter) : -len(following)]
         end = _LETTER + "."
         joined = [*self._plain(end), *self.separator, *following]
-        self._end_joins = self._plain(end + BLANK_LINE + _NEXT) != joined
+        self.end_joins = self._plain(end + BLANK_LINE + _NEXT) != joined
 
     def first(self, text: str, **settings: Any) -> list[int]:
         """The piece that starts the whole; `settings` go to the tokenizer."""
@@ -54,7 +55,7 @@ class Pieces:
 
     def before_blank_line(self, text: str) -> list[int]:
         """`inner(text)` and the separator, whose line breaks may have become one token with the text's end."""
-        if self._end_joins:
+        if self.end_joins:
             following = self.inner(_NEXT)
             ids = self.inner(text + BLANK_LINE + _NEXT)
             if ids[-len(following) :] == following:

@@ -24,7 +24,7 @@ import datetime
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ragjax.data.pieces import BLANK_LINE, Pieces
@@ -37,6 +37,7 @@ INSTRUCTION = (
 )
 _HEAD = f"{INSTRUCTION}\n\n### Context:\n"
 _STYLES = ("paper", "chat")
+Tokenise = Callable[[str], list[int]]  # a text's token ids
 # The day that chat templates are told: a prompt must not depend on when it is made. Llama 3.2's names it, too.
 _DAY = datetime.date(2024, 7, 26)
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
@@ -74,6 +75,7 @@ class PromptBuilder:
         window: int,
         style: str = "paper",
         vocab_size: int = sys.maxsize,
+        stored: Callable[[Tokenise], Tokenise] = lambda tokenise: tokenise,
     ):
         """
         Args:
@@ -83,6 +85,7 @@ class PromptBuilder:
           window: the generator's longest sequence, in tokens.
           style: "paper", or "chat" to wrap the prompt in the model's chat template.
           vocab_size: the generator's.
+          stored: makes a function that remembers what it gave for a text, as `StoredTokens` does.
 
         Raises:
           UserError: the chat template is missing, fails, or uses a token that the generator has not.
@@ -90,6 +93,8 @@ class PromptBuilder:
         if style not in _STYLES:
             raise ValueError(f"style is one of {_STYLES}, not {style!r}")
         self._pieces = Pieces(tokenizer)
+        self._passage_ids = stored(self._pieces.inner)
+        self._ended_ids = stored(self._pieces.before_blank_line) if self._pieces.end_joins else None
         self._eos_token_id = eos_token_id
         self._max_passage_tokens = max_passage_tokens
         self.window = window
@@ -115,7 +120,7 @@ class PromptBuilder:
         """The passage's tokens, at most `max_passage_tokens`, kept for the next time while there is room."""
         tokens = self._tokens.get(passage.id)
         if tokens is None:
-            tokens = self._pieces.inner(passage.prompt_text)
+            tokens = self._passage_ids(passage.prompt_text)
             if len(tokens) > self._max_passage_tokens:
                 self._too_long.add(passage.id)
                 tokens = tokens[: self._max_passage_tokens]
@@ -126,10 +131,10 @@ class PromptBuilder:
         """The passage's `tokens` and those of the blank line after it, which a tokenizer may join."""
         ended = self._ended.get(passage.id)
         if ended is None:
-            if passage.id in self._too_long:
+            if self._ended_ids is None or passage.id in self._too_long:
                 ended = [*tokens, *self._pieces.separator]
             else:
-                ended = self._pieces.before_blank_line(passage.prompt_text)
+                ended = self._ended_ids(passage.prompt_text)
             self._ended[passage.id] = ended
         return ended
 

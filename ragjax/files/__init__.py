@@ -8,6 +8,7 @@ PlannedFile, plan_text, plan_json, plan_copy,
 write_folder, new_folder, check_room, free_bytes          a new folder, whole or not at all   folders.py
 KeyedRecords                                              lists of numbers by key             keyed_records.py
 Seal                                                      large files, hashed once            seals.py
+map_file, give_back                                       mapped files                        mapped.py
 take_lock, lock_file                                      locks between processes             locks.py
 default_cache_dir, caching, storing                       the cache                           cache.py
 
@@ -36,6 +37,7 @@ from ragjax.files.json_values import (
 )
 from ragjax.files.keyed_records import KeyedRecords
 from ragjax.files.locks import lock_file, take_lock
+from ragjax.files.mapped import give_back, map_file
 from ragjax.files.plain import append_line, read_pieces, read_text, sha256_file, sync, write_atomic
 from ragjax.files.seals import Seal
 
@@ -49,7 +51,9 @@ __all__ = [
     "check_room",
     "default_cache_dir",
     "free_bytes",
+    "give_back",
     "lock_file",
+    "map_file",
     "new_folder",
     "plan_copy",
     "plan_json",

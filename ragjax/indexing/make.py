@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import shlex
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -20,6 +19,7 @@ from ragjax.config import IndexConfig
 from ragjax.costs import encoding_flops
 from ragjax.data import Dataset, load_dataset
 from ragjax.errors import UserError
+from ragjax.fields import changed_flags
 from ragjax.files import Seal, storing, take_lock
 from ragjax.indexing.needs import measure_needs
 from ragjax.indexing.recall import measure_recall
@@ -90,6 +90,10 @@ def index_dataset(config: IndexConfig, dataset: Dataset, embedder: Embedder) -> 
         making.check_folder()
         record = making.finish()
     say(describe_index(making.folder, record))
+    # What a run needs to be told, too: its embedder and data are those of the index.
+    own = {name: getattr(IndexConfig, name) for name in ("index", "nprobe", "train_sample", "vector_dtype", "verify")}
+    flags = changed_flags(dataclasses.replace(config, **own), IndexConfig())
+    say(f"\nNext:\n  python -m ragjax.train {' '.join(flags)}")
     return record
 
 
@@ -278,4 +282,4 @@ def describe_index(folder: Path, record: IndexRecord) -> str:
         )
     if record.seal:
         lines.append(f"            ({record.recall['questions']:,} {record.recall['from']})")
-    return "\n".join([*lines, f"\nNext:\n  python -m ragjax.train --index_dir={shlex.quote(str(folder))} --data=..."])
+    return "\n".join(lines)

@@ -5,13 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ragjax.config import RunConfig
-from ragjax.fields import changed_flags
+from ragjax.fields import changed_flags, place_fields
 from ragjax.files import read_json_object
 from ragjax.reporting.cells import LABELS, Cell, shown
-from ragjax.runs import Summary
-
-# Fields that hold paths, beside the names of models and data.
-_PLACES = ("run_dir", "embedder_run", "generator_run", "embedder", "generator", "data")
+from ragjax.runs import INPUTS, Summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +49,7 @@ def read_setup(cells: Sequence[Cell], with_places: bool) -> Setup:
         for kind, about in content.get("inputs", {}).items()
     )
     return Setup(
-        inputs=sorted(inputs, key=lambda each: ("embedder", "generator", "data").index(each[0])),
+        inputs=sorted(inputs, key=lambda each: INPUTS.index(each[0])),
         versions=_distinct(f"{k} {v}" for content in contents for k, v in content.get("versions", {}).items()),
         devices=_distinct(device for content in contents for device in content.get("devices", ())),
         flags=common,
@@ -78,7 +75,7 @@ def _flags(cell: Cell, with_places: bool) -> list[str]:
     """Of a command that makes this run: the strategy, and all that differs from the defaults."""
     config = cell.files.record().config
     if not with_places:
-        names = {name: shown(getattr(config, name), with_places) for name in _PLACES}
+        names = {name: shown(getattr(config, name), with_places) for name in place_fields(config)}
         config = dataclasses.replace(config, **names)
     changed = changed_flags(config, RunConfig(strategy=config.strategy))
     return [f"--strategy={config.strategy}", *changed]

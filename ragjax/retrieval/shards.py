@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from ragjax.errors import UserError
-from ragjax.files import Seal, read_json_object, write_json
+from ragjax.files import Seal, give_back, read_json_object, write_json
 
 # Passages of a shard: a minute or two of work on a laptop, which is what a killed run loses.
 ROWS = 4096
@@ -198,11 +198,10 @@ class VectorShards:
         return self._mapped[number]
 
     def _give_back(self) -> None:
-        """Lets the system have the pages that were read; it keeps them in its cache while there is room."""
         self._read = 0
         for vectors in self._mapped.values():
-            if isinstance(vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-                vectors.base.madvise(mmap.MADV_DONTNEED)
+            if isinstance(vectors.base, mmap.mmap):
+                give_back(vectors.base)
 
     def _map(self, number: int) -> np.memmap:
         """A shard as it lies in its file. Raises UserError where that is not what its seal has said."""

@@ -11,16 +11,24 @@ from ragjax.config import RunConfig
 from ragjax.data.dataset import Dataset, load_dataset
 from ragjax.errors import UserError
 from ragjax.parallel import Arrangement, device_count
-from ragjax.pipeline import Pipeline, arrangement_of, build_pipeline, load_untrained_embedder, load_untrained_generator
+from ragjax.pipeline import (
+    Pipeline,
+    arrangement_of,
+    build_pipeline,
+    load_untrained_embedder,
+    load_untrained_generator,
+    reranks_by_likelihood,
+)
 from ragjax.pretrained import Embedder, Generator
 from ragjax.retrieval import Retrieval, read_index_record
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, RunRecord, read_phases
 from ragjax.runs.summary import Summary
 from ragjax.voice import say
+from ragjax.weights import resolve_model
 
 # What a run is made from, in the order in which it is announced.
-INPUTS = ("embedder", "generator", "data")
+INPUTS = ("embedder", "generator", "data", "index_dir", "rerank")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +109,9 @@ def _inputs(
     if config.index_dir:
         record = read_index_record(Path(config.index_dir))
         described["index_dir"] = {"source": record.factory, "sha256": record.sha256}
+    if config.rerank:
+        source = resolve_model(config.generator if reranks_by_likelihood(config) else config.rerank)
+        described["rerank"] = {"source": source.describe(), "sha256": source.sha256}
     return described
 
 
@@ -119,7 +130,7 @@ def prepare(
       config: flags; `run_dir` is the run's folder, in which nothing is written yet.
       dataset: its data, where they are loaded already.
       check: is called with `Run.inputs` of them, and may refuse them, before the corpus is encoded.
-      announced: which of INPUTS are printed, in that order.
+      announced: which of INPUTS are printed, in that order, where the run has them.
       with_generator: or the generator is not loaded, and the run can only retrieve.
       models: the untrained models, where they are loaded already.
 
@@ -130,12 +141,14 @@ def prepare(
     if models is None:
         models = load_untrained_embedder(config), load_untrained_generator(config) if with_generator else None
     embedder, generator = models
-    words = {"embedder": embedder.describe(), "data": _describe_data(dataset)}
-    words["generator"] = "not needed" if generator is None else generator.describe()
+    inputs = _inputs(config, dataset, embedder, generator)
+    words = {"generator": "not needed", "data": _describe_data(dataset)}
+    words |= {name: about["source"] for name, about in inputs.items() if name != "data"}
     for name in announced:
-        say(f"{name}: {words[name]}", flush=True)
+        if name in words:
+            say(f"{name}: {words[name]}", flush=True)
     if check is not None:
-        check(_inputs(config, dataset, embedder, generator))
+        check(inputs)
     pipeline = build_pipeline(config, dataset, embedder, generator)
     return Run(config, RunFolder(Path(config.run_dir)), dataset, pipeline)
 

@@ -30,6 +30,7 @@ def strategy_costs(
     prompt_length: float,
     questions: int,
     labelled: int,
+    backward_share: float = 1.0,
 ) -> list[StrategyCost]:
     """Every strategy's cost for one epoch over the training questions, evaluation and encoding the corpus apart.
 
@@ -39,8 +40,10 @@ def strategy_costs(
       prompt_length: mean tokens of a prompt.
       questions: training questions.
       labelled: those among them with labelled passages.
+      backward_share: of the prompts that a generator is trained on, where the others are only read (and all are read
+        once before: `ragjax.training.signals.drawn`).
     """
-    parts = _seconds_per_question(measured, generator, prompt_length, questions)
+    parts = _seconds_per_question(measured, _forward_share(generator, prompt_length, backward_share), questions)
     return [
         StrategyCost(
             name,
@@ -70,10 +73,21 @@ def _phase_seconds(
     return None if per_question is None else per_question * count
 
 
+def _forward_share(generator: ModelSize | None, prompt_length: float, backward_share: float) -> float:
+    """FLOPs of reading prompts, as a share of those of a training step on them."""
+    if generator is None:  # neither was measured
+        return 1.0
+    forward, train = (count(generator, [prompt_length], 0) for count in (forward_flops, train_flops))
+    return forward / (train if backward_share == 1 else forward + backward_share * train)
+
+
 def _seconds_per_question(
-    measured: Mapping[str, MeasuredPhase], generator: ModelSize | None, prompt_length: float, questions: int
+    measured: Mapping[str, MeasuredPhase], forward_share: float, questions: int
 ) -> dict[str, float | None]:
-    """Seconds per question of each part of a step; where none was measured, by the ratio of FLOPs to one that was."""
+    """Seconds per question of each part of a step; where none was measured, by the ratio of FLOPs to one that was.
+
+    forward_share: of a training step's FLOPs.
+    """
 
     def seconds(part: str, *names: str, most: int | None = None) -> float | None:
         found = [measured[name] for name in names if name in measured]
@@ -82,14 +96,11 @@ def _seconds_per_question(
 
     generator_train = seconds("generator", "generator", "joint")
     generator_forward = seconds("generator", "retriever", most=questions)
-    share = 1.0  # without a generator neither was measured
-    if generator is not None:
-        share = forward_flops(generator, [prompt_length], 0) / train_flops(generator, [prompt_length], 0)
     embedder_train = seconds("embedder", "joint", "retriever", "embedder")
     embedder_forward = seconds("embedder", "generator")
     return {
-        "generator_train": generator_train or _times(generator_forward, 1 / share),
-        "generator_forward": generator_forward or _times(generator_train, share),
+        "generator_train": generator_train or _times(generator_forward, 1 / forward_share),
+        "generator_forward": generator_forward or _times(generator_train, forward_share),
         # An embedder is trained by all its weights: twice as much backward as forward, on a question read twice.
         "embedder_train": embedder_train or _times(embedder_forward, 2.0),
         "embedder_forward": embedder_forward or _times(embedder_train, 0.5),

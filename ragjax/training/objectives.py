@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Key
 
 from ragjax import losses
 from ragjax.arrays import AnyArray, Array, ModelVariables, Tree
-from ragjax.data.batches import Batch, RankingBatch, ScoredBatch
+from ragjax.data.batches import Batch, DrawnBatch, RankingBatch, ScoredBatch
 from ragjax.models.decoder import Decoder
 from ragjax.models.encoders import sentence_vectors
 from ragjax.scoring import score_answers
@@ -81,6 +81,58 @@ class AnswerObjective:
         answer_log_probs = score_answers(self.generator, variables["generator"], batch.rows, dropout_key=key)
         vectors = _question_vectors(self.embedder, variables, batch)
         return self.mixture(vectors, batch.passage_vectors, answer_log_probs, batch.rows.answer_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnObjective:
+    """`AnswerObjective` with a gradient through a few drawn passages of each question; without any, its value alone.
+
+    The loss and the embedder's gradient are those of all passages, whose log-probs are numbers in the batch
+    (`LikelihoodObjective`). The generator's gradient is that of all passages in expectation (`ragjax.training.draws`).
+    """
+
+    embedder: nn.Module
+    generator: Decoder
+    mixture: AnswerMixture
+    dropout = False
+
+    def __call__(
+        self,
+        trainable: ModelVariables,
+        frozen: ModelVariables,
+        batch: DrawnBatch | ScoredBatch,
+        key: Key[Array, ""] | None,
+    ) -> Losses:
+        variables = merge(frozen, trainable)
+        scored = batch.scored if isinstance(batch, DrawnBatch) else batch
+        answer_log_probs = scored.answer_log_probs
+        if isinstance(batch, DrawnBatch):
+            own = score_answers(self.generator, variables["generator"], batch.rows)
+            answer_log_probs = with_gradient_of(answer_log_probs, own, batch.drawn, batch.weights)
+        vectors = _question_vectors(self.embedder, variables, scored)
+        return self.mixture(vectors, scored.passage_vectors, answer_log_probs, scored.answer_mask)
+
+
+def with_gradient_of(
+    answer_log_probs: Float[AnyArray, "B K T"],
+    drawn_log_probs: Float[Array, "B m T"],
+    drawn: Int[AnyArray, "B m"],
+    weights: Float[AnyArray, "B m"],
+) -> Float[Array, "B K T"]:
+    """The log-probs of all passages as they are, with the weighted gradients of the drawn ones' and no other.
+
+    Whatever loss reads them has its own value, and its own gradient in expectation over the draw: it is linear in
+    these gradients, and its derivatives by the log-probs do not depend on what is drawn.
+
+    Args:
+      answer_log_probs: of all passages, as numbers.
+      drawn_log_probs: of the drawn ones, as functions of what is trained.
+      drawn: their places among the K passages.
+      weights: 1 / the probability that each had of being drawn.
+    """
+    nothing = drawn_log_probs - jax.lax.stop_gradient(drawn_log_probs)  # 0, with a gradient
+    questions = jnp.arange(len(drawn))[:, None]
+    return jnp.asarray(answer_log_probs).at[questions, drawn].add(weights[:, :, None] * nothing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +208,14 @@ class RankingObjective:
         return Losses(jnp.where(valid, nll, 0.0), valid, {})
 
 
-Objective = AnswerObjective | ConcatenatedObjective | LeaveOneOutObjective | LikelihoodObjective | RankingObjective
+Objective = (
+    AnswerObjective
+    | ConcatenatedObjective
+    | DrawnObjective
+    | LeaveOneOutObjective
+    | LikelihoodObjective
+    | RankingObjective
+)
 
 
 def merge(frozen: ModelVariables, trainable: ModelVariables) -> dict[str, dict[str, Tree]]:

@@ -246,13 +246,17 @@ def _strategy_costs(run: Run, results: Mapping[str, PhaseResult]) -> list[dict[s
     measured = {
         name: MeasuredPhase(result.cost, result.questions) for name, result in results.items() if result.questions
     }
-    rows = sum(phase.questions for phase in measured.values()) * run.config.top_k
-    tokens = sum(phase.cost.part("generator").tokens for phase in measured.values())
+    config = run.config
+    prompts = sum(phase.questions for phase in measured.values()) * config.top_k
+    read = [phase.cost.part("generator") for phase in measured.values()]
+    # Prompts that are drawn for the backward pass are read again there.
+    tokens = sum(cost.tokens - (cost.backward_tokens if config.backward_passages else 0) for cost in read)
     questions = run.dataset.train
     labelled = sum(bool(question.positive_ids) for question in questions)
-    prompt_length = max(tokens / rows, 1.0) if rows else 1.0
+    prompt_length = max(tokens / prompts, 1.0) if prompts else 1.0
     size = run.generator.size if run.pipeline.reader else None
-    costs = strategy_costs(measured, size, prompt_length, len(questions), labelled)
+    backward_share = (config.backward_passages or config.top_k) / config.top_k
+    costs = strategy_costs(measured, size, prompt_length, len(questions), labelled, backward_share)
     return [dataclasses.asdict(cost) for cost in costs]
 
 

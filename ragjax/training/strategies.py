@@ -24,7 +24,7 @@ _TRAINING = (
 # The same of what trains a model.
 _MODEL = {
     "embedder": ("embedder_lr", "embedder_rates"),
-    "generator": ("generator_lr", "generator_rates", "lora_dropout"),
+    "generator": ("generator_lr", "generator_rates", "lora_dropout", "backward_passages"),
 }
 
 
@@ -99,6 +99,8 @@ def phases_of(config: RunConfig) -> tuple[Phase, ...]:
             f"--objective=concat_nll gives the embedder no gradient, so it does not go with --strategy="
             f"{config.strategy}: choose --strategy=generator or independent, or --objective=rag_token or rag_sequence."
         )
+    if config.backward_passages and trains_generator:
+        _refuse_backward_passages(config)
     if config.retriever_objective != "marginal" and not any(_needs_marginal(phase) for phase in phases):
         raise UserError(
             f"--retriever_objective={config.retriever_objective} moves the embedder by the answers' likelihood, which "
@@ -120,6 +122,26 @@ def phases_of(config: RunConfig) -> tuple[Phase, ...]:
                 f"--strategy={' or '.join(fitting)}, or leave it out."
             )
     return phases
+
+
+def _refuse_backward_passages(config: RunConfig) -> None:
+    """Raises UserError where passages cannot be drawn, or where none would be left out."""
+    given = f"--backward_passages={config.backward_passages}"
+    if config.objective == "concat_nll":
+        raise UserError(
+            f"{given} draws among passages that are read one by one, and --objective=concat_nll reads them in one "
+            "prompt: leave it out, or choose --objective=rag_token or rag_sequence."
+        )
+    if config.backward_passages >= config.top_k:
+        raise UserError(
+            f"{given} leaves out none of --top_k={config.top_k} passages: give a smaller number, or leave it out for "
+            "the exact gradient."
+        )
+    if config.lora_dropout:
+        raise UserError(
+            f"{given} draws by likelihoods without dropout, which are not those of --lora_dropout="
+            f"{config.lora_dropout:g}: leave one of the two out."
+        )
 
 
 def unread_flags(config: Checked, phases: Sequence[Phase]) -> list[str]:

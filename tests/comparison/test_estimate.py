@@ -53,6 +53,12 @@ def test_seconds_are_those_of_a_runs_parts(dataset):
     }
 
 
+def test_passages_that_do_not_go_backward_are_only_read(dataset):
+    """Two of the five: each question's prompts are read once, and two fifths of them are learnt from."""
+    seconds = PACE.cell_seconds(cells(backward_passages=2)["generator"], dataset)
+    assert seconds == pytest.approx(12 * 2.0 * (1 + 0.4 / 0.35) + 4 * 5 * 2.0 + 3 * 7.0)
+
+
 def test_what_is_taken_over_takes_no_time(dataset):
     rows = cells()
     after = rows["two_phase"].taking_over([rows["generator"]])

@@ -1,6 +1,7 @@
 """The store on disk against the one in memory, and what it says of damage."""
 
 import json
+import mmap
 import os
 import shutil
 
@@ -12,6 +13,7 @@ from ragjax.data.arrow import ArrowStore, ArrowWriter, is_arrow_store
 from ragjax.data.passages import PassageList, PassageStore
 from ragjax.data.questions import Passage
 from ragjax.errors import UserError
+from tests.mapped import resident
 
 PASSAGES = [
     Passage(f"p{i}", "" if i % 3 else f"Titel {i} é", f"text {i} \u2028 日本語 " + "x" * (i % 7)) for i in range(50)
@@ -53,6 +55,18 @@ def test_it_is_the_store_in_memory(store, tmp_path):
         assert opened.origin(3) == ("d0", 3) and opened.origin(4) == ("", 4)
     assert is_arrow_store(tmp_path / "store") and not is_arrow_store(tmp_path)
     assert len(list((tmp_path / "store").glob("passages-*.arrow"))) == 7
+
+
+def test_reading_passage_after_passage_takes_no_more_memory(store, monkeypatch):
+    """Pages go back after every few passages, in whatever way those are read, and what is read then is the same."""
+    assert store[0] == PASSAGES[0] and resident(store.folder) > 0
+    monkeypatch.setattr(module, "_HELD", 10)
+    for _ in range(9):
+        assert store[49] == PASSAGES[49]
+    assert resident(store.folder) == 0
+    read = iter(store)
+    assert [next(read) for _ in range(50)] == PASSAGES
+    assert 0 < resident(store.folder) <= 3 * mmap.PAGESIZE  # of the last two batches
 
 
 def test_what_it_does_not_have(store):

@@ -156,6 +156,10 @@ def test_a_finished_index_is_printed(whole, tmp_path, capsys):
     out = capsys.readouterr().out
     assert embedder.encoded == [] and "left to do" not in out
     assert "IVF4,Flat over 300 passages of data, by a stand-in" in out and "--nprobe=2, which is its default" in out
+    assert out.endswith(f"Next:\n  python -m ragjax.train --index_dir={folder}\n")
+    build(folder, embedder, data="/the data", passage_prefix="passage: ")
+    flags = f"--data='/the data' --index_dir={folder} --passage_prefix='passage: '"
+    assert capsys.readouterr().out.endswith(f"ragjax.train {flags}\n")  # what a run has to be told, too
     assert (folder / "index.faiss").stat().st_ino  # untouched
     assert json.loads(before)["recall"] == json.loads((folder / "index.json").read_bytes())["recall"]
 

@@ -172,6 +172,26 @@ def test_models_in_folders_have_their_examples_without_places_too(tmp_path):
     assert [page.count("q0") for page in pages] == [len(cells)] * 2
 
 
+def test_the_set_up_names_an_index_and_a_reranker(tmp_path):
+    """Among the inputs and the flags; without their folders where places are not to be shown."""
+    inputs = INPUTS | {
+        "index_dir": {"source": "IVF4,Flat", "sha256": "1dec" * 16},
+        "rerank": {"source": "/there/cross: local folder, not quantised", "sha256": "c055" * 16},
+    }
+    flags = {"index_dir": "/there/index", "rerank": "/there/cross"}
+    before, after = lines([0.0]), lines([1.0])
+    cells = [
+        write_run(tmp_path / row, row, before, after, inputs=each, **given)
+        for row, each, given in (("generator", INPUTS, {}), ("two_phase", inputs, flags))
+    ]
+    for texts, folder in ((True, "/there/"), (False, "")):
+        report = write_report(cells, tmp_path / "out", command="", title="", with_texts=texts)
+        for page in (visible(report.html.read_text()), report.markdown.read_text()):
+            assert "IVF4,Flat" in page and "1dec1dec1dec" in page and "c055c055c055" in page
+            assert f"--index_dir={folder}index" in page and f"--rerank={folder}cross" in page
+            assert f"{folder}cross: local folder" in page and texts == ("/there" in page)
+
+
 def test_without_texts_only_ids_and_figures_are_published(tmp_path):
     before, after = (lines(f1, question="A secret?", prediction="secret", answers=["secret"]) for f1 in ([0.0], [1.0]))
     cell = write_run(tmp_path / "home" / "run", "generator", before, after, data=str(tmp_path / "home" / "licensed"))

@@ -30,6 +30,7 @@ from ragjax.retrieval.encode import (
     missing_passages,
     open_vectors,
 )
+from tests.mapped import resident
 from tests.retrieval.cases import all_of
 
 COUNT, WIDTH, ROWS = 50, 6, 8
@@ -124,20 +125,7 @@ def test_pages_that_were_read_are_given_back(tmp_path, monkeypatch):
     assert len(given_back) == 2 and max(given_back) <= 3
 
 
-def resident(path):
-    """Bytes of a file that are in this process's memory (Linux)."""
-    pages, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split()[0] and ":" not in line.split()[0]:
-            inside = str(path) in line
-        elif inside and line.startswith("Rss:"):
-            pages += int(line.split()[1])
-    return 1024 * pages
-
-
 def test_reading_row_after_row_takes_no_more_memory(tmp_path):
-    if not Path("/proc/self/smaps").exists():
-        pytest.skip("a system that does not tell")
     found = run(tmp_path)
     for _ in range(100):
         found.vectors_of([0, 1, 2])

@@ -1,4 +1,4 @@
-"""Run in a process of its own with 8 virtual CPU devices: kept likelihoods and a ranking step, results to a .npz file.
+"""Run in a process of its own with 8 virtual CPU devices: kept likelihoods, steps of ranking and of drawn passages.
 
 The tests call the same functions on one device.
 """
@@ -24,9 +24,11 @@ from ragjax.pretrained import Generator, init_lora, load_generator
 from ragjax.runs import Run
 from ragjax.training.answer_scorer import AnswerScorer, RowLimits
 from ragjax.training.likelihood_cache import LikelihoodCache
+from ragjax.training.loop import split_trainable
 from ragjax.training.signals import RankingAssembler
 from ragjax.training.state import init_state
 from ragjax.training.step import make_train_step
+from ragjax.training.strategies import STRATEGIES
 from tests.tiny_runs import World, batch_of, run_of
 from tests.training.devices_worker import named, recording_sgd
 
@@ -38,6 +40,7 @@ RANKING = {
     "negative_margin": 0.0,
     "dev_every": 0,
 }
+(JOINT,) = STRATEGIES["joint"]
 
 
 def random_adapters(lora: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
@@ -110,6 +113,28 @@ def ranking_step(world: World, dataset: Dataset, pipeline: Pipeline, accumulatio
     return named("gradient", state.optimizer) | {f"metric {name}": np.asarray(m) for name, m in metrics.items()}
 
 
+def drawn_step(world: World, objective: str) -> dict[str, np.ndarray]:
+    """What is drawn for the first five questions, and the metrics and gradients of a step on it, on all devices."""
+    config = world.config("unused", objective=objective, batch_size=5, backward_passages=1, score_scale=5.0, seed=2)
+    dataset = load_dataset(world.data)
+    pipeline = build_pipeline(config, dataset, *load_models(config), show_progress=False)
+    pipeline = pipeline.with_trained({"generator": {"lora": random_adapters(pipeline.generator.lora, 1)}})
+    run = run_of(config, pipeline, dataset)
+    assembler = JOINT.signal.make_assembler(run, JOINT.trains)
+    batch = assembler.assemble(assembler.sampler.training_batch(1), placed(run), Ledger()).batch
+    seats = batch.scored.question_lengths > 0
+    trainable, frozen = split_trainable(run, JOINT)
+    step = run.arrangement.compile_step(make_train_step(assembler.objective, recording_sgd(), 4, 0.0, "sum", seed=3))
+    state = init_state(trainable, {"embedder": 0.0, "generator": 0.0}, recording_sgd())
+    state, metrics = step(run.arrangement.place(state, donated=True), run.arrangement.place(frozen), batch)
+    return {
+        "drawn": batch.drawn[seats],
+        "weights": batch.weights[seats],
+        **named("gradient", state.optimizer),
+        **{f"metric {name}": np.asarray(value) for name, value in metrics.items()},
+    }
+
+
 def on_eight_devices(world: World) -> dict[str, np.ndarray]:
     """What this file computes in a process that has eight devices; once in a test session."""
     out = world.folder / "eight.npz"
@@ -140,6 +165,7 @@ def main(folder: str, out: str) -> None:
     dataset, pipeline = ranking_pipeline(world)
     step = ranking_step(world, dataset, pipeline, accumulation=1)
     results |= {f"ranking {name}": value for name, value in step.items()}
+    results |= {f"drawn {name}": value for name, value in drawn_step(world, "rag_token").items()}
     np.savez(out, **results)
 
 

@@ -9,7 +9,7 @@ from ragjax.data.batches import Shape
 from ragjax.parallel import Layout
 from ragjax.runs import prepare
 from ragjax.training.loop import split_trainable
-from ragjax.training.signals import answers as answers_module
+from ragjax.training.signals import prompt_side
 from ragjax.training.step import summed_loss
 from ragjax.training.strategies import STRATEGIES
 from tests.tiny_runs import tiny_world
@@ -49,7 +49,7 @@ def test_a_step_that_is_cut_is_the_whole_step(run, monkeypatch):
     variables = run.variables
     one = whole.assemble(asked, variables, Ledger())
     length = one.batch.rows.tokens.shape[-1]
-    monkeypatch.setattr(answers_module, "choose_shapes", lambda *_: (Shape(6, length, 8),))
+    monkeypatch.setattr(prompt_side, "choose_shapes", lambda *_: (Shape(6, length, 8),))
     finer = JOINT.signal.make_assembler(run, JOINT.trains)
     cut = finer.assemble(asked, variables, Ledger())
     assert one.batch.rows.tokens.shape[:2] == (1, 1)
@@ -80,7 +80,7 @@ def test_a_step_that_is_cut_is_the_whole_step(run, monkeypatch):
 )
 def test_a_step_is_cut_as_little_as_the_largest_shape_allows(size, prompts, rows, expected):
     layout = Layout(groups=2, micro_batches=3, size=size)
-    finer, (shape,) = answers_module._cut(layout, prompts, Shape(rows, 64, 16))
+    finer, (shape,) = prompt_side._cut(layout, prompts, Shape(rows, 64, 16))
     assert (finer.micro_batches, finer.size) == (3 * expected[0], expected[1])
     assert shape == Shape(expected[1] * prompts, 64, 16)
     assert finer.parts * finer.size >= layout.parts * size
@@ -92,7 +92,7 @@ def test_the_first_step_has_the_largest_shape(run, monkeypatch):
     length = 192
     for rows, largest in ((6, 6), (2, 3)):  # the second is smaller than what one question's prompts need
         monkeypatch.setattr(
-            answers_module, "choose_shapes", lambda *_, rows=rows: (Shape(1, length, 8), Shape(rows, length, 8))
+            prompt_side, "choose_shapes", lambda *_, rows=rows: (Shape(1, length, 8), Shape(rows, length, 8))
         )
         assembler = JOINT.signal.make_assembler(run, JOINT.trains)
         batch = assembler.sampler.training_batch(0)

@@ -111,3 +111,12 @@ def test_all_weights_train_at_three_times_the_forward_pass():
     measured = {"generator": phase(10, embedder=1.0, generator=30.0, search=1.0)}
     found = {cost.strategy: cost.seconds for cost in strategy_costs(measured, whole, LENGTH, QUESTIONS, LABELLED)}
     assert found["two_phase"] == pytest.approx(32.0 + (1.0 + 0.2 + 0.1) * QUESTIONS)
+
+
+def test_where_few_passages_go_backward_reading_is_a_larger_share_of_a_step():
+    """Two of five are trained on, and all five are read before."""
+    generator = phase(10, embedder=1.0, generator=30.0, search=1.0)
+    found = strategy_costs({"generator": generator}, SIZE, LENGTH, QUESTIONS, LABELLED, backward_share=0.4)
+    reading = 3.0 * FORWARD / (FORWARD + 0.4 * TRAIN)
+    two_phase = next(cost.seconds for cost in found if cost.strategy == "two_phase")
+    assert two_phase == pytest.approx(32.0 + (reading + 0.2 + 0.1) * QUESTIONS)

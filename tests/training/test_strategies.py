@@ -74,6 +74,8 @@ def test_every_flag_belongs_to_phases_or_to_all_else():
         ("independent", {"ranking_batch_size": 2, "embedder_lr": 1e-3, "generator_lr": 1e-3, "dev_limit": 3}, False),
         ("two_phase", {"retriever_objective": "emdr2", "retriever_temperature": 2.0, "lora_dropout": 0.1}, False),
         ("two_phase", {"hard_negatives": 0}, True),
+        ("two_phase", {"backward_passages": 2}, False),
+        ("embedder", {"backward_passages": 2}, True),
         ("none", {"epochs": 2, "keep": "last", "batch_size": 2}, True),
     ],
 )

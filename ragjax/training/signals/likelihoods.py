@@ -1,32 +1,21 @@
 """Learning from the answers under a frozen generator: the embedder alone moves, over likelihoods that are kept."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
-from ragjax.arrays import Ids, ModelVariables
+from ragjax.arrays import ModelVariables
 from ragjax.costs import Cost, Ledger
-from ragjax.data.batches import ScoredBatch, pad_tokens
+from ragjax.data.batches import ScoredBatch, ScoredExample, make_scored_batch
 from ragjax.data.questions import Question
 from ragjax.runs import Run
 from ragjax.training.answer_scorer import AnswerScorer, row_limits
 from ragjax.training.likelihood_cache import LikelihoodCache
 from ragjax.training.objectives import LeaveOneOutObjective, LikelihoodObjective
 from ragjax.training.sampling import QuestionBatch
-from ragjax.training.signals.answers import answer_mixture, prompt_lengths
+from ragjax.training.signals.prompt_side import prompt_lengths
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, Signal, answer_sampler, every_question
-
-
-class _Item(NamedTuple):
-    """One question with what is known of it."""
-
-    tokens: Ids  # the embedder's
-    vectors: Float32[np.ndarray, "K E"]  # of its passages
-    scores: Float32[np.ndarray, "K T"]  # of its answer, padded
-    answer_length: int
+from ragjax.training.signals.signal import Assembled, Signal, answer_mixture, answer_sampler, every_question
 
 
 class LikelihoodAssembler:
@@ -42,10 +31,7 @@ class LikelihoodAssembler:
         self.objective = likelihood_objective(run, trains)
         self._leaves_one_out = isinstance(self.objective, LeaveOneOutObjective)
         per_prompt = config.top_k - 1 if self._leaves_one_out else 1
-        everything = [*self.sampler.train, *self.sampler.dev]
-        lengths, longest, answers = prompt_lengths(run, everything, per_prompt)
-        shortest = min(run.pipeline.prompts.frame_length(question.question, 1) for question in everything)
-        limits = row_limits(lengths, shortest, longest, answers)
+        limits = row_limits(*prompt_lengths(run, [*self.sampler.train, *self.sampler.dev], per_prompt))
         self._answer_length = limits.longest_answer
         self.likelihoods = LikelihoodCache(
             AnswerScorer(run.generator, limits, run.arrangement), run.files.likelihoods_file
@@ -63,7 +49,7 @@ class LikelihoodAssembler:
         self.likelihoods.rewind(position)
 
     def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
-        rows = self._side.retrieve(batch, variables, ledger)
+        rows = self._side.retrieve(batch, variables, ledger).passage_rows
         scores, tokens = self.score(batch, [rows], variables, ledger)
         figures = {"generator_tokens": tokens, "distinct_passages": len(np.unique(rows))}
         work = {"embedder": self._side.work(batch, batch.training)}
@@ -73,7 +59,7 @@ class LikelihoodAssembler:
         self, batch: QuestionBatch, variables: ModelVariables, copies: int, ledger: Ledger
     ) -> tuple[list[ScoredBatch], Cost]:
         """A batch for each copy of the embedder, and the work that one of them is in a step."""
-        alternatives = self._side.retrieve(batch, variables, ledger, copies)
+        alternatives = self._side.retrieve_stacked(batch, variables, copies, ledger)
         scores, _ = self.score(batch, list(alternatives), variables, ledger)
         batches = [self.scored_batch(batch, rows, scores) for rows in alternatives]
         return batches, self._side.work(batch, batch.training)
@@ -122,35 +108,19 @@ class LikelihoodAssembler:
     ) -> ScoredBatch:
         """[groups, micro-batches, ...] of the questions under the given passages [b, K], whose `score` is given."""
         vectors = self._pipeline.retriever.vectors.vectors_of(rows)
-        items = [
-            _Item(
-                batch.tokens[i],
-                vectors[i],
-                np.stack([self._padded(scores[i, context]) for context in self.contexts(chosen)]),
-                len(self._answer(batch.questions[i])),
+        examples = [
+            ScoredExample(
+                batch.tokens[i], vectors[i], np.stack([scores[i, context] for context in self.contexts(chosen)])
             )
             for i, chosen in enumerate(rows)
         ]
-        return self._side.layout.stack(items, self._make)
+        return self._side.layout.stack(examples, self._make)
 
     def _answer(self, question: Question) -> list[int]:
         return self._pipeline.prompts.answer(question.answers[0])
 
-    def _padded(self, scores: np.ndarray) -> np.ndarray:
-        return np.pad(scores, (0, self._answer_length - len(scores)))
-
-    def _make(self, items: Sequence[_Item]) -> ScoredBatch:
-        size = self._side.layout.size
-        padded, question_lengths = pad_tokens([item.tokens for item in items], size, self._side.question_length)
-        lengths = np.array([item.answer_length for item in items])
-        vectors, scores = np.stack([item.vectors for item in items]), np.stack([item.scores for item in items])
-        mask = np.arange(self._answer_length) < lengths[:, None]
-        return ScoredBatch(padded, question_lengths, *(_fill(part, size) for part in (vectors, scores, mask)))
-
-
-def _fill(values: np.ndarray, size: int) -> np.ndarray:
-    """The values, padded with zeros along the first axis to `size`."""
-    return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])
+    def _make(self, examples: Sequence[ScoredExample]) -> ScoredBatch:
+        return make_scored_batch(examples, self._answer_length, self._side.layout.size, self._side.question_length)
 
 
 def likelihood_objective(run: Run, trains: Sequence[str]) -> LikelihoodObjective | LeaveOneOutObjective:

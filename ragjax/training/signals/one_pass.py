@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from ragjax.costs import Cost, Ledger, forward_flops
 from ragjax.data.questions import Question
 from ragjax.pipeline import Pipeline
-from ragjax.retrieval import Queries
+from ragjax.retrieval import Queries, Retrieval
 from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.voice import progress
 
@@ -27,6 +27,7 @@ class _Found:
 
     places: Int64[np.ndarray, " n"]  # theirs in the split, ascending
     passage_rows: Int64[np.ndarray, "n K"]
+    scores: Float32[np.ndarray, "n K"]
     embedding_seconds: float
     search: Cost
 
@@ -39,8 +40,8 @@ class OnePass:
         self._pipeline, self._sampler, self._top_k, self._steps = pipeline, sampler, top_k, steps
         self._found: dict[str, _Found] = {}
 
-    def retrieve(self, batch: QuestionBatch, ledger: Ledger) -> Int64[np.ndarray, "b K"]:
-        """Passage rows of a batch, best first.
+    def retrieve(self, batch: QuestionBatch, ledger: Ledger) -> Retrieval:
+        """Passages of a batch, best first.
 
         The ledger is charged with a question's share the first time that it is asked, also where a run was resumed
         since and has searched again.
@@ -54,7 +55,8 @@ class OnePass:
         found = self._found[split]
         if self._sampler.epoch(batch.step) == 0 if batch.training else batch.step == 0:
             self._charge(batch, found, ledger)
-        return found.passage_rows[np.searchsorted(found.places, batch.indices)]
+        asked = np.searchsorted(found.places, batch.indices)
+        return Retrieval(found.passage_rows[asked], found.scores[asked])
 
     def _charge(self, batch: QuestionBatch, found: _Found, ledger: Ledger) -> None:
         share, lengths = len(batch.questions) / len(found.places), list(map(len, batch.tokens))
@@ -66,6 +68,7 @@ class OnePass:
         questions: Sequence[Question] = self._sampler.train if split == "train" else self._sampler.dev
         embedder, retriever = self._pipeline.embedder, self._pipeline.retriever
         rows = np.empty((len(places), self._top_k), np.int64)
+        scores = np.empty(rows.shape, np.float32)
         seconds, search = 0.0, Cost()
         with progress(total=len(places), desc="searching", unit=" questions", shown=len(places) >= _SHOWN) as bar:
             for start in range(0, len(places), _AT_ONCE):
@@ -74,7 +77,8 @@ class OnePass:
                 vectors = embedder.encode_queries(texts)
                 seconds += time.perf_counter() - began
                 found = retriever.retrieve(Queries(texts, vectors), self._top_k)
-                rows[start : start + len(texts)] = found.passage_rows
+                chunk = slice(start, start + len(texts))
+                rows[chunk], scores[chunk] = found.passage_rows, found.scores
                 search += found.cost
                 bar.update(len(texts))
-        return _Found(places, rows, seconds, search)
+        return _Found(places, rows, scores, seconds, search)

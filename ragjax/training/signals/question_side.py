@@ -1,6 +1,7 @@
 """The embedder's half of every batch: question vectors, the passages they find, and the layout of the questions."""
 
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from ragjax.costs import Cost, Ledger, forward_flops
 from ragjax.data.batches import pad_tokens, round_up
 from ragjax.embedding import embed
 from ragjax.models.encoders import sentence_vectors
-from ragjax.retrieval import Queries
+from ragjax.retrieval import Queries, Retrieval
 from ragjax.runs import Run
 from ragjax.training.sampling import QuestionBatch, Sampler, total_steps
 from ragjax.training.signals.one_pass import OnePass
@@ -45,23 +46,36 @@ class QuestionSide:
         vectors = np.asarray(found)[:, : len(batch.questions)]
         return vectors.reshape(-1, vectors.shape[-1])
 
-    def retrieve(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger, copies: int = 0) -> np.ndarray:
-        """Passage rows [b, K], best first, by the embedder's given variables; [copies, b, K] where they are stacked.
+    def retrieve(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Retrieval:
+        """Passages of the questions, best first, by the embedder's given variables.
 
         An embedder that does not move has found them for all questions at once.
         """
         if self._one_pass is not None:
             return self._one_pass.retrieve(batch, ledger)
+        return self._search(batch, lambda: self.vectors(batch, variables), 1, ledger)
+
+    def retrieve_stacked(
+        self, batch: QuestionBatch, variables: ModelVariables, copies: int, ledger: Ledger
+    ) -> np.ndarray:
+        """Passage rows [copies, b, K], best first, by stacked variables of the embedder."""
+        found = self._search(batch, lambda: self.stacked_vectors(batch, variables), copies, ledger)
+        return found.passage_rows.reshape(copies, len(batch.questions), -1)
+
+    def _search(
+        self, batch: QuestionBatch, make_vectors: Callable[[], np.ndarray], copies: int, ledger: Ledger
+    ) -> Retrieval:
+        """Passages of the questions, as often as there are copies of the embedder."""
         embedder = self._pipeline.embedder
         began = time.perf_counter()
-        vectors = (self.stacked_vectors if copies else self.vectors)(batch, variables)
+        vectors = make_vectors()
         embedded = time.perf_counter()
-        texts = [question.question for question in batch.questions] * max(copies, 1)
+        texts = [question.question for question in batch.questions] * copies
         found = self._pipeline.retriever.retrieve(Queries(texts, vectors), self._top_k)
-        lengths = list(map(len, batch.tokens)) * max(copies, 1)
+        lengths = list(map(len, batch.tokens)) * copies
         ledger.add("embedder", Cost(embedded - began, forward_flops(embedder.size, lengths, 0), sum(lengths)))
         ledger.add("search", found.cost)
-        return found.passage_rows.reshape(copies, len(batch.questions), -1) if copies else found.passage_rows
+        return found
 
     def work(self, batch: QuestionBatch, training: bool) -> Cost:
         """The embedder's work inside a step."""

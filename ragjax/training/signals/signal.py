@@ -12,7 +12,7 @@ from ragjax.costs import Cost, Ledger, ModelSize, forward_flops, train_flops
 from ragjax.data.dataset import Dataset
 from ragjax.data.questions import Question
 from ragjax.runs import Run
-from ragjax.training.objectives import Objective
+from ragjax.training.objectives import AnswerMixture, Objective
 from ragjax.training.sampling import QuestionBatch, Sampler
 
 
@@ -112,6 +112,12 @@ def answer_sampler(run: Run) -> Sampler:
     return Sampler(
         dataset.train, dev_questions(config, dataset), config.batch_size, config.seed, run.embedder.query_tokens
     )
+
+
+def answer_mixture(config: RunConfig, trains: Sequence[str]) -> AnswerMixture:
+    """The loss over single passages; the retriever's own has no part in it while the embedder is frozen."""
+    retriever = config.retriever_objective if "embedder" in trains else "marginal"
+    return AnswerMixture(config.objective, config.score_scale, retriever, config.retriever_temperature)
 
 
 def dev_questions(config: RunConfig, dataset: Dataset) -> Sequence[Question]:

@@ -1,0 +1,113 @@
+"""The generator's half of a batch: prompts with their answers, packed into rows of a few shapes."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ragjax.config import RunConfig
+from ragjax.data.batches import Example, Shape, choose_shapes, fit_shape, place_examples
+from ragjax.data.questions import Question
+from ragjax.parallel import Layout
+from ragjax.pipeline import Pipeline
+from ragjax.runs import Run
+from ragjax.training.sampling import QuestionBatch
+
+# Passages whose lengths stand for the corpus when the compiled shapes are chosen. A corpus of up to this size is
+# measured as a whole, and rows are then no longer than its longest passage needs.
+_LENGTH_SAMPLE = 20_000
+_TRIED_PROMPTS = 2_000
+
+
+class PromptLengths(NamedTuple):
+    """Of prompts with their answers, in tokens."""
+
+    sample: list[int]
+    shortest: int  # none is shorter
+    longest: int  # none is longer
+    answers: list[int]  # of every answer alone
+
+
+class PromptSide:
+    """What an assembler does with the passages that its questions have found."""
+
+    def __init__(self, run: Run, layout: Layout, lengths: PromptLengths, per_prompt: int, packed: int):
+        """per_prompt: passages in each prompt. packed: prompts of each question that a step packs into rows."""
+        self._pipeline, self._per_prompt = run.pipeline, per_prompt
+        self.passages_cut: set[str] = set()
+        shapes = choose_shapes(lengths.sample, lengths.answers, layout.size * packed, lengths.longest, layout.parts)
+        self._ways = [(layout, shapes), _cut(layout, packed, shapes[-1])]
+
+    def examples(self, batch: QuestionBatch, rows: np.ndarray) -> list[Example]:
+        """The questions under the given passages [b, K] (row numbers, best first)."""
+        vectors = self._pipeline.retriever.vectors.vectors_of(rows)
+        return [
+            self._example(*parts)
+            for parts in zip(batch.indices, batch.questions, batch.tokens, vectors, rows, strict=True)
+        ]
+
+    def lay_out(self, examples: Sequence[Example], is_first: bool) -> tuple[Layout, Shape, list[Example]]:
+        """How a step is cut up, the shape of its micro-batches, and its examples with their places in them.
+
+        is_first: the phase's first step has the largest shape, so that one which does not fit into memory is this one,
+        not one in mid-run.
+        """
+        ways = self._ways
+        if is_first:
+            ways = sorted(((layout, shapes[-1:]) for layout, shapes in ways), key=lambda way: -way[1][0].rows)
+        for layout, shapes in ways:
+            parts = [place_examples(part, shapes[0].row_length) for part in layout.split(examples)]
+            placed = [example for part in parts for example in part]
+            if shape := fit_shape(shapes, placed):
+                return layout, shape, placed
+        raise AssertionError("every prompt has a row of its own in the last way")
+
+    def _example(
+        self, index: int, question: Question, tokens: Sequence[int], vectors: np.ndarray, rows: np.ndarray
+    ) -> Example:
+        prompts, passages = self._pipeline.prompts, self._pipeline.passages(rows)
+        answer = prompts.answer(question.answers[0])
+        groups = [passages[k : k + self._per_prompt] for k in range(0, len(passages), self._per_prompt)]
+        built = [prompts.prompt(group, question.question, reserve=len(answer)) for group in groups]
+        self.passages_cut.update(*(prompt.cut for prompt in built))
+        return Example(index, tokens, vectors, [prompt.ids for prompt in built], answer)
+
+
+def _cut(layout: Layout, prompts: int, largest: Shape) -> tuple[Layout, tuple[Shape]]:
+    """How a step is done that does not fit the largest shape: in smaller micro-batches, each prompt in its own row.
+
+    prompts: of each question, which stay together. Sums run over all micro-batches, so the step's result is the same;
+    the rows of one are as many as the largest shape has, or as one question needs.
+    """
+    times = next((n for n in range(1, layout.size) if layout.cut(n).size * prompts <= largest.rows), layout.size)
+    finer = layout.cut(times)
+    return finer, (dataclasses.replace(largest, rows=finer.size * prompts),)
+
+
+def prompt_passages(config: RunConfig) -> int:
+    """Passages in each prompt that is trained on."""
+    return config.top_k if config.objective == "concat_nll" else 1
+
+
+def check_prompts(pipeline: Pipeline, questions: Sequence[Question], per_prompt: int) -> None:
+    """Raises UserError, naming it, where a question and its answer are too long for the generator's window."""
+    for question in questions:
+        pipeline.check_room(question, per_prompt, reserve=len(pipeline.prompts.answer(question.answers[0])))
+
+
+def prompt_lengths(run: Run, questions: Sequence[Question], per_prompt: int) -> PromptLengths:
+    """Of prompts of `per_prompt` passages for these questions."""
+    prompts, store = run.pipeline.prompts, run.pipeline.store
+    answers = [len(prompts.answer(question.answers[0])) for question in questions]
+    check_prompts(run.pipeline, questions, per_prompt)
+    stride = -(-len(store) // _LENGTH_SAMPLE)
+    passages = [len(prompts.passage(store[row])) for row in range(0, len(store), stride)]
+    longest_passage = max(passages) if stride == 1 else run.config.max_passage_tokens
+    # Passages and questions meet at random, under a seed that no flag moves: the shapes belong to the data.
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(np.asarray(passages), (_TRIED_PROMPTS, per_prompt)).sum(axis=1)
+    frames = [prompts.frame_length(question.question, per_prompt) for question in questions]
+    lengths = np.minimum(drawn + rng.choice(np.asarray(frames), _TRIED_PROMPTS) + max(answers), prompts.window)
+    longest = min(max(frames) + per_prompt * longest_passage + max(answers), prompts.window)
+    return PromptLengths(lengths.tolist(), min(frames), longest, answers)
