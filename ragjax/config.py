@@ -8,7 +8,9 @@ UserError. Reasons and evidence for the defaults stand in that table.
 import dataclasses
 import enum
 
+from ragjax.errors import UserError
 from ragjax.fields import Checked, field
+from ragjax.meshes import read_mesh
 
 
 class Strategy(enum.StrEnum):
@@ -31,6 +33,7 @@ NEGATIVE_FILTERS = ("labels", "gist")
 QUANTIZE = ("int8", "nf4")
 REMAT = ("none", "partial", "full")
 KEEP = ("best", "last")
+PARALLELISM = ("pmap", "mesh")
 ANSWERING = ("concat", "rag_token", "rag_sequence")
 DECODERS = (*ANSWERING, "none")
 DECODE_VARIANTS = ("thorough", "fast")
@@ -285,11 +288,28 @@ class RunConfig(DecodeConfig, RetrievalConfig):
         "layers (partial), or whole layers (full).",
         choices=REMAT,
     )
+    parallelism: str = field(
+        "pmap",
+        "How several devices train: with all weights on each (pmap), or with the weights shared out over them (mesh).",
+        choices=PARALLELISM,
+    )
+    mesh: str = field(
+        "",
+        "With --parallelism=mesh: devices along each axis, as in data:2,fsdp:4. data and fsdp share out questions, "
+        "fsdp and tensor the weights. Left out: fsdp over all devices.",
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.mesh_sizes and self.parallelism != "mesh":
+            raise UserError(f"--mesh={self.mesh} goes with --parallelism=mesh: give both, or leave it out.")
         if not self.decode:
             object.__setattr__(self, "decode", "none" if self.strategy == "embedder" else "concat")
+
+    @property
+    def mesh_sizes(self) -> dict[str, int]:
+        """Devices along each axis of --mesh; {} where it is left out."""
+        return read_mesh(self.mesh)
 
     @property
     def folder(self) -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int
 from ragjax.arrays import AnyArray, Array, Ids, Variables
 from ragjax.data.batches import LikeBatch, like_batches, pad_tokens
 from ragjax.models.encoders import sentence_vectors
-from ragjax.parallel import compile_map, group_count
+from ragjax.parallel import REPLICATED, device_count
 
 _CPU_TOKENS = 512  # of a batch on a CPU: four times as many ran at nine tenths of the speed
 
@@ -42,14 +42,14 @@ def embed_all(
 
     Args:
       module: the encoder.
-      variables: its variables; `ragjax.parallel.place` has put them on all devices where there are several.
+      variables: its variables; `REPLICATED.place` has put them on all devices where there are several.
       tokens: [n], the texts' token ids.
       width: E.
       longest: tokens of a text, at most.
       batch_size: texts of a batch on each device, at most.
       advance: is told of every few texts that are done.
     """
-    devices = group_count()
+    devices = device_count()
     batches = like_batches(
         list(map(len, tokens)), longest, lambda length: min(batch_size, _rows_at_once(length)), devices
     )
@@ -79,7 +79,7 @@ def _embed_on_all(
     module: nn.Module, variables: Variables, tokens: Sequence[Ids], batch: LikeBatch
 ) -> Float32[np.ndarray, "n E"]:
     """The same, with an equal share of the rows on each device."""
-    devices, size = group_count(), batch.rows
+    devices, size = device_count(), batch.rows
     shares = [rows.reshape(devices, size, *rows.shape[1:]) for rows in pad_tokens(tokens, devices * size, batch.length)]
     groups = _embed_groups(module)  # ty: ignore[invalid-argument-type]  a frozen dataclass, so hashable
     found = np.asarray(groups(variables, tuple(shares)))
@@ -89,7 +89,7 @@ def _embed_on_all(
 @functools.cache
 def _embed_groups(module: nn.Module) -> Callable[[Variables, Any], Any]:
     """`embed` on every device: (placed variables, (tokens, lengths) with an axis of devices) -> vectors, likewise."""
-    return compile_map(lambda variables, texts: sentence_vectors(module, variables, *texts))
+    return REPLICATED.compile_map(lambda variables, texts: sentence_vectors(module, variables, *texts))
 
 
 def _rows_at_once(length: int) -> int:

@@ -19,6 +19,7 @@ from ragjax.data.stored_tokens import StoredTokens
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
 from ragjax.models.lora import COLLECTION, LoraConfig
+from ragjax.parallel import Arrangement, arrange
 from ragjax.paths import located
 from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
 from ragjax.reranking import QuestionLikelihood, load_cross_encoder
@@ -40,6 +41,7 @@ from ragjax.retrieval import (
     identity_of,
     open_index,
 )
+from ragjax.weights import axes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,11 @@ def log_probabilities(scores: Float[np.ndarray, "*B k"], scale: float) -> Float[
     return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
+def arrangement_of(config: RunConfig) -> Arrangement:
+    """How the devices here work together. Raises UserError where --mesh is of another number of them."""
+    return arrange(config.parallelism, config.mesh_sizes, axes_of)
+
+
 def load_models(config: RunConfig) -> tuple[Embedder, Generator]:
     """The untrained models of a run."""
     return load_untrained_embedder(config), load_untrained_generator(config)
@@ -187,9 +194,12 @@ def load_untrained_generator(config: RunConfig) -> Generator:
         lora=lora,
         scan_layers=config.scan_layers,
         remat=config.remat,
+        arrangement=arrangement_of(config),
     )
     # B starts at zero, so fresh adapters leave the model as it is.
-    return dataclasses.replace(generator, lora=init_lora(generator, config.seed)) if lora else generator
+    if not lora:
+        return generator
+    return dataclasses.replace(generator, lora=arrangement_of(config).keep(init_lora(generator, config.seed)))
 
 
 def build_pipeline(

@@ -30,7 +30,7 @@ from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.encoders import EncoderConfig
 from ragjax.models.lora import COLLECTION, LoraConfig, is_fresh
 from ragjax.models.mpnet import MPNet, MPNetConfig
-from ragjax.parallel import group_count, place
+from ragjax.parallel import REPLICATED, Arrangement, device_count
 from ragjax.scoring import score_answers
 from ragjax.voice import progress, warn
 from ragjax.weights import (
@@ -165,7 +165,7 @@ class Embedder:
         with progress(total=len(tokens), desc="encoding", unit=" texts", shown=show_progress) as bar:
             return embed_all(
                 self.module,
-                self._placed if group_count() > 1 else self.variables,
+                self._placed if device_count() > 1 else self.variables,
                 tokens,
                 width=self.width,
                 longest=self.max_seq_length,
@@ -176,7 +176,7 @@ class Embedder:
     @functools.cached_property
     def _placed(self) -> Variables:
         """The variables on every device."""
-        return place(self.variables)
+        return REPLICATED.place(self.variables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,7 +362,7 @@ def load_embedder(
     tokenizer.truncation_side = settings.truncation_side
     if settings.lower_case:
         lower_case_first(tokenizer.backend_tokenizer)
-    params = load_params(source, _abstract(module)["params"], "float32", place=jax.device_put)
+    params = load_params(source, _abstract(module)["params"], "float32", place=REPLICATED.load)
     for remark in settings.remarks:
         warn(remark)
     return Embedder(source, config, tokenizer, module, params, settings.max_seq_length, settings.prefixes)
@@ -377,6 +377,7 @@ def load_generator(
     lora: LoraConfig | None = None,
     scan_layers: bool = True,
     remat: str = "none",
+    arrangement: Arrangement = REPLICATED,
 ) -> Generator:
     """A generator by short name, hub id, local folder or .gguf file.
 
@@ -388,9 +389,10 @@ def load_generator(
       lora: shape of the adapters that the module carries. They are not initialised here: see `init_lora`.
       scan_layers: compile one layer and loop over all of them.
       remat: what is recomputed in a backward pass: "none", "partial" or "full".
+      arrangement: of the devices, which says where the weights lie.
 
     Raises:
-      UserError: it cannot be found, is damaged, or is of an unsupported kind.
+      UserError: it cannot be found, is damaged, or is of an unsupported kind, or cannot be shared out like that.
     """
     if quantize not in (None, *QUANTIZE):
         raise UserError(f"quantize={quantize!r} is not known: choose {' or '.join(QUANTIZE)}, or leave it out.")
@@ -404,7 +406,8 @@ def load_generator(
     if tokenizer.eos_token_id is None:
         raise UserError(f"{hf_config.where} names no token that ends a text: set its eos_token_id.")
     abstract = abstract_decoder(config)["params"]
-    params = load_params(source, abstract, param_dtype or dtype, quantize, place=jax.device_put)
+    arrangement.check(abstract, source.name)
+    params = load_params(source, abstract, param_dtype or dtype, quantize, place=arrangement.load)
     end_ids = tuple(hf_config["end_token_ids"]) or (tokenizer.eos_token_id,)
     return Generator(source, config, tokenizer, module, params, tokenizer.eos_token_id, end_ids)
 

@@ -27,6 +27,7 @@ from ragjax.errors import UserError
 from ragjax.files import read_settings
 from ragjax.models.encoders import EncoderConfig
 from ragjax.models.rankers import Ranker
+from ragjax.parallel import REPLICATED
 from ragjax.pretrained import ENCODERS, Generator
 from ragjax.settings import Settings
 from ragjax.voice import progress
@@ -127,7 +128,7 @@ def load_cross_encoder(name_or_dir: str | Path, dtype: str = "float32") -> Cross
     inputs = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * 4
     abstract = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     tokenizer = load_tokenizer(source, settings | {"vocab_size": config.vocab_size})
-    params = load_params(source, abstract, "float32", place=jax.device_put, table=RANKER_TABLES[model_type])
+    params = load_params(source, abstract, "float32", place=REPLICATED.load, table=RANKER_TABLES[model_type])
     longest, tokenizer.truncation_side = _read_cutting(source, config.longest_input)
     return CrossEncoder(source, config, tokenizer, module, params, longest)
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -19,21 +20,19 @@ from ragjax.exporting import export_run
 from ragjax.parallel import (
     ONE_DEVICE,
     Layout,
-    compile_map,
-    compile_step,
-    compile_sums,
+    Replicated,
     device_kinds,
-    group_count,
     idle_groups,
     join_copies,
     layout_of,
-    place,
     refuse_several_processes,
     stack_copies,
     stack_groups,
 )
 from ragjax.rates import search_rates
-from ragjax.training import train
+from ragjax.runs.run import _for_these_devices
+from ragjax.training import STRATEGIES, train
+from ragjax.training import run as run_module
 
 
 class Made(NamedTuple):
@@ -56,9 +55,8 @@ def make(size: int):
 @pytest.mark.parametrize(
     ("batch_size", "devices", "micro_batches", "size"), [(4, 1, 1, 4), (5, 8, 1, 1), (9, 2, 2, 3), (8, 2, 2, 2)]
 )
-def test_a_micro_batch_is_as_small_as_it_can_be(monkeypatch, batch_size, devices, micro_batches, size):
-    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
-    assert layout_of(batch_size, micro_batches) == Layout(devices, micro_batches, size)
+def test_a_micro_batch_is_as_small_as_it_can_be(batch_size, devices, micro_batches, size):
+    assert layout_of(batch_size, micro_batches, devices) == Layout(devices, micro_batches, size)
 
 
 def test_items_are_shared_out_in_their_order():
@@ -104,17 +102,19 @@ def sums(reducer):
 
 
 def on_all_groups(groups: int) -> None:
-    assert group_count() == len(device_kinds()) == groups
+    devices = Replicated()
+    assert devices.groups == len(device_kinds()) == groups
     batch = np.arange(groups * 6, dtype=np.float32).reshape(groups, 2, 3)
     given = jnp.float32(1.0)
-    frozen, state = place(jnp.float32(2.0)), place(given, donated=True)
+    frozen, state = devices.place(jnp.float32(2.0)), devices.place(given, donated=True)
     assert len(state.sharding.device_set) == groups
-    state, metrics = compile_step(add_up)(state, frozen, batch)
+    state, metrics = devices.compile_step(add_up)(state, frozen, batch)
     # Numbers this small add up exactly in any order.
     assert float(metrics["total"]) == 2 * batch.sum() == float(state) - 1
     assert float(given) == 1.0  # its memory was not given away
-    assert float(compile_sums(sums)(given, frozen, batch)) == 2 * batch.sum() + batch.size
-    np.testing.assert_array_equal(compile_map(lambda factor, own: own[:, 0] * factor)(frozen, batch), batch[..., 0] * 2)
+    assert float(devices.compile_sums(sums)(given, frozen, batch)) == 2 * batch.sum() + batch.size
+    own = devices.compile_map(lambda factor, own: own[:, 0] * factor)
+    np.testing.assert_array_equal(own(frozen, batch), batch[..., 0] * 2)
     if groups == 1:
         alone, _ = jax.jit(add_up(ONE_DEVICE))(given, frozen, batch[0])
         assert float(alone) == float(state)
@@ -139,6 +139,51 @@ def test_eight_groups_add_up():
 def test_a_layout_is_a_value():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Layout(1, 1, 1).groups = 2
+
+
+# --- meshes (tests/training/test_mesh.py trains on some)
+
+
+@pytest.mark.parametrize(
+    "text", ["fsdp", "fsdp=8", "rows:8", "fsdp:2,fsdp:4", "fsdp:0", "tensor:-2", "data:2;fsdp:4", "FSDP:8"]
+)
+def test_a_mesh_that_is_spelled_wrongly_is_refused(text):
+    with pytest.raises(UserError, match=f"^--mesh={text} has the entry '.*': write each of the axes data, fsdp, "):
+        RunConfig(parallelism="mesh", mesh=text)
+
+
+def test_a_mesh_goes_with_its_parallelism():
+    assert RunConfig(parallelism="mesh", mesh=" tensor:2, data:4").mesh_sizes == {"tensor": 2, "data": 4}
+    with pytest.raises(UserError, match="^--mesh=fsdp:8 goes with --parallelism=mesh: give both, or leave it out.$"):
+        RunConfig(mesh="fsdp:8")
+
+
+def test_a_mesh_of_another_number_of_devices_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        train(RunConfig(parallelism="mesh", mesh="data:2,tensor:3"))
+    assert str(caught.value) == (
+        "--mesh=data:2,tensor:3 is a mesh of 6 devices, and there are 1 here: choose axes whose product is 1, such as "
+        "fsdp:1."
+    )
+
+
+def test_fewer_questions_than_groups_are_refused(monkeypatch):
+    monkeypatch.setattr(run_module, "arrangement_of", lambda config: SimpleNamespace(groups=8))
+    config = RunConfig(parallelism="mesh", mesh="fsdp:8", batch_size=7)
+    with pytest.raises(UserError) as caught:
+        run_module.check_batches(config, STRATEGIES["joint"])
+    assert str(caught.value) == (
+        "--batch_size=7 is less than the 8 groups of the mesh (data times fsdp), each of which takes questions of its "
+        "own in the phase joint: give 8 or more, or a wider tensor axis."
+    )
+    run_module.check_batches(dataclasses.replace(config, batch_size=8), STRATEGIES["joint"])
+
+
+def test_what_was_trained_on_a_mesh_is_opened_on_one_device():
+    config = RunConfig(parallelism="mesh", mesh="fsdp:8")
+    assert _for_these_devices(config) == RunConfig()
+    assert _for_these_devices(dataclasses.replace(config, mesh="fsdp:1")).parallelism == "mesh"
 
 
 # --- several processes (tests/multiprocess/ has a real pair)
@@ -177,11 +222,10 @@ def test_one_process_is_not_refused():
     ("batch_size", "micro_batches", "devices", "idle"),
     [(4, 1, 8, 4), (8, 1, 8, 0), (12, 1, 8, 2), (9, 1, 8, 3), (16, 2, 8, 0), (4, 2, 8, 6), (4, 1, 1, 0), (5, 2, 1, 0)],
 )
-def test_groups_without_questions_are_counted(monkeypatch, batch_size, micro_batches, devices, idle):
+def test_groups_without_questions_are_counted(batch_size, micro_batches, devices, idle):
     """9 questions on 8 devices: two each, so five devices have some."""
-    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
-    assert idle_groups(batch_size, micro_batches) == idle
-    layout = layout_of(batch_size, micro_batches)
+    assert idle_groups(batch_size, micro_batches, devices) == idle
+    layout = layout_of(batch_size, micro_batches, devices)
     filled = [bool(part) for part in layout.split(list(range(batch_size)))]
     by_group = [any(filled[g * micro_batches : (g + 1) * micro_batches]) for g in range(devices)]
     assert by_group.count(False) == idle

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from ragjax.files import write_json
 from ragjax.models.decoder_config import DecoderConfig
+from ragjax.parallel import Replicated
 from ragjax.pretrained import abstract_decoder
 from ragjax.weights import load_params, resolve_model
 
@@ -62,7 +63,7 @@ def main() -> None:
     before = memory()
     with Sampler() as sampler:
         began = time.perf_counter()
-        params = jax.block_until_ready(load_params(source, abstract, "bfloat16", flags.quantize, jax.device_put))
+        params = jax.block_until_ready(load_params(source, abstract, "bfloat16", flags.quantize, Replicated().load))
         seconds = time.perf_counter() - began
     stored = sum(file.stat().st_size for file in source.files)
     leaves = [leaf.nbytes for leaf in jax.tree.leaves(params)]

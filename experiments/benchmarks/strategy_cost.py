@@ -30,7 +30,6 @@ from ragjax.costs import Ledger
 from ragjax.data.dataset import load_dataset
 from ragjax.evaluation import mean_recall
 from ragjax.files import write_json
-from ragjax.parallel import compile_sums
 from ragjax.rates.stacked import StackedResult, train_stacked
 from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import Trainer
@@ -153,7 +152,7 @@ def assembler_of(run: Run, phase: Phase) -> Assembler:
 def forward_seconds(run: Run, trained: Trainer) -> float:
     """Median of the same steps without a backward pass."""
     assembler = assembler_of(run, GENERATOR)
-    step = compile_sums(make_eval_step(assembler.objective))
+    step = run.arrangement.compile_sums(make_eval_step(assembler.objective))
     seconds = []
     for number in range(FORWARD_STEPS + 1):
         began = time.perf_counter()

@@ -46,12 +46,13 @@ def dot_product_attention(
     keys: Float[Array, "R C M H"],
     values: Float[Array, "R C M H"],
     mask: Bool[AnyArray, "R S C"],
-    bias: Float[Array, "R N S C"] | None = None,
+    bias: Float[Array, "N R S C"] | None = None,
 ) -> Float[Array, "R S N H"]:
     """softmax(q k^T / sqrt(H) + bias) v with grouped key-value heads; the softmax runs in float32.
 
-    Two flat batched products over R * M: on CPU they beat `jax.nn.dot_product_attention` about twofold, and the
-    N / M query heads of a group share their keys without repeating them.
+    Two flat batched products over M * R: on CPU they beat `jax.nn.dot_product_attention` about twofold, and the N / M
+    query heads of a group share their keys without repeating them. Heads come first, so that devices between which
+    they are shared out need nothing of each other here.
 
     Args:
       queries, keys, values: N is a multiple of M.
@@ -64,18 +65,18 @@ def dot_product_attention(
     rows, length, heads, width = queries.shape
     slots, groups = keys.shape[1:3]
     per_group = heads // groups
-    # [R, S, M, G, H] -> [R * M, G * S, H]
-    queries = (queries * width**-0.5).reshape(rows, length, groups, per_group, width).transpose(0, 2, 3, 1, 4)
-    queries = queries.reshape(rows * groups, per_group * length, width)
-    keys = keys.transpose(0, 2, 3, 1).reshape(rows * groups, width, slots)
-    values = values.transpose(0, 2, 1, 3).reshape(rows * groups, slots, width)
+    # [R, S, M, G, H] -> [M * R, G * S, H]
+    queries = (queries * width**-0.5).reshape(rows, length, groups, per_group, width).transpose(2, 0, 3, 1, 4)
+    queries = queries.reshape(groups * rows, per_group * length, width)
+    keys = keys.transpose(2, 0, 3, 1).reshape(groups * rows, width, slots)
+    values = values.transpose(2, 0, 1, 3).reshape(groups * rows, slots, width)
     scores = float32_matmul(queries, keys)
-    scores = scores.reshape(rows, groups, per_group, length, slots) + jnp.where(mask, 0.0, _MASKED)[:, None, None]
+    scores = scores.reshape(groups, rows, per_group, length, slots) + jnp.where(mask, 0.0, _MASKED)[None, :, None]
     if bias is not None:
-        scores += bias.reshape(scores.shape)
+        scores += bias.reshape(groups, per_group, rows, length, slots).swapaxes(1, 2)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    mixed = matmul(probabilities.reshape(rows * groups, per_group * length, slots), values)
-    mixed = mixed.reshape(rows, groups, per_group, length, width).transpose(0, 3, 1, 2, 4)
+    mixed = matmul(probabilities.reshape(groups * rows, per_group * length, slots), values)
+    mixed = mixed.reshape(groups, rows, per_group, length, width).transpose(1, 3, 0, 2, 4)
     return mixed.reshape(rows, length, heads, width)
 
 

@@ -19,7 +19,7 @@ from ragjax.arrays import AnyArray, Array, Variables
 from ragjax.models.attention import attention_mask, cached_attention, causal_attention
 from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.layers import Projection, stack_layers
-from ragjax.models.products import float32_matmul
+from ragjax.models.products import weight_product
 from ragjax.models.rope import rotary_angles, rotate, text_lengths
 
 
@@ -175,7 +175,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, hidden: Float[AnyArray, "*rows D"]) -> Float32[Array, "*rows V"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (hidden.shape[-1], self.vocab_size))
-        return float32_matmul(hidden, kernel.astype(hidden.dtype))
+        return weight_product(hidden, kernel, wide=True)
 
 
 class Decoder(nn.Module):
@@ -281,7 +281,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Float[AnyArray, "*rows D"]) -> Float32[Array, "*rows V"]:
         """Next-token logits for hidden states."""
         if self.config.tie_word_embeddings:
-            return float32_matmul(hidden, self.embed_tokens.embedding.astype(hidden.dtype).T)
+            return weight_product(hidden, self.embed_tokens.embedding.T, wide=True)
         return self.lm_head(hidden)
 
     def full_logits(

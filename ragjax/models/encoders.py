@@ -78,7 +78,7 @@ def attend(
     names: tuple[str, str, str],
     x: Float[Array, "R S D"],
     mask: Bool[AnyArray, "R S S"],
-    bias: Float[Array, "R N S S"] | None = None,
+    bias: Float[Array, "N R S S"] | None = None,
 ) -> Float[Array, "R S D"]:
     """Self-attention of states before its output projection.
 

@@ -11,8 +11,9 @@ from jaxtyping import Float, Int, Key
 
 from ragjax.arrays import AnyArray, Array
 from ragjax.models.lora import COLLECTION, LoraConfig, lora_delta
-from ragjax.models.products import matmul
+from ragjax.models.products import matmul, weight_product
 from ragjax.models.quantize import Quantized, quantize, quantized_matmul
+from ragjax.parallel import FETCHED, layer_fetcher
 
 # Names the output of a linear layer for rematerialisation.
 _LINEAR = "linear"
@@ -48,7 +49,7 @@ class Projection(nn.Module):
             y = jax.lax.optimization_barrier(matmul(kernel.astype(self.dtype), flat.T)).T
         else:
             kernel = self.param("kernel", _init_kernel, shape)
-            y = matmul(flat, kernel.astype(self.dtype))
+            y = weight_product(flat, kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             # In float32: its gradient is a sum over all rows, which a GPU would add up in bfloat16.
@@ -78,9 +79,18 @@ def stack_layers(block: type[nn.Module], layers: int, scan: bool, remat: str, in
         "partial": all but the outputs of its linear layers; "none".
       in_axes: for each input, 0 where it has a layer axis, `nn.broadcast` where all layers share it.
     """
-    if remat != "none":
-        # By name, as a policy that looks for products does not see the quantised ones inside their custom_vjp.
-        kept = {"full": None, "partial": jax.checkpoint_policies.save_only_these_names(_LINEAR)}
+    fetch = layer_fetcher()
+    if fetch is not None:
+        block = nn.map_variables(block, ("params", COLLECTION), fetch)
+    if remat != "none" or fetch is not None:
+        policies = jax.checkpoint_policies
+        # By name, as a policy that looks for products does not see the quantised ones inside their custom_vjp. Kept,
+        # what each layer fetches from other devices would be the whole model in the end.
+        kept = {
+            "full": None,
+            "partial": policies.save_only_these_names(_LINEAR),
+            "none": policies.save_anything_except_these_names(FETCHED),
+        }
         # A scan's body is compiled once, so nothing could merge the two computations: no need to prevent it.
         block = nn.remat(block, prevent_cse=not scan, policy=kept[remat])
     return nn.scan(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Key
 
 from ragjax.arrays import AnyArray, Array, Tree
 from ragjax.config import LORA_TARGETS
-from ragjax.models.products import matmul
+from ragjax.models.products import weight_product
 
 COLLECTION = "lora"
 
@@ -58,9 +58,9 @@ def lora_delta(
     lora_b = module.variable(COLLECTION, "lora_b", lambda: jnp.zeros((config.rank, features))).value
     if config.dropout > 0.0 and dropout_ids is not None:
         x = _token_dropout(x, module.make_rng("dropout"), dropout_ids, config.dropout)
-    hidden = matmul(x.reshape(-1, width), lora_a.astype(x.dtype))
+    hidden = weight_product(x.reshape(-1, width), lora_a)
     # Scaled where it is narrow: on [.., out] the product would be one more pass over memory.
-    return matmul(hidden * jnp.asarray(config.alpha / config.rank, x.dtype), lora_b.astype(x.dtype))
+    return weight_product(hidden * jnp.asarray(config.alpha / config.rank, x.dtype), lora_b)
 
 
 def _token_dropout(

@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "R N S S"]
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "N R S S"]
     ) -> Float[Array, "R S D"]:
         mixed = attend(self.config, ("q", "k", "v"), x, mask, bias)
         return dense(self.config, "o", self.config.hidden_size)(mixed)
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "R N S S"]
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "N R S S"]
     ) -> Float[Array, "R S D"]:
         return layer_norm(self.config, x + SelfAttention(self.config, name="attn")(x, mask, bias))
 
@@ -100,7 +100,7 @@ class MPNetLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "R N S S"]
+        self, x: Float[Array, "R S D"], mask: Bool[AnyArray, "R S S"], bias: Float[Array, "N R S S"]
     ) -> tuple[Float[Array, "R S D"], None]:
         x = Attention(self.config, name="attention")(x, mask, bias)
         widened = Intermediate(self.config, name="intermediate")(x)
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         config = self.config
         buckets = relative_position_buckets(positions[:, None, :] - positions[:, :, None])
         biases = nn.Embed(_BUCKETS, config.num_attention_heads, name="relative_attention_bias")
-        bias = biases(buckets).transpose(0, 3, 1, 2)
+        bias = biases(buckets).transpose(3, 0, 1, 2)
         layers = stack_layers(
             MPNetLayer, config.num_hidden_layers, scan=True, remat="none", in_axes=(nn.broadcast, nn.broadcast)
         )

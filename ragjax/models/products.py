@@ -5,6 +5,8 @@ factor's mantissa, one bfloat16 pass 7. Whoever asks for float32 here gets float
 bfloat16 (`--dtype=bfloat16`), whose products are exact and summed up in float32 by the hardware.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Float32
@@ -42,3 +44,38 @@ def _backward(operands: tuple[AnyArray, AnyArray], gradient: Array) -> tuple[Arr
 
 
 _float32_matmul.defvjp(_forward, _backward)
+
+
+def weight_product(x: Float[AnyArray, "*rows k"], w: Float[AnyArray, "k m"], wide: bool = False) -> Float[Array, "..."]:
+    """x times a weight, in the dtype of x or (`wide`) float32; the weight's gradient is summed in the weight's dtype.
+
+    A trained weight is float32 whatever the states are. jax's own rule would round its gradient to the dtype of x
+    first. Where the rows lie on several devices that is done to each device's part of the sum: in bfloat16 their order
+    then decides the sign of a small gradient, which Adam's first step makes as large as any other.
+    """
+    if x.dtype == jnp.float32 or w.dtype == x.dtype:
+        return _product(x, w.astype(x.dtype), wide)
+    return _weight_product(wide, x, w)
+
+
+def _product(x: AnyArray, y: AnyArray, wide: bool) -> Array:
+    return float32_matmul(x, y) if wide else matmul(x, y)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weight_product(wide: bool, x: AnyArray, w: AnyArray) -> Array:
+    return _product(x, w.astype(x.dtype), wide)
+
+
+def _weight_forward(wide: bool, x: AnyArray, w: AnyArray) -> tuple[Array, tuple[AnyArray, AnyArray]]:
+    return _weight_product(wide, x, w), (x, w)
+
+
+def _weight_backward(wide: bool, operands: tuple[AnyArray, AnyArray], gradient: Array) -> tuple[Array, Array]:
+    x, w = operands
+    gradient = gradient.astype(x.dtype)
+    of_rows, rows = gradient.reshape(-1, w.shape[1]), x.reshape(-1, w.shape[0])
+    return matmul(gradient, w.astype(x.dtype).T), jnp.matmul(rows.T, of_rows, preferred_element_type=w.dtype)
+
+
+_weight_product.defvjp(_weight_forward, _weight_backward)

@@ -37,12 +37,13 @@ from ragjax.runs import Run, RunFolder, prepare
 from ragjax.training.loop import PhaseResult, train_phase
 from ragjax.training.reuse import adopt, source_run
 from ragjax.training.run import (
+    check_batches,
     check_lengths,
     check_training_answers,
-    on_device,
     settle_strategy,
     warn_of_repeated_questions,
     warn_of_unread_flags,
+    with_phases,
 )
 from ragjax.training.sampling import total_steps
 from ragjax.training.signals import StackableAssembler
@@ -84,6 +85,7 @@ def search_rates(config: RunConfig, options: SearchConfig, prepared: Run | None 
     phases = _phases(dataclasses.replace(config, strategy=strategy), options)
     check_decoding(config)
     _check_dev(config, options, dataset, phases)
+    check_batches(config, phases)
     # Of --dev_limit the command has a default of its own.
     warn_of_unread_flags(strategy, phases, dataclasses.replace(config, dev_limit=RunConfig.dev_limit), options)
     warn_of_repeated_questions(dataset, phases)
@@ -187,7 +189,7 @@ class _Search:
             if source_run(self._config, phase):
                 taken = adopt(start, phase)
                 if "embedder" not in phase.trains:  # as in training, no phase sees an embedder that another has tuned
-                    start = start.with_trained(on_device({phase.name: taken}))
+                    start = with_phases(start, {phase.name: taken})
                 continue
             tried = [
                 dict(zip(phase.trains, values, strict=True))
@@ -202,7 +204,7 @@ class _Search:
             winner |= best
             if phase is not phases[-1] and any(later.signal.scores_once for later in phases):
                 result = self._train(phase, best, start)
-                start = start.with_trained(on_device({phase.name: result}))
+                start = with_phases(start, {phase.name: result})
         cost = Ledger(_sum(*(trial["cost"] for trial in self._record["trials"])))
         self._record |= {"winner": winner, "cost": cost.summary()}
         write_json(self._files.search_file, self._record)
@@ -225,7 +227,7 @@ class _Search:
         for trial in alive:
             if self._selection != "dev_loss" and trial[self._selection] is None and not trial["diverged"]:
                 result = self._train(phase, trial["rates"], start)
-                self._score(trial, start.with_trained(on_device({phase.name: result})), None)
+                self._score(trial, with_phases(start, {phase.name: result}), None)
                 self._keep(trial)
         return trials
 

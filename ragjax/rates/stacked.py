@@ -17,7 +17,7 @@ import numpy as np
 
 from ragjax.arrays import ModelVariables, Tree
 from ragjax.costs import Cost, Ledger
-from ragjax.parallel import compile_map, compile_step, join_copies, place, stack_copies
+from ragjax.parallel import join_copies, stack_copies
 from ragjax.runs import Run
 from ragjax.training.loop import make_step
 from ragjax.training.sampling import QuestionBatch, total_steps
@@ -78,12 +78,13 @@ class _Stack:
         self._rates = list(rates)
         self._most_skipped = run.config.max_nonfinite_steps
         optimizer, make = make_step(run.config, assembler.objective, self._steps)
-        self._train_step = compile_step(lambda reducer: jax.vmap(make(reducer), in_axes=(0, None, 0)))
-        self._losses = compile_map(_question_losses(assembler.objective))
+        self._arrangement = run.arrangement
+        self._train_step = self._arrangement.compile_copies(make)
+        self._losses = self._arrangement.compile_map(_question_losses(assembler.objective))
         variables = {"embedder": run.embedder.variables}
         states = [init_state(variables, {"embedder": rate}, optimizer) for rate in self._rates]
-        self._state: TrainState = place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-        self._frozen = place({name: tree for name, tree in run.variables.items() if name != "embedder"})
+        self._state: TrainState = self._arrangement.place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+        self._frozen = self._arrangement.place({n: tree for n, tree in run.variables.items() if n != "embedder"})
         self._ledger = Ledger()
 
     def train(self, rungs: int) -> StackedResult:
@@ -161,7 +162,8 @@ class _Stack:
         self._rates = [self._rates[number] for number in places]
         if places:
             chosen = jnp.asarray(places)
-            self._state = jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0), self._state)
+            fewer = jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0), self._state)
+            self._state = self._arrangement.place(fewer)
 
 
 def _question_losses(objective: Callable) -> Callable:

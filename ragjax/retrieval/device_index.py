@@ -23,7 +23,7 @@ from ragjax.arrays import AnyArray, Array
 from ragjax.costs import Cost
 from ragjax.errors import UserError
 from ragjax.models.products import float32_matmul
-from ragjax.parallel import free_device_bytes, group_count, map_shares, place_shares
+from ragjax.parallel import device_count, free_device_bytes, map_shares, place_shares
 from ragjax.retrieval.exact import exact_rows
 from ragjax.retrieval.retriever import Proposal, Queries
 from ragjax.retrieval.vectors import VectorStore, as_store
@@ -106,7 +106,7 @@ def place_vectors(vectors: VectorStore, dtype: str, block: int = _BLOCK) -> Shar
     Raises UserError where the devices have no room for them.
     """
     count, width = len(vectors), vectors.width
-    groups = group_count()
+    groups = device_count()
     size = min(block, -(-count // groups))
     blocks = -(-count // (groups * size))
     _check_room(blocks * size * width * np.dtype(_STORED[dtype]).itemsize, dtype)
@@ -198,7 +198,7 @@ class DeviceIndex:
             "type": "DeviceIndex",
             "dtype": self._dtype,
             "recall": self._recall,
-            "devices": group_count(),
+            "devices": device_count(),
             "passages": passages,
             "width": width,
             "bytes": sum(each.nbytes for each in held),

@@ -1,18 +1,19 @@
 """A run: its configuration, folder, data and pipeline, which go together from its preparation to its answers."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from ragjax.arrays import Variables
 from ragjax.config import RunConfig
 from ragjax.data.dataset import Dataset, load_dataset
 from ragjax.errors import UserError
+from ragjax.parallel import Arrangement, device_count
 from ragjax.pipeline import (
     Pipeline,
+    arrangement_of,
     build_pipeline,
     load_untrained_embedder,
     load_untrained_generator,
@@ -44,6 +45,11 @@ class Run:
     def folder(self) -> Path:
         """The run's folder."""
         return self.files.path
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """How the devices work together that train it."""
+        return arrangement_of(self.config)
 
     @property
     def embedder(self) -> Embedder:
@@ -177,12 +183,19 @@ def open_run(
     def check(inputs: Mapping[str, Mapping[str, str]]) -> None:
         files.check_inputs({name: each for name, each in inputs.items() if name not in changed})
 
-    config = dataclasses.replace(record.config, **changed)
+    config = _for_these_devices(dataclasses.replace(record.config, **changed))
     run = prepare(config, dataset, check=check, with_generator=with_generator)
     phases = read_phases(files, record.phases)
     for phase in phases:
-        run = run.with_trained(jax.tree.map(jax.numpy.asarray, phase.trained))
+        run = run.with_trained(run.arrangement.keep(phase.trained))
     return dataclasses.replace(run, files=files, step=phases[-1].step if phases else 0)
+
+
+def _for_these_devices(config: RunConfig) -> RunConfig:
+    """Without the mesh of another number of devices: what was trained on many is asked on one."""
+    if not config.mesh_sizes or math.prod(config.mesh_sizes.values()) == device_count():
+        return config
+    return dataclasses.replace(config, parallelism="pmap", mesh="")
 
 
 def _data_of(record: RunRecord, files: RunFolder, moved_to: str | Path) -> Dataset:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ragjax.arrays import Ids, Variables
 from ragjax.data.batches import Placed, Shape, make_rows, pack, round_up, sequence_lengths, usual_length
-from ragjax.parallel import compile_map, group_count, stack_groups
+from ragjax.parallel import Arrangement, stack_groups
 from ragjax.pretrained import Generator
 from ragjax.scoring import score_answers
 
@@ -37,16 +37,16 @@ class _Call(NamedTuple):
 class AnswerScorer:
     """Scores pairs with a generator's given variables."""
 
-    def __init__(self, generator: Generator, limits: RowLimits):
+    def __init__(self, generator: Generator, limits: RowLimits, arrangement: Arrangement):
         self.generator, self._limits = generator, limits
         module = generator.module
-        self._score = compile_map(lambda variables, rows: score_answers(module, variables, rows)[:, 0])
-        self._groups = group_count()
+        self._score = arrangement.compile_map(lambda variables, rows: score_answers(module, variables, rows)[:, 0])
+        self._groups = arrangement.groups
 
     def score(self, variables: Variables, prompts: Sequence[Ids], answers: Sequence[Ids]) -> list[np.ndarray]:
         """log p(answer token | prompt, earlier answer tokens) of n pairs: n float32 arrays [T_i], end token last.
 
-        variables: the generator's, from `ragjax.parallel.place`.
+        variables: the generator's, as the arrangement has placed them.
         """
         values: list[np.ndarray] = [np.empty(0, np.float32)] * len(prompts)
         long = [len(answer) > self._limits.usual_answer for answer in answers]

@@ -8,7 +8,6 @@ import numpy as np
 
 from ragjax.arrays import ModelVariables
 from ragjax.costs import Cost, Ledger
-from ragjax.parallel import compile_sums
 from ragjax.runs import Run
 from ragjax.training.health import Found, RetrievalHealth
 from ragjax.training.objectives import merge
@@ -33,7 +32,7 @@ class DevMeter:
 
     def __init__(self, run: Run, phase: Phase, assembler: Assembler):
         self._assembler = assembler
-        self._eval_step = compile_sums(make_eval_step(assembler.objective))
+        self._eval_step = run.arrangement.compile_sums(make_eval_step(assembler.objective))
         watched = run.dataset.dev if "embedder" in phase.trains else []
         self.health = RetrievalHealth(run.pipeline, watched, run.config.top_k)
         self._has_warned = False

@@ -20,7 +20,6 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger
 from ragjax.errors import DivergedError
-from ragjax.parallel import compile_step, place
 from ragjax.pipeline import trained_collection
 from ragjax.runs import Run
 from ragjax.stopping import held_signals
@@ -119,12 +118,12 @@ class Trainer:
         self._sampler = self._assembler.sampler
         self.steps = total_steps(config, len(self._sampler.train), self._sampler.batch_size)
         optimizer, train_step = make_step(config, self._assembler.objective, self.steps)
-        self._train_step = compile_step(train_step)
+        self._train_step = run.arrangement.compile_step(train_step)
         self._measure_every = measure_every or measured_every(config, self.steps)
         self._meter = DevMeter(run, phase, self._assembler)
         trainable, frozen = split_trainable(run, phase)
-        self.frozen = place(frozen)
-        state = init_state(trainable, phase.learning_rates(config), optimizer)
+        self.frozen = run.arrangement.place(frozen)
+        state = init_state(run.arrangement.keep(trainable), phase.learning_rates(config), optimizer)
         self.ledger = Ledger()
         if self._checkpoints.latest_step() is None:
             self._assembler.rewind(0)
@@ -133,7 +132,7 @@ class Trainer:
         if self._best is not None:
             self._best.remove_after(int(state.step))
         # The step donates its state, and the pipeline keeps using the untrained parameters.
-        self.state: TrainState = place(state, donated=True)
+        self.state: TrainState = run.arrangement.place(state, donated=True)
         self.step = int(state.step)
 
     def _resume(self, state: TrainState) -> TrainState:

@@ -12,9 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger, peak_memory_bytes
 from ragjax.data.batches import round_up
@@ -34,7 +31,8 @@ from ragjax.evaluation import (
 )
 from ragjax.fields import Checked
 from ragjax.generation import check_decoding
-from ragjax.parallel import device_kinds, group_count, idle_groups, refuse_several_processes
+from ragjax.parallel import device_kinds, idle_groups, refuse_several_processes
+from ragjax.pipeline import arrangement_of
 from ragjax.reporting import write_run_report
 from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, prepare
 from ragjax.training.estimates import MeasuredPhase, strategy_costs
@@ -92,7 +90,7 @@ def complete(config: RunConfig, prepared: Run | None = None) -> tuple[Summary, R
             return summary, None
         dataset = prepared.dataset if prepared else dataset or load_dataset(config.data)
         _check_splits(config, dataset, phases)
-        _warn_of_idle_devices(config, phases)
+        check_batches(config, phases)
         if prepared:
             run = dataclasses.replace(prepared, config=config, files=files)
             files.check_inputs(run.inputs())
@@ -143,7 +141,7 @@ def run_phases(run: Run, phases: Sequence[Phase]) -> tuple[Summary, Run]:
         _begin(run, phases)
     before = measure(run, "before")
     results = _train_phases(run, phases)
-    trained = run.with_trained(on_device(results))
+    trained = with_phases(run, results)
     after = measure(trained, "after") if phases else before
     summary = Summary(
         strategy=next(name for name, those in STRATEGIES.items() if those == tuple(phases)),
@@ -184,7 +182,7 @@ def _train_phases(run: Run, phases: Sequence[Phase]) -> dict[str, PhaseResult]:
         # No phase sees an embedder that another one has tuned: passages come from the untrained one, or from the one
         # that the phase itself moves.
         earlier = {name: result for name, result in results.items() if "embedder" not in result.trained}
-        start = run.with_trained(on_device(earlier))
+        start = with_phases(run, earlier)
         if source_run(run.config, phase):
             results[phase.name] = adopt(start, phase)
         else:
@@ -201,10 +199,10 @@ def _say_what_is_kept(config: RunConfig, phase: Phase, result: PhaseResult) -> N
         say(f"{phase.name}: the last state is kept, because no dev questions tell which is the best.")
 
 
-def on_device(results: Mapping[str, PhaseResult]) -> dict[str, Any]:
-    """What the phases trained, together."""
+def with_phases(run: Run, results: Mapping[str, PhaseResult]) -> Run:
+    """The run with what the phases have trained, together."""
     together = {model: trees for result in results.values() for model, trees in result.trained.items()}
-    return jax.tree.map(jnp.asarray, together)
+    return run.with_trained(run.arrangement.keep(together))
 
 
 def _cost(run: Run, before: Measurement, results: Mapping[str, PhaseResult], after: Measurement) -> dict[str, Any]:
@@ -281,15 +279,26 @@ def warn_of_repeated_questions(dataset: Dataset, phases: Sequence[Phase]) -> Non
         )
 
 
-def _warn_of_idle_devices(config: RunConfig, phases: Sequence[Phase]) -> None:
-    """A device without a question in any step computes for nothing."""
+def check_batches(config: RunConfig, phases: Sequence[Phase]) -> None:
+    """Warns where a device has no question in any step, and so computes for nothing.
+
+    Raises:
+      UserError: the groups of a mesh are more than the questions of a step.
+    """
+    groups, accumulation = arrangement_of(config).groups, config.gradient_accumulation
     for phase in phases:
-        size, accumulation = phase.batch_size(config), config.gradient_accumulation
-        if idle := idle_groups(size, accumulation):
-            even = round_up(size, group_count() * accumulation)
+        size, flag = phase.batch_size(config), phase.signal.batch_size_flag
+        if config.parallelism == "mesh" and size < groups:
+            raise UserError(
+                f"--{flag}={size} is less than the {groups} groups of the mesh (data times fsdp), each of which takes "
+                f"questions of its own in the phase {phase.name}: give {groups} or more, or a wider tensor axis."
+            )
+        if idle := idle_groups(size, accumulation, groups):
+            what = "devices" if config.parallelism == "pmap" else "groups of devices"
+            even = round_up(size, groups * accumulation)
             warn(
-                f"--{phase.signal.batch_size_flag}={size} leaves {idle} of {group_count()} devices idle in the phase "
-                f"{phase.name}: {even} would use them all."
+                f"--{flag}={size} leaves {idle} of {groups} {what} idle in the phase {phase.name}: {even} would use "
+                "them all."
             )
 
 

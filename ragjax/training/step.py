@@ -10,14 +10,21 @@ from jaxtyping import Float32, Key
 
 from ragjax.arrays import Array, ModelVariables
 from ragjax.parallel import Reducer
-from ragjax.training.objectives import Objective
+from ragjax.training.objectives import Losses, Objective
 from ragjax.training.state import TrainState, apply_gradients, keep_finite, linear_schedule
 
 
 def summed_loss(
-    objective: Objective, trainable: ModelVariables, frozen: ModelVariables, batch: Any, key: Key[Array, ""] | None
+    objective: Callable[..., Losses],
+    trainable: ModelVariables,
+    frozen: ModelVariables,
+    batch: Any,
+    key: Key[Array, ""] | None,
 ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
-    """Sum of the question losses (what is differentiated), with the sums and counts to reduce it by."""
+    """Sum of the question losses (what is differentiated), with the sums and counts to reduce it by.
+
+    objective: an `Objective`, or what a reducer's `each` has made of one.
+    """
     found = objective(trainable, frozen, batch, key)
     sums = {name: jnp.sum(jnp.where(found.valid, values, 0.0)) for name, values in found.figures.items()}
     sums["loss"] = jnp.sum(found.loss)
@@ -36,7 +43,7 @@ def make_train_step(
     loss_reduction: str,
     seed: int,
 ) -> Callable[[Reducer], Callable[[TrainState, ModelVariables, Any], tuple[TrainState, dict[str, Array]]]]:
-    """Builds the step for a `Reducer` (see `ragjax.parallel.compile_step`).
+    """Builds the step for a `Reducer` (see `ragjax.parallel.Arrangement`).
 
     The batch's leaves carry a leading axis of micro-batches. Sums over them and over the groups come first; one
     division by the global number of questions (`sum`) or answer tokens (`mean`, where answers are scored) follows. So
@@ -54,7 +61,7 @@ def make_train_step(
                 return jax.tree.map(jnp.add, total, gradient_of(*inputs(micro_batch))), None
 
             def inputs(micro_batch):
-                return objective, state.trainable, frozen, micro_batch, key
+                return reducer.each(objective), state.trainable, frozen, micro_batch, key
 
             shapes = jax.eval_shape(lambda: gradient_of(*inputs(jax.tree.map(lambda leaf: leaf[0], batch))))
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -83,7 +90,7 @@ def make_eval_step(objective: Objective) -> Callable[[Reducer], Callable[..., di
             _, sums = jax.lax.scan(
                 lambda _, micro_batch: (
                     None,
-                    summed_loss(objective, trainable, frozen, micro_batch, None)[1],
+                    summed_loss(reducer.each(objective), trainable, frozen, micro_batch, None)[1],
                 ),
                 None,
                 batch,

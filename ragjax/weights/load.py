@@ -6,16 +6,16 @@ misshaped.
 Notable choices
 - Names and shapes of all files are checked against the model before the first number is read: a mistake costs
   no time.
-- Leaf by leaf: each tensor goes straight into its slice of the final, layer-stacked array, in the final dtype or
-  quantised, and a finished leaf is handed to `place` (which puts it on devices) before the next is begun. So host
-  memory above the final arrays stays under twice the largest leaf.
+- Leaf by leaf: `place` makes each array of the parts that it asks for, such as the share of each device, before the
+  next is begun. Each tensor's part goes straight into its slice of the layer-stacked part, in the final dtype, or
+  quantised a layer at a time. So host memory above the final arrays stays under twice the largest leaf.
 """
 
 import functools
 import itertools
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,14 @@ _STRIP = 64  # columns that are copied at once
 _PIECE = 1 << 18  # numbers that are checked at once
 # Whole numbers as wide as so many bytes.
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+# A part of an array, a slice for each dimension; () is all of it.
+Index = tuple[slice, ...]
+_WHOLE: Index = ()
+# Gives a part of a stored parameter, in the file's orientation.
+Read = Callable[[Stored, Index], np.ndarray]
+# Makes an array of its path and shape, and of what gives its parts.
+Place = Callable[[str, tuple[int, ...], Callable[[Index], np.ndarray]], Any]
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -83,12 +91,16 @@ def _settings(source: ModelSource) -> list[Settings]:
 # ---- parameters --------------------------------------------------------------------------------------------
 
 
+def _on_host(path: str, shape: tuple[int, ...], read: Callable[[Index], np.ndarray]) -> np.ndarray:
+    return read((slice(None),) * len(shape))
+
+
 def load_params(
     source: ModelSource,
     abstract_params: Mapping[str, Any],
     dtype: Any = None,
     quantize: str | None = None,
-    place: Callable[[np.ndarray], Any] = lambda array: array,
+    place: Place = _on_host,
     table: Table | None = None,
 ) -> dict[str, Any]:
     """Reads a model's parameters into the tree that the model was built with.
@@ -99,7 +111,7 @@ def load_params(
             init gives it.
         dtype: of all returned arrays ("float32", "bfloat16", a numpy dtype); None takes each leaf's own.
         quantize: "int8" or "nf4" stores the layers' kernels so (ragjax.models.quantize).
-        place: what becomes of each finished array, such as `jax.device_put`.
+        place: makes each array; `Arrangement.load` on devices.
         table: where the parameters go; by default the table of the embedder or generator of this model type.
 
     Returns a nested dict of (placed) arrays with the same paths and shapes, a dict of arrays in place of a quantised
@@ -117,36 +129,50 @@ def load_params(
         for step in plan:
             if step.tied_to is not None:
                 embedding = next(other.stored for other in plan if other.path == step.tied_to)
-                _check_tied(step.stored, read(step.stored), read(embedding))
-        steps = sorted((step for step in plan if step.tied_to is None), key=lambda step: (step.path, step.layer or 0))
+                _check_tied(step.stored, read(step.stored, _WHOLE), read(embedding, _WHOLE))
+        chosen = sorted((step for step in plan if step.tied_to is None), key=lambda step: (step.path, step.layer or 0))
         arrays = {}
-        for path, group in itertools.groupby(steps, key=lambda step: step.path):
-            kind = quantize if path.startswith("layers/") and path.endswith("/kernel") else None
-            wanted = np.dtype(leaves[path].dtype if dtype is None else dtype)
-            arrays[path] = jax.tree.map(place, _read_leaf(group, read, wanted, kind))
+        for path, group in itertools.groupby(chosen, key=lambda step: step.path):
+            steps, leaf = list(group), leaves[path]
+            if quantize and path.startswith("layers/") and path.endswith("/kernel"):
+                for name, part in _read_quantised(steps, read, quantize).items():
+                    arrays[f"{path}/{name}"] = place(f"{path}/{name}", part.shape, part.__getitem__)
+            else:
+                wanted = np.dtype(leaf.dtype if dtype is None else dtype)
+                arrays[path] = place(path, leaf.shape, functools.partial(_read_part, steps, read, wanted))
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def _read_leaf(
-    steps: Iterable["Step"], read: Callable[[Stored], np.ndarray], dtype: np.dtype, quantize: str | None
-) -> Any:
-    """One leaf, put together from its layers: an array, or the dict of a quantised kernel."""
-    whole: Any = None
-    steps = list(steps)
-    for step in steps:
-        values = read(step.stored)
+def _read_part(steps: Sequence["Step"], read: Read, dtype: np.dtype, index: Index) -> np.ndarray:
+    """A part of a leaf, put together from its layers' parts."""
+    layered = steps[0].layer is not None
+    chosen, inner = (steps[index[0]], index[1:]) if layered else (steps, index)
+
+    def part_of(step: Step) -> np.ndarray:
+        values = read(step.stored, inner[::-1] if step.transposed else inner)
         _check_finite(step.stored, values)
-        if quantize:
-            values = jax.tree.map(np.asarray, _quantize_transposed(values, quantize))
-        else:
-            # Converted before it is transposed, which is several times faster than both at once.
-            values = values.astype(dtype, copy=False)
-            values = values.T if step.transposed else values
-        if step.layer is None:
-            return values
-        if whole is None:
-            whole = jax.tree.map(lambda part: np.empty((len(steps), *part.shape), part.dtype), values)
-        jax.tree.map(lambda array, part, layer=step.layer: _copy(array[layer], part), whole, values)
+        # Converted before it is transposed, which is several times faster than both at once.
+        values = values.astype(dtype, copy=False)
+        return values.T if step.transposed else values
+
+    first = part_of(chosen[0])
+    if not layered:
+        return first
+    whole = np.empty((len(chosen), *first.shape), dtype)
+    _copy(whole[0], first)
+    for place, step in enumerate(chosen[1:], start=1):
+        _copy(whole[place], part_of(step))
+    return whole
+
+
+def _read_quantised(steps: Sequence["Step"], read: Read, kind: str) -> dict[str, np.ndarray]:
+    """The arrays of a quantised kernel, put together from its layers; one layer at a time is there in full."""
+    whole: dict[str, np.ndarray] = {}
+    for place, step in enumerate(steps):
+        values = read(step.stored, _WHOLE)
+        _check_finite(step.stored, values)
+        for name, part in _quantize_transposed(values, kind).items():
+            whole.setdefault(name, np.empty((len(steps), *part.shape), part.dtype))[place] = part
     return whole
 
 
@@ -276,14 +302,14 @@ def all_finite(values: np.ndarray) -> bool:
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def _open_gguf(source: ModelSource, config: dict[str, Any]) -> tuple[list[Stored], Callable[[Stored], np.ndarray]]:
+def _open_gguf(source: ModelSource, config: dict[str, Any]) -> tuple[list[Stored], Read]:
     from ragjax.weights import gguf
 
     file = gguf.read_gguf(source.path)
-    return list(gguf.stored_tensors(file)), lambda entry: gguf.read_tensor(file, entry.key, config)
+    return list(gguf.stored_tensors(file)), lambda entry, index: gguf.read_tensor(file, entry.key, config)[index]
 
 
-def _open_safetensors(source: ModelSource, stack: ExitStack) -> tuple[list[Stored], Callable[[Stored], np.ndarray]]:
+def _open_safetensors(source: ModelSource, stack: ExitStack) -> tuple[list[Stored], Read]:
     stored, handles = [], {}
     for file in source.files:
         stored += read_safetensors_header(file)
@@ -292,13 +318,13 @@ def _open_safetensors(source: ModelSource, stack: ExitStack) -> tuple[list[Store
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{file} is damaged ({reason(error)}): download or copy it again") from error
 
-    def read(entry: Stored) -> np.ndarray:
+    def read(entry: Stored, index: Index) -> np.ndarray:
         if entry.dtype not in DTYPES:
             raise UserError(
                 f"{entry.file}: the parameter {entry.key} is stored as {entry.dtype}, but only "
                 f"{', '.join(DTYPES)} are read: save the model again in one of these"
             )
-        return handles[entry.file].get_tensor(entry.key)
+        return handles[entry.file].get_slice(entry.key)[index]
 
     return stored, read
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ragjax.models.products import float32_matmul, matmul
+from ragjax.models.products import float32_matmul, matmul, weight_product
 from tests.tiny_modules import tiny_decoder
 
 
@@ -48,6 +48,23 @@ def test_the_gradient_is_that_of_the_product(dtype, tolerance, shapes):
     for_y = for_y if y.ndim == 3 else for_y.sum(0)
     for got, expected in ((to_x, for_x), (to_y, for_y)):
         assert np.linalg.norm(exact(got) - expected) <= tolerance * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_trained_weights_gradient_is_summed_in_float32(wide):
+    """By hand: dL/dw = x' g, of factors in bfloat16 and not rounded itself."""
+    x, w = random(2, 300, 8, seed=1, dtype="bfloat16"), random(8, 5, seed=2)
+    weights = random(2, 300, 5, seed=3, dtype="bfloat16")
+    product = weight_product(x, w, wide)
+    plain = float32_matmul(x, w.astype(x.dtype)) if wide else matmul(x, w.astype(x.dtype))
+    np.testing.assert_array_equal(product, plain)
+    assert product.dtype == plain.dtype
+    to_x, to_w = jax.grad(lambda x, w: jnp.sum(weight_product(x, w, wide) * weights), argnums=(0, 1))(x, w)
+    assert (to_x.dtype, to_w.dtype) == (jnp.bfloat16, jnp.float32)
+    expected = np.einsum("rsk,rsm->km", exact(x), exact(weights))
+    assert np.linalg.norm(exact(to_w) - expected) <= 1e-6 * np.linalg.norm(expected)
+    expected = exact(weights) @ exact(w.astype(x.dtype)).T
+    assert np.linalg.norm(exact(to_x) - expected) <= 2.0**-7 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("is_tied", [False, True])

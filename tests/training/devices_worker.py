@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from ragjax.data.batches import Shape
-from ragjax.parallel import compile_step, place
+from ragjax.parallel import Replicated
 from ragjax.training.state import init_state
 from ragjax.training.step import make_train_step
 from tests.tiny_modules import stacked_batch
@@ -30,12 +30,12 @@ def run(case: str, devices: int) -> dict[str, np.ndarray]:
     settings = CASES[case]
     objective, variables = objective_of(case)
     trainable, frozen = split(case, variables)
-    local = jax.local_devices()[:devices]
+    local = Replicated(jax.local_devices()[:devices])
     make = make_train_step(objective, recording_sgd(), STEPS, 0.0, settings["reduction"], seed=3)
-    step = compile_step(make, local)
+    step = local.compile_step(make)
     rates = {"embedder": 0.01, "generator": 0.01}
-    state = place(init_state(trainable, rates, recording_sgd()), local, donated=True)
-    frozen = place(frozen, local)
+    state = local.place(init_state(trainable, rates, recording_sgd()), donated=True)
+    frozen = local.place(frozen)
     results = {}
     for number in range(STEPS):
         # Five questions: on eight devices three of them hold fillers only.

@@ -18,7 +18,7 @@ from ragjax.arrays import ModelVariables
 from ragjax.costs import Ledger
 from ragjax.data.dataset import Dataset, load_dataset
 from ragjax.models.lora import LoraConfig
-from ragjax.parallel import compile_step, place
+from ragjax.parallel import Replicated
 from ragjax.pipeline import Pipeline, build_pipeline, load_models
 from ragjax.pretrained import Generator, init_lora, load_generator
 from ragjax.runs import Run
@@ -53,8 +53,8 @@ class Scorer:
     """A cache over a generator's scorer, which is asked with that generator's own variables."""
 
     def __init__(self, generator: Generator, limits: RowLimits, path: Path):
-        self.cache = LikelihoodCache(AnswerScorer(generator, limits), path)
-        self._variables = place(generator.variables)
+        self.cache = LikelihoodCache(AnswerScorer(generator, limits, Replicated()), path)
+        self._variables = Replicated().place(generator.variables)
 
     def score(self, prompts: Any, answers: Any) -> Any:
         return self.cache.score(self._variables, prompts, answers)
@@ -72,7 +72,7 @@ class Scorer:
 
 def placed(run: Run) -> ModelVariables:
     """Both models' variables as they are."""
-    return place({"embedder": run.embedder.variables, "generator": run.generator.variables})
+    return Replicated().place({"embedder": run.embedder.variables, "generator": run.generator.variables})
 
 
 def pairs_of(generator: Generator) -> tuple[list[list[int]], list[list[int]]]:
@@ -105,10 +105,11 @@ def ranking_step(world: World, dataset: Dataset, pipeline: Pipeline, accumulatio
     assembler = RankingAssembler(run_of(config, pipeline, dataset))
     asked = batch_of(assembler, assembler.sampler.train[:5])
     batch = assembler.assemble(asked, {"embedder": pipeline.embedder.variables}, Ledger()).batch
-    step = compile_step(make_train_step(assembler.objective, recording_sgd(), 4, 0.0, "sum", seed=3))
+    devices = Replicated()
+    step = devices.compile_step(make_train_step(assembler.objective, recording_sgd(), 4, 0.0, "sum", seed=3))
     state = init_state({"embedder": pipeline.embedder.variables}, {"embedder": 0.0}, recording_sgd())
-    frozen = place({"generator": {}})
-    state, metrics = step(place(state, donated=True), frozen, batch)
+    frozen = devices.place({"generator": {}})
+    state, metrics = step(devices.place(state, donated=True), frozen, batch)
     return named("gradient", state.optimizer) | {f"metric {name}": np.asarray(m) for name, m in metrics.items()}
 
 
@@ -123,9 +124,9 @@ def drawn_step(world: World, objective: str) -> dict[str, np.ndarray]:
     batch = assembler.assemble(assembler.sampler.training_batch(1), placed(run), Ledger()).batch
     seats = batch.scored.question_lengths > 0
     trainable, frozen = split_trainable(run, JOINT)
-    step = compile_step(make_train_step(assembler.objective, recording_sgd(), 4, 0.0, "sum", seed=3))
+    step = run.arrangement.compile_step(make_train_step(assembler.objective, recording_sgd(), 4, 0.0, "sum", seed=3))
     state = init_state(trainable, {"embedder": 0.0, "generator": 0.0}, recording_sgd())
-    state, metrics = step(place(state, donated=True), place(frozen), batch)
+    state, metrics = step(run.arrangement.place(state, donated=True), run.arrangement.place(frozen), batch)
     return {
         "drawn": batch.drawn[seats],
         "weights": batch.weights[seats],

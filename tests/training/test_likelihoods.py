@@ -16,11 +16,11 @@ from ragjax.data.prompts import PromptBuilder
 from ragjax.data.questions import Passage
 from ragjax.errors import UserError
 from ragjax.models.lora import LoraConfig
+from ragjax.parallel import Replicated
 from ragjax.pipeline import build_pipeline, load_models
 from ragjax.pretrained import init_lora, load_generator
 from ragjax.retrieval import ArrayVectors, ExactIndex, Retriever
 from ragjax.scoring import score_answers
-from ragjax.training import answer_scorer
 from ragjax.training.answer_scorer import RowLimits, row_limits
 from ragjax.training.signals import ANSWERS, AnswerAssembler, LikelihoodAssembler
 from ragjax.training.step import summed_loss
@@ -253,7 +253,7 @@ def echo(variables, rows):
 @pytest.fixture
 def echoing(monkeypatch):
     """Nothing is computed, nothing is compiled."""
-    monkeypatch.setattr(answer_scorer, "compile_map", lambda function: echo)
+    monkeypatch.setattr(Replicated, "compile_map", lambda self, function: echo)
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])

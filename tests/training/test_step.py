@@ -18,7 +18,7 @@ from ragjax.config import RunConfig
 from ragjax.data.batches import Shape
 from ragjax.models.encoders import sentence_vectors
 from ragjax.models.lora import LoraConfig
-from ragjax.parallel import ONE_DEVICE, compile_step, place
+from ragjax.parallel import ONE_DEVICE, Replicated
 from ragjax.scoring import score_answers
 from ragjax.training.loop import split_trainable
 from ragjax.training.state import apply_gradients, init_state, keep_finite, linear_schedule, make_optimizer
@@ -255,10 +255,10 @@ def test_the_state_is_donated():
     objective, variables = objective_of(case)
     trainable, frozen = split(case, variables)
     optimizer = make_optimizer(1.0, 0.0)
-    devices = jax.local_devices()[:1]
-    step = compile_step(make_train_step(objective, optimizer, 4, 0.0, "sum", 0), devices)
-    state = place(init_state(trainable, RATES, optimizer), devices, donated=True)
-    frozen = place(frozen, devices)
+    device = Replicated(jax.local_devices()[:1])
+    step = device.compile_step(make_train_step(objective, optimizer, 4, 0.0, "sum", 0))
+    state = device.place(init_state(trainable, RATES, optimizer), donated=True)
+    frozen = device.place(frozen)
     batch = stacked_batch(examples_of(case, 12), 1, 1, SHAPE)
     new, _ = step(state, frozen, batch)  # a donated buffer that found no use would be a warning, which is an error
     moved = jax.tree.leaves((state.trainable, state.optimizer))

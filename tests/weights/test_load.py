@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from ragjax.errors import UserError
 from ragjax.models.quantize import quantize
+from ragjax.parallel import Replicated
 from ragjax.weights import load_params, read_config, read_embedder_settings, resolve_model
 from ragjax.weights.load import read_safetensors_header
 from tests.tiny import STORED, require_package, write_tiny_bert, write_tiny_gguf, write_tiny_llama
@@ -195,15 +196,16 @@ def test_each_leaf_is_placed_before_the_next_is_read(tmp_path):
             opened = super().enter_context(handle)
 
             class Reader:
-                def get_tensor(self, key):
+                def get_slice(self, key):
                     events.append(key)
-                    return opened.get_tensor(key)
+                    return opened.get_slice(key)
 
             return Reader()
 
-    def place(array):
+    def place(path, shape, read):
+        array = Replicated().load(path, shape, read)
         events.append("placed")
-        return jnp.asarray(array)
+        return array
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ragjax.weights.load.ExitStack", Watched)
@@ -212,6 +214,23 @@ def test_each_leaf_is_placed_before_the_next_is_read(tmp_path):
     groups = " ".join(events).split("placed")
     assert groups.pop() == "" and len(groups) == len(jax.tree.leaves(params))
     assert {len({key.replace("layers.0", "layers.1") for key in group.split()}) for group in groups} == {1}
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "gguf"])
+def test_a_part_of_a_leaf_is_that_part_of_the_whole(tmp_path, stored):
+    """As each of several devices asks for its own: the second half of every dimension, of the layers too."""
+    if stored == "gguf":
+        source = resolve_model(write_tiny_gguf(tmp_path / "tiny.gguf"))
+    else:
+        source = resolve_model(write_tiny_llama(tmp_path, torch_dtype=stored))
+
+    def half(shape):
+        return tuple(slice(width // 2, None) for width in shape)
+
+    shapes = abstract(llama_shapes())
+    whole = load_params(source, shapes)
+    parts = load_params(source, shapes, place=lambda path, shape, read: read(half(shape)))
+    jax.tree.map(lambda part, leaf: np.testing.assert_array_equal(part, leaf[half(leaf.shape)]), parts, whole)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
@@ -354,7 +373,7 @@ def test_the_same_name_in_two_shards(tmp_path):
 def test_nothing_is_read_before_all_is_checked(tmp_path, monkeypatch):
     folder = write_tiny_llama(tmp_path)
     change(folder, remove("model.norm.weight"))  # the last in the file
-    monkeypatch.setattr("ragjax.weights.load._read_leaf", lambda *_: pytest.fail("memory was taken"))
+    monkeypatch.setattr("ragjax.weights.load._read_part", lambda *_: pytest.fail("memory was taken"))
     assert "is missing" in refusal(folder, llama_shapes())
 
 

@@ -49,7 +49,7 @@ class DrawnAssembler(NoCache):
         self._prompts = PromptSide(run, self._questions.layout, lengths, 1, run.config.backward_passages)
         limits = lengths.limits()
         self._longest_answer = limits.longest_answer
-        self._scorer = AnswerScorer(run.generator, limits)
+        self._scorer = AnswerScorer(run.generator, limits, run.arrangement)
         mixture = answer_mixture(run.config, trains)
         self.objective = DrawnObjective(run.embedder.module, run.generator.module, mixture)
 

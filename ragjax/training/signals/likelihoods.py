@@ -33,7 +33,9 @@ class LikelihoodAssembler:
         per_prompt = config.top_k - 1 if self._leaves_one_out else 1
         limits = prompt_lengths(run, self._side, self.sampler, per_prompt).limits()
         self._answer_length = limits.longest_answer
-        self.likelihoods = LikelihoodCache(AnswerScorer(run.generator, limits), run.files.likelihoods_file)
+        self.likelihoods = LikelihoodCache(
+            AnswerScorer(run.generator, limits, run.arrangement), run.files.likelihoods_file
+        )
 
     @property
     def position(self) -> int:

@@ -12,7 +12,6 @@ from ragjax.costs import Cost, Ledger, forward_flops
 from ragjax.data.batches import pad_tokens, round_up
 from ragjax.embedding import embed
 from ragjax.models.encoders import sentence_vectors
-from ragjax.parallel import layout_of
 from ragjax.retrieval import Queries, Retrieval
 from ragjax.runs import Run
 from ragjax.training.sampling import QuestionBatch, Sampler, total_steps
@@ -32,7 +31,7 @@ class QuestionSide:
         self._pipeline = run.pipeline
         self._top_k = run.config.top_k
         self._sampler, self._batch_size = sampler, sampler.batch_size
-        self.layout = layout_of(sampler.batch_size, run.config.gradient_accumulation)
+        self.layout = run.arrangement.layout(sampler.batch_size, run.config.gradient_accumulation)
         self.question_length = round_up(sampler.longest_question, 8)
         self._steps = total_steps(run.config, len(sampler.train), sampler.batch_size)
         self._one_pass = None if moves else OnePass(run.pipeline, sampler, self._top_k, self._steps)
