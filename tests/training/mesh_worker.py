@@ -154,7 +154,8 @@ def first_adam_step(devices: Arrangement) -> dict[str, np.ndarray]:
     if devices.groups == 1:
         batch = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), batch)
     state, _ = step(devices.place(state, donated=True), devices.place(frozen), batch)
-    return named("parameter", state.trainable)
+    moments = named("moment", state.optimizer["generator"][1].mu)
+    return named("parameter", state.trainable) | {name: leaf for name, leaf in moments.items() if "lora_b" in name}
 
 
 def a_run_that_moves(world: World) -> dict[str, np.ndarray]:
