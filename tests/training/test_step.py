@@ -266,9 +266,10 @@ def test_a_checkpoint_of_eight_devices_is_restored_on_one(worker, on_devices):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         np.testing.assert_array_equal(leaf, on_devices[f"{case} 8 parameter {name}"], strict=True)
     devices = jax.local_devices()[:1]
-    placed = place(state._replace(step=jnp.int32(number), **trees), devices, donated=True)
-    step = compile_step(make_train_step(objective, identity(), 4, 0.0, "sum", seed=3), devices)
-    after, _ = step(placed, place(frozen, devices), stacked_batch(examples_of(case, number), 1, 1, SHAPE))
+    one = Replicated(devices)
+    placed = one.place(state._replace(step=jnp.int32(number), **trees), donated=True)
+    step = one.compile_step(make_train_step(objective, identity(), 4, 0.0, "sum", seed=3))
+    after, _ = step(placed, one.place(frozen), stacked_batch(examples_of(case, number), 1, 1, SHAPE))
     assert int(after.step) == number + 1
     assert all(leaf.sharding.device_set == set(devices) for leaf in jax.tree.leaves(after.trainable))
 
