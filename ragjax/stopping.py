@@ -44,9 +44,9 @@ def held_signals() -> Generator[Hold, None, None]:
     if threading.current_thread() is not threading.main_thread():
         yield hold
         return
-    before = {number: signal.getsignal(number) for number in STOPPING}
+    handlers = {int(number): signal.getsignal(number) for number in STOPPING}
     # What is ignored stays so, and what was not set from Python could not be set again.
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def give_back() -> None:
         for number, handler in before.items():
