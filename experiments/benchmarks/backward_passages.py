@@ -7,7 +7,7 @@ For each seed the two runs take a step in turn, so that a slow minute of the mac
 of medians over steps, and of sums over the later half, which compiling is no part of; measurements on the dev questions
 stand apart. Peak memory is that of a
 process of its own that trains two steps, the first of which has the largest shape. Runs go on from their last
-checkpoints, and what the file has is not done again. About N hours on 2 cores.
+checkpoints, and what the file has is not done again. Some six hours on 2 cores.
 """
 
 import argparse
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--dev", type=int, default=100, help="dev questions of the loss")
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
-    parser.add_argument("--work", type=Path, help="folder of the runs")
-    parser.add_argument("--out", type=Path, help="JSON file, written after each seed")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file, written after each seed")
     parser.add_argument("--peak_of", type=int, help="train two steps with so many passages here, and print the peak")
     flags = parser.parse_args()
     settings = {"data": flags.data, "objective": flags.objective, "keep": "last"}

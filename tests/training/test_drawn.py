@@ -75,12 +75,16 @@ def assert_same_gradient(got, expected, tolerance=1e-5):
         assert norm > 0 and np.linalg.norm(one - other) <= tolerance * norm, name
 
 
-def test_the_expected_gradient_is_the_exact_one():
+@pytest.fixture(scope="module")
+def networks():
+    return Networks("rag_token")
+
+
+def test_the_expected_gradient_is_the_exact_one(networks):
     """One passage of three goes backward: the embedder's gradient and the loss are exact whichever it is, and the
     generator's in the mean over the three.
     """
-    networks, mean = Networks("rag_token"), 0.0
-    expected, sums = networks.exact
+    (expected, sums), mean = networks.exact, 0.0
     for k, probability in enumerate((0.5, 0.3, 0.2)):
         got, own_sums = networks.through(np.full((5, 1), k), np.full((5, 1), 1 / probability))
         assert_same_gradient(got["embedder"], expected["embedder"])
@@ -90,9 +94,8 @@ def test_the_expected_gradient_is_the_exact_one():
     assert_same_gradient({"all": mean}, {"all": flatten(expected["generator"])})
 
 
-def test_with_all_passages_drawn_it_is_the_exact_gradient():
+def test_with_all_passages_drawn_it_is_the_exact_gradient(networks):
     """In whatever order they are drawn."""
-    networks = Networks("rag_sequence")
     got, _ = networks.through([[2, 0, 1]] * 5, np.ones((5, 3)))
     assert_same_gradient(got, networks.exact[0])
 

@@ -6,12 +6,12 @@ import numpy as np
 
 from ragjax.arrays import ModelVariables
 from ragjax.costs import Ledger
-from ragjax.data.batches import Batch, Example, make_batch, sequence_lengths
+from ragjax.data.batches import Batch, Example, make_batch
 from ragjax.runs import Run
 from ragjax.training.objectives import AnswerObjective, ConcatenatedObjective
 from ragjax.training.sampling import QuestionBatch
 from ragjax.training.signals.drawn import DrawnAssembler
-from ragjax.training.signals.prompt_side import PromptSide, prompt_lengths, prompt_passages
+from ragjax.training.signals.prompt_side import PromptSide, prompt_lengths, prompt_passages, prompt_work
 from ragjax.training.signals.question_side import QuestionSide
 from ragjax.training.signals.signal import (
     Assembled,
@@ -20,7 +20,6 @@ from ragjax.training.signals.signal import (
     answer_mixture,
     answer_sampler,
     every_question,
-    model_work,
 )
 
 
@@ -54,12 +53,10 @@ class AnswerAssembler(NoCache):
         def make(part: Sequence[Example]) -> Batch:
             return make_batch(part, shape, layout.size, self._questions.question_length)
 
-        lengths = sequence_lengths([example.prompts for example in examples], [e.answer for e in examples])
-        head = sum(len(example.answer) * len(example.prompts) for example in examples)
-        work = {"generator": model_work(self._generator.size, lengths, head, self._learns("generator", batch))}
+        work = {"generator": prompt_work(self._generator.size, examples, self._learns("generator", batch))}
         if self._per_prompt == 1:
             work["embedder"] = self._questions.work(batch, self._learns("embedder", batch))
-        figures = {"generator_tokens": sum(lengths), "distinct_passages": len(np.unique(rows))}
+        figures = {"generator_tokens": work["generator"].tokens, "distinct_passages": len(np.unique(rows))}
         return Assembled(layout.stack(examples, make), work, figures, rows)
 
     def _learns(self, model: str, batch: QuestionBatch) -> bool:

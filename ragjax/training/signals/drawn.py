@@ -21,16 +21,15 @@ from ragjax.data.batches import (
     fill_up,
     make_example_rows,
     make_scored_batch,
-    sequence_lengths,
 )
 from ragjax.runs import Run
 from ragjax.training.answer_scorer import AnswerScorer, row_limits
 from ragjax.training.draws import Draw, answer_shares, draw_passages
 from ragjax.training.objectives import DrawnObjective
 from ragjax.training.sampling import QuestionBatch
-from ragjax.training.signals.prompt_side import PromptSide, prompt_lengths
+from ragjax.training.signals.prompt_side import PromptSide, prompt_lengths, prompt_work
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, NoCache, answer_mixture, answer_sampler, model_work
+from ragjax.training.signals.signal import Assembled, NoCache, answer_mixture, answer_sampler
 
 # A question of a step: the prompts that were drawn, the scores of all, the draw.
 _Part = tuple[Example, ScoredExample, Draw]
@@ -60,7 +59,9 @@ class DrawnAssembler(NoCache):
     def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         found = self._questions.retrieve(batch, variables, ledger)
         examples = self._prompts.examples(batch, found.passage_rows)
-        scored = self._score(examples, variables["generator"], ledger)
+        began, read = time.perf_counter(), prompt_work(self._generator.size, examples, training=False)
+        scored = self._score(examples, variables["generator"])
+        ledger.add("generator", read + Cost(time.perf_counter() - began))
         work = {"embedder": self._questions.work(batch, batch.training and self._moves)}
         if batch.training:
             draws = [
@@ -70,23 +71,18 @@ class DrawnAssembler(NoCache):
             made, work["generator"] = self._drawn(examples, scored, draws, is_first=batch.step == 0)
         else:
             made = self._questions.layout.stack(scored, self._make_scored)
-        tokens = sum(sequence_lengths([e.prompts for e in examples], [e.answer for e in examples]))
-        figures = {"generator_tokens": tokens, "distinct_passages": len(np.unique(found.passage_rows))}
+        figures = {"generator_tokens": read.tokens, "distinct_passages": len(np.unique(found.passage_rows))}
         return Assembled(made, work, figures, found.passage_rows)
 
-    def _score(self, examples: Sequence[Example], variables: Variables, ledger: Ledger) -> list[ScoredExample]:
+    def _score(self, examples: Sequence[Example], variables: Variables) -> list[ScoredExample]:
         """Every prompt's answer, forward only."""
-        began = time.perf_counter()
         prompts = [prompt for example in examples for prompt in example.prompts]
         answers = [example.answer for example in examples for _ in example.prompts]
         found = iter(self._scorer.score(variables, prompts, answers))
-        scored = [
+        return [
             ScoredExample(e.question_tokens, e.passage_vectors, np.stack([next(found) for _ in e.prompts]))
             for e in examples
         ]
-        work = self._work(examples, training=False)
-        ledger.add("generator", work + Cost(time.perf_counter() - began))
-        return scored
 
     def _draw(self, step: int, index: int, doc_scores: np.ndarray, scores: np.ndarray) -> Draw:
         """Of a question, by its place in its split: neither its batch nor a device has a part in the random number."""
@@ -105,7 +101,7 @@ class DrawnAssembler(NoCache):
         layout, shape, chosen = self._prompts.lay_out(chosen, is_first)
         parts = list(zip(chosen, scored, draws, strict=True))
         made = layout.stack(parts, lambda part: self._make_drawn(part, shape, layout.size))
-        return made, self._work(chosen, training=True)
+        return made, prompt_work(self._generator.size, chosen, training=True)
 
     def _make_drawn(self, parts: Sequence[_Part], shape: Shape, size: int) -> DrawnBatch:
         examples, scored, draws = zip(*parts, strict=True)
@@ -119,9 +115,3 @@ class DrawnAssembler(NoCache):
     def _make_scored(self, scored: Sequence[ScoredExample]) -> ScoredBatch:
         size, question_length = self._questions.layout.size, self._questions.question_length
         return make_scored_batch(scored, self._longest_answer, size, question_length)
-
-    def _work(self, examples: Sequence[Example], training: bool) -> Cost:
-        """The generator's with the examples' prompts."""
-        lengths = sequence_lengths([example.prompts for example in examples], [e.answer for e in examples])
-        head = sum(len(example.answer) * len(example.prompts) for example in examples)
-        return model_work(self._generator.size, lengths, head, training)

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ragjax.config import RunConfig
-from ragjax.data.batches import Example, Shape, choose_shapes, fit_shape, place_examples
+from ragjax.costs import Cost, ModelSize
+from ragjax.data.batches import Example, Shape, choose_shapes, fit_shape, place_examples, sequence_lengths
 from ragjax.data.questions import Question
 from ragjax.parallel import Layout
 from ragjax.pipeline import Pipeline
 from ragjax.runs import Run
 from ragjax.training.sampling import QuestionBatch
+from ragjax.training.signals.signal import model_work
 
 # Passages whose lengths stand for the corpus when the compiled shapes are chosen. A corpus of up to this size is
 # measured as a whole, and rows are then no longer than its longest passage needs.
@@ -83,6 +85,13 @@ def _cut(layout: Layout, prompts: int, largest: Shape) -> tuple[Layout, tuple[Sh
     times = next((n for n in range(1, layout.size) if layout.cut(n).size * prompts <= largest.rows), layout.size)
     finer = layout.cut(times)
     return finer, (dataclasses.replace(largest, rows=finer.size * prompts),)
+
+
+def prompt_work(size: ModelSize, examples: Sequence[Example], training: bool) -> Cost:
+    """What reading the examples' prompts with their answers, or learning from them, is of the generator's work."""
+    lengths = sequence_lengths([example.prompts for example in examples], [e.answer for e in examples])
+    head = sum(len(example.answer) * len(example.prompts) for example in examples)
+    return model_work(size, lengths, head, training)
 
 
 def prompt_passages(config: RunConfig) -> int:
