@@ -7,7 +7,7 @@ For each seed the two runs take a step in turn, so that a slow minute of the mac
 of medians over steps, and of sums over the later half, which compiling is no part of; measurements on the dev questions
 stand apart. Peak memory is that of a
 process of its own that trains two steps, the first of which has the largest shape. Runs go on from their last
-checkpoints, and what the file has is not done again. Some eight hours on 2 cores.
+checkpoints, and what the file has is not done again. Some six hours on 2 cores.
 """
 
 import argparse
