@@ -1,10 +1,10 @@
 """ragjax fine-tunes retrieval-augmented generation: an embedder that finds passages, a generator that answers.
 
-RunConfig          everything that decides a run's result                      config.py
-CompareConfig      what a comparison runs                                      config.py
-EvaluateConfig     what is evaluated, on which questions                       config.py
-PrepareConfig      what is brought into a data folder                          config.py
-SearchConfig       what a learning-rate search tries                           config.py
+RunConfig          everything that decides a run's result                      config/
+CompareConfig      what a comparison runs                                      config/
+EvaluateConfig     what is evaluated, on which questions                       config/
+PrepareConfig      what is brought into a data folder                          config/
+SearchConfig       what a learning-rate search tries                           config/
 prepare            a source of data, by name or folder -> a data folder        api.py
 train              a configuration -> a trained Run                            api.py
 evaluate           a Run, or its folder -> scores and predictions              api.py
