@@ -215,7 +215,9 @@ def test_summary_has_the_schema_of_the_contract(trained):
         json.dumps(dataclasses.asdict(summary))
     )
     contract = {"strategy", "objective", "split", "n", "before", "after", "cost", "peak_memory_bytes", "retrieval"}
-    assert dataclasses.asdict(summary).keys() == contract | {"change_95", "strategy_costs", "skipped_questions", "kept"}
+    added = {"change_95", "strategy_costs", "skipped_questions", "skipped_steps", "kept"}
+    assert dataclasses.asdict(summary).keys() == contract | added
+    assert summary.skipped_steps == {config.strategy: 0}
     assert (summary.strategy, summary.objective) == (config.strategy, config.objective)
     assert (summary.split, summary.n) == ("test", 6)
     for moment in ("before", "after"):
