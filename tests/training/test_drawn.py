@@ -11,16 +11,15 @@ from ragjax.costs import Ledger, forward_flops, train_flops
 from ragjax.data.batches import DrawnBatch, ScoredBatch, Shape, make_example_rows, place_examples
 from ragjax.errors import UserError
 from ragjax.models.lora import LoraConfig
-from ragjax.runs import RunFolder, prepare
+from ragjax.runs import prepare
 from ragjax.scoring import score_answers
 from ragjax.training.draws import answer_shares, draw_passages
-from ragjax.training.loop import train_phase
 from ragjax.training.objectives import AnswerMixture, AnswerObjective, DrawnObjective
 from ragjax.training.signals import AnswerAssembler, DrawnAssembler
 from ragjax.training.step import summed_loss
 from ragjax.training.strategies import STRATEGIES, phases_of
 from tests.tiny_modules import random_examples, stacked_batch, tiny_bert, tiny_decoder
-from tests.tiny_runs import flat, tiny_world
+from tests.tiny_runs import tiny_world
 from tests.training.signals_worker import drawn_step, on_eight_devices, placed
 
 pytestmark = pytest.mark.slow
@@ -191,24 +190,6 @@ def test_one_and_eight_devices_draw_the_same_and_have_the_same_gradient(world):
         norm = largest if name.endswith("key/bias") else np.linalg.norm(value)
         assert norm > 0 or name.startswith("metric"), name
         assert np.linalg.norm(value - eight[f"drawn {name}"]) <= 1e-5 * norm, name
-
-
-def test_a_phase_that_is_taken_up_again_draws_the_same(world, run):
-    """Two micro-batches a step; stopped after the second of four steps, and in one go: the same bits."""
-
-    def trained(name, *stops):
-        config = config_of(world, world.folder / name, dev_every=0, gradient_accumulation=2)
-        own = dataclasses.replace(run, config=config, files=RunFolder(world.folder / name))
-        for stop in stops:
-            result = train_phase(own, JOINT, stop_at=stop)
-        return flat(result.trained), (world.folder / name / "metrics.jsonl").read_bytes()
-
-    (whole, lines), (parts, own_lines) = trained("drawn-whole", 4), trained("drawn-parts", 2, 4)
-    assert own_lines == lines
-    start = flat({"generator": {"lora": run.generator.lora}})
-    for name, value in whole.items():
-        np.testing.assert_array_equal(parts[name], value, err_msg=name)
-        assert name not in start or not np.array_equal(value, start[name]), name
 
 
 # --- flags
