@@ -103,6 +103,19 @@ def _rank(
     return module.bind(variables)(tokens, real.astype(jnp.int32), positions, types)
 
 
+def find_cross_encoder(name_or_dir: str | Path) -> ModelSource:
+    """Where a cross-encoder's files are. Raises UserError, naming the flag, where they cannot be found."""
+    try:
+        return resolve_model(name_or_dir)
+    except UserError as error:
+        if Path(name_or_dir).expanduser().exists():
+            raise  # says what is wrong with it
+        raise UserError(
+            f"--rerank={name_or_dir} is no folder, and no cross-encoder that the hub or its cache could give: give a "
+            "folder, a hub id such as cross-encoder/ms-marco-MiniLM-L6-v2, or `generator`"
+        ) from error
+
+
 def load_cross_encoder(name_or_dir: str | Path, dtype: str = "float32") -> CrossEncoder:
     """A cross-encoder by hub id or local folder, as sentence-transformers keeps them.
 
@@ -113,7 +126,7 @@ def load_cross_encoder(name_or_dir: str | Path, dtype: str = "float32") -> Cross
     Raises:
       UserError: it cannot be found, is damaged, of an unsupported kind, or gives more than one score.
     """
-    source = resolve_model(name_or_dir)
+    source = find_cross_encoder(name_or_dir)
     settings = read_config(source)
     model_type = settings["model_type"]
     if model_type not in ENCODERS:

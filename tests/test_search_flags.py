@@ -89,7 +89,7 @@ def test_words_find_the_town_that_a_question_names(parts):
         ({"search_on": "device", "retriever": "bm25"}, "--retriever=bm25 reads none: leave one of them out"),
         ({"hops": 2, "top_k": 1}, "give --top_k at least 2"),
         ({"rerank": "generator", "rerank_top": 2}, "--rerank_top=2 is less than --top_k=3: raise it"),
-        ({"rerank": "/no/such/folder"}, "/no/such/folder"),
+        ({"rerank": "/no/such/folder"}, "--rerank=/no/such/folder is no folder, and no cross-encoder"),
     ],
 )
 def test_flags_that_cannot_be_meant(world, tmp_path, changes, sentence):

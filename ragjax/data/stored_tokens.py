@@ -36,7 +36,7 @@ class StoredTokens:
           folder: where its file stands, among those of others.
           made_by: what tokenises, a hash of its files for one.
         """
-        self._tokenise = tokenise
+        self._tokenise, self._writes = tokenise, True
         key = hashlib.sha256(repr((made_by, tokenise(_PROBE))).encode()).hexdigest()[:32]
         self._path = folder / f"{key}.sqlite"
         self._file: sqlite3.Connection | None = None
@@ -59,19 +59,30 @@ class StoredTokens:
         try:
             found = self._file.execute("SELECT ids FROM tokens WHERE text = ?", (key,)).fetchone()
             ids = _read(found[0]) if found else None
-            if ids is None:
-                ids = self._tokenise(text)
-                self._file.execute("INSERT OR REPLACE INTO tokens VALUES (?, ?)", (key, _written(ids)))
-            return ids
         except _FAULTS as error:
             self._do_without(error)
             return self._tokenise(text)
+        if ids is None:
+            ids = self._tokenise(text)
+            self._write(key, ids)
+        return ids
+
+    def _write(self, key: bytes, ids: list[int]) -> None:
+        if self._file is not None and self._writes:
+            try:
+                self._file.execute("INSERT OR REPLACE INTO tokens VALUES (?, ?)", (key, _written(ids)))
+            except _FAULTS as error:  # a full disk, or one for reading alone: what it has can still be read
+                self._writes = False
+                self._warn(error)
 
     def _do_without(self, error: Exception) -> None:
         self._file = None
+        self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
         warn(
             f"token ids are not kept in {self._path} ({reason(error)}), so passages are tokenised in each run: make "
-            "room there, delete that file, or set RAGJAX_CACHE to another folder"
+            "room there, delete that file, or set RAGJAX_CACHE to a folder that can be written"
         )
 
 
@@ -85,4 +96,7 @@ def _read(stored: object) -> list[int] | None:
     """None where it is damaged."""
     if not isinstance(stored, bytes) or zlib.crc32(stored[4:]).to_bytes(4, "little") != stored[:4]:
         return None
-    return array.array(stored[4:5].decode(), stored[5:]).tolist()
+    try:
+        return array.array(stored[4:5].decode(), stored[5:]).tolist()
+    except (ValueError, TypeError):  # not what was written, though the checksum is right
+        return None

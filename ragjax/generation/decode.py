@@ -281,7 +281,10 @@ def _found(
 def _refuse_diverged(scores: Float[np.ndarray, "B Q"]) -> None:
     """Raises DivergedError where a question has no answer. scores: best first."""
     if not np.isfinite(scores[:, 0]).all():
-        raise DivergedError("the generator's probabilities are not finite: it has diverged, lower --generator_lr")
+        raise DivergedError(
+            "the generator's probabilities are not finite: if it was trained it has diverged, so lower --generator_lr; "
+            "else its weights are damaged, or too large for --dtype"
+        )
 
 
 def _rescored(

@@ -113,6 +113,13 @@ class _Making:
         passages = len(dataset.passages)
         asked = config.train_sample or sample_size(empty, passages)
         self._sample = 0 if empty.is_trained else min(asked, passages)
+        if self._sample < lists:
+            raise UserError(
+                f"--index={config.index} has {lists:,} lists, and there are {self._sample:,} vectors to train them on: "
+                f"ask for at most {self._sample:,} lists"
+                + (", raise --train_sample," if self._sample < passages else "")
+                + " or choose --index=Flat."
+            )
 
     def check_folder(self) -> None:
         """Raises UserError, naming what differs, where the folder holds another index or part of one."""

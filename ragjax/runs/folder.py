@@ -32,8 +32,9 @@ from ragjax.paths import expanded
 from ragjax.runs.summary import Summary
 from ragjax.voice import is_first
 
-# Flags that change what a run is computed on, and its results by rounding alone.
-_DEVICES = ("parallelism", "mesh")
+# Flags that may differ where a run goes on: what it is computed on, which changes results by rounding alone, and how
+# often its state is saved and how many times.
+_FREE = ("parallelism", "mesh", "checkpoint_every", "keep_checkpoints")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,12 +212,12 @@ class RunFolder:
 
     def check_flags(self, config: RunConfig) -> None:
         """Raises UserError where the folder holds a run with other flags. --run_dir may differ, a folder can move, and
-        what says how devices work together: a run goes on where there are others.
+        what says how devices work together or when a state is saved: a run goes on where there is less or more room.
         """
         if not self.is_begun:
             return
         recorded = self._content()["flags"]
-        if differ := [name for name in differing_fields(recorded, config) if name not in ("run_dir", *_DEVICES)]:
+        if differ := [name for name in differing_fields(recorded, config) if name not in ("run_dir", *_FREE)]:
             details = ", ".join(
                 f"--{name}={flag_text(recorded_value(recorded, config, name))} (now {flag_text(getattr(config, name))})"
                 for name in differ
@@ -240,7 +241,7 @@ class RunFolder:
         if missing := {*asked, *needed} - record.keys():
             raise UserError(f"{file} lacks {min(missing)!r}: restore it or choose another --run_dir.")
         for part, values in asked.items():
-            if differ := [name for name in differing_fields(record[part], values) if name not in (*free, *_DEVICES)]:
+            if differ := [name for name in differing_fields(record[part], values) if name not in (*free, *_FREE)]:
                 before = recorded_value(record[part], values, differ[0])
                 was, now = flag_text(before), flag_text(getattr(values, differ[0]))
                 raise UserError(

@@ -20,6 +20,7 @@ from ragjax.pipeline import (
     reranks_by_likelihood,
 )
 from ragjax.pretrained import Embedder, Generator
+from ragjax.reranking import find_cross_encoder
 from ragjax.retrieval import Retrieval, read_index_record
 from ragjax.runs.asking import Answer, ask
 from ragjax.runs.folder import RunFolder, RunRecord, read_phases
@@ -110,7 +111,8 @@ def _inputs(
         record = read_index_record(Path(config.index_dir))
         described["index_dir"] = {"source": record.factory, "sha256": record.sha256}
     if config.rerank:
-        source = resolve_model(config.generator if reranks_by_likelihood(config) else config.rerank)
+        likelihood = reranks_by_likelihood(config)
+        source = resolve_model(config.generator) if likelihood else find_cross_encoder(config.rerank)
         described["rerank"] = {"source": source.describe(), "sha256": source.sha256}
     return described
 

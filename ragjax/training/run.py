@@ -265,8 +265,8 @@ def warn_of_unread_flags(strategy: str, phases: Sequence[Phase], *configs: Check
     """Says which flags were given in vain: only phases of other strategies, or one that is taken over, read them."""
     if flags := [flag for config in configs for flag in unread_flags(config, phases)]:
         *first, last = flags
-        names, verb = (f"{', '.join(first)} and {last}", "change") if first else (last, "changes")
-        warn(f"{names} {verb} nothing here: no phase that is trained with --strategy={strategy} reads that.")
+        names, verb, them = (f"{', '.join(first)} and {last}", "change", "them") if first else (last, "changes", "that")
+        warn(f"{names} {verb} nothing here: no phase that is trained with --strategy={strategy} reads {them}.")
 
 
 def warn_of_repeated_questions(dataset: Dataset, phases: Sequence[Phase]) -> None:

@@ -51,7 +51,9 @@ def test_what_tokenises_differently_has_a_file_of_its_own(tmp_path):
     assert len(list(tmp_path.glob("*.sqlite"))) == 3
 
 
-@pytest.mark.parametrize("damage", ["substr(ids, 1, 7)", "x'00'", "'text'", "CAST(ids || x'0000' AS BLOB)"])
+@pytest.mark.parametrize(
+    "damage", ["substr(ids, 1, 7)", "x'00'", "'text'", "CAST(ids || x'0000' AS BLOB)", "x'00000000'"]
+)
 def test_damaged_ids_are_made_again(tmp_path, damage):
     letters = Letters()
     stored = StoredTokens(letters, tmp_path, "a")
@@ -84,6 +86,17 @@ def test_without_the_file_texts_are_tokenised_each_time(tmp_path, capsys, spoil)
     assert [stored(text) for text in TEXTS] == [Letters()(text) for text in TEXTS]
     said = capsys.readouterr().err
     assert said.count("warning: ") == 1 and str(tmp_path / "tokens") in said and "RAGJAX_CACHE" in said
+
+
+def test_a_file_that_cannot_be_written_is_still_read(tmp_path, capsys):
+    letters = Letters()
+    stored = StoredTokens(letters, tmp_path, "a")
+    kept = stored("kept")
+    stored._file.execute("PRAGMA query_only = TRUE")
+    letters.texts.clear()
+    assert stored("new") == stored("new") == Letters()("new") and stored("kept") == kept
+    assert letters.texts == ["new", "new"]
+    assert capsys.readouterr().err.count("warning: ") == 1
 
 
 def test_a_file_that_fails_later_is_left_alone(tmp_path, capsys):

@@ -408,7 +408,9 @@ def test_a_configuration_s_seed_decides_its_draws(generator, prompts):
 def test_a_generator_that_has_diverged_is_refused(generator, prompts, decode):
     broken = dataclasses.replace(generator, params=jax.tree.map(lambda leaf: leaf * np.nan, generator.params))
     config = DecodeConfig(decode=decode, max_new_tokens=NEW)
-    with pytest.raises(DivergedError, match="it has diverged, lower --generator_lr"):
+    with pytest.raises(
+        DivergedError, match="if it was trained it has diverged, so lower --generator_lr; else its weights are damaged"
+    ):
         decode_answers(broken, [[prompts[0]]], np.zeros((1, 1)), config, 2)
     if decode == "concat":
         with pytest.raises(DivergedError):

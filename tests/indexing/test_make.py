@@ -342,6 +342,20 @@ def test_another_index_over_the_same_vectors(copied):
     assert embedder.encoded == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({}, "there are 300 vectors to train them on: ask for at most 300 lists or choose"),
+        ({"train_sample": 200}, "raise"),
+    ],
+)
+def test_more_lists_than_vectors_are_refused_before_anything_is_encoded(tmp_path, changes, mend):
+    embedder = Standin()
+    with pytest.raises(UserError, match=f"--index=IVF4096,Flat has 4,096 lists.*{mend}"):
+        build(tmp_path, embedder, index="IVF4096,Flat", nprobe=0, **changes)
+    assert embedder.encoded == []
+
+
 def test_more_lists_than_there_are_mean_all(tmp_path):
     for _ in range(2):  # the same command again is no other index
         assert build(tmp_path, nprobe=99).nprobe == 4

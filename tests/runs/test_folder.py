@@ -48,6 +48,8 @@ def test_a_new_folder_takes_any_run(tmp_path):
 
 def test_flags_must_be_those_of_the_run(begun):
     begun.check_flags(RunConfig(run_dir="where/it/is"))  # a folder can move
+    # A machine with other devices, or a disk with less room.
+    begun.check_flags(RunConfig(parallelism="mesh", mesh="fsdp:2", checkpoint_every=3, keep_checkpoints=1))
     with pytest.raises(UserError) as caught:
         begun.check_flags(RunConfig(top_k=9, seed=3))
     assert str(caught.value) == (

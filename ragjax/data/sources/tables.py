@@ -56,7 +56,11 @@ class Table:
 
     def no_columns(self, what: str, needed: str) -> UserError:
         """What to raise where it does not have the columns that are needed."""
-        there = ", ".join(self.columns) or "none"
+        if not self.columns:
+            return UserError(f"{self.where} has no {what}, because it is empty: write them, or remove the file")
+        there = ", ".join(self.columns)
+        if len(self.columns) == 1 and (separator := next((c for c in ";\t|" if c in there), None)):
+            return UserError(f"{self.where} separates its columns by {separator!r}: separate them by commas")
         return UserError(f"{self.where} has no {what}: it needs {needed}, and its columns are {there}; rename them")
 
 

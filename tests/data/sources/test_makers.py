@@ -56,6 +56,10 @@ def test_a_wrong_column_is_named_with_those_that_exist(tmp_path):
     write(tmp_path / "test.csv", TRAIN)
     message = fault_of(tmp_path)
     assert "corpus.csv has no passages" in message and "its columns are id, body" in message
+    (tmp_path / "corpus.csv").write_text("id;title;text\np1;Paris;It is a city.\n")
+    assert "corpus.csv separates its columns by ';': separate them by commas" in fault_of(tmp_path)
+    (tmp_path / "corpus.csv").write_text("")
+    assert "corpus.csv has no passages, because it is empty: write them, or remove the file" in fault_of(tmp_path)
 
 
 def test_flashrag(tmp_path):
