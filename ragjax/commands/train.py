@@ -2,7 +2,7 @@
 
     python -m ragjax.train                                    # joint training on the included sample
     python -m ragjax.train --strategy=joint --data=FOLDER --run_dir=runs/mine
-    python -m ragjax.train --generator=llama3-8b --dry_run --devices=8xa10     # whether it fits, before anything is loaded
+    python -m ragjax.train --dry_run --devices=8xa10 --generator=llama3-8b    # whether it fits, before it is loaded
 
 The run folder gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, predictions/ (before and after
 training), summary.json and report.html. The same command continues an unfinished run, and prints the table of a

@@ -15,6 +15,8 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _OPERATION = re.compile(rf" = (?P<type>.*?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\(")
 _CALLED = re.compile(r"\b(body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+# Each device by itself: nothing is sent.
+_ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\])")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]+\d*)\w*\[([\d,]*)\]")
 _BITS = {"pred": 8, "bf16": 16}
@@ -37,6 +39,8 @@ def collectives_of(program: str) -> dict[str, Sent]:
         sizes: Counter[str] = Counter()
         for line in computations.get(name, ()):
             if found := _OPERATION.search(line):
+                if _ALONE.search(line):
+                    continue
                 times[found["kind"]] += 1
                 sizes[found["kind"]] += _result_bytes(found["type"], found["kind"], found["start"] is not None)
                 continue  # what it applies is an addition

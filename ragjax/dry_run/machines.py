@@ -43,6 +43,7 @@ class Machine(NamedTuple):
     count: int
     usable: float  # bytes of each that a program can have; infinite where nothing tells
     remark: str  # how that follows from what the device has
+    is_named: bool  # or these are the devices here
 
 
 def read_machine(text: str) -> Machine:
@@ -58,9 +59,10 @@ def read_machine(text: str) -> Machine:
             f"{', '.join((*_GPU_GB, *_TPU_GB))}."
         )
     if kind in _TPU_GB:
-        return Machine(text, count, _TPU_GB[kind] * 1e9, "all of it")
+        return Machine(text, count, _TPU_GB[kind] * 1e9, "all of it", is_named=True)
     fraction, source = _fraction()
-    return Machine(text, count, fraction * _GPU_GB[kind] * 1e9, f"{fraction:g} of {_GPU_GB[kind]} GB, {source}")
+    size = _GPU_GB[kind]
+    return Machine(text, count, fraction * size * 1e9, f"{fraction:g} of {size} GB, {source}", is_named=True)
 
 
 def _split(text: str) -> tuple[int, str]:
@@ -85,8 +87,8 @@ def _fraction() -> tuple[float, str]:
 def machine_here() -> Machine:
     """The devices of this process, with what is free of the fullest; CPU devices share the host's memory."""
     count, kind = device_count(), device_kinds()[0]
-    if (free := free_device_bytes()) is not None:
-        return Machine(f"{count} x {kind}, here", count, free, "free now")
-    memory = free_memory_bytes()
-    usable = math.inf if memory is None else memory / count
-    return Machine(f"{count} x {kind}, here", count, usable, "an equal share of the host's free memory")
+    usable, remark = free_device_bytes(), "what is free"
+    if usable is None:
+        memory, remark = free_memory_bytes(), "an equal share of the host's free memory"
+        usable = math.inf if memory is None else memory / count
+    return Machine(f"the devices here ({kind})", count, usable, remark, is_named=False)

@@ -5,8 +5,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-
 from ragjax.config import RunConfig
 from ragjax.dry_run.lengths import Lengths, find_lengths
 from ragjax.dry_run.machines import Machine, machine_here, read_machine
@@ -51,31 +49,31 @@ def dry_run(config: RunConfig, devices: str = "") -> None:
         say(f"--strategy={strategy} trains nothing here, so there is no step to try out.")
         return
     check_batches(config, phases)
-    trial = _Trial(config, phases)
+    trial = Trial(config, phases)
     room = f"{machine.usable / _GB:.1f} GB each" if math.isfinite(machine.usable) else "who knows how much memory"
     say(f"dry run of {strategy} on {machine.name}: {machine.count} devices, {room} for a program ({machine.remark})")
     for line in trial.described():
         say(line)
     found = {}
     for step, phase in zip(trial.steps, phases, strict=True):
-        needs = found[phase.name] = step.needs()
+        needs = found[phase.name] = step.needs(machine.is_named)
         say(f"\n{_table(phase, needs, machine)}", flush=True)
-    say(f"\n{_how_planned(devices)}")
+    say(f"\n{_how_planned(machine)}")
     name, most = max(found.items(), key=lambda item: item[1].total)
     if most.total > machine.usable:
-        raise UserError(_refusal(name, most, machine, config, phases))
+        raise UserError(_refusal(name, most, machine, trial))
 
 
 def _is_trained(config: RunConfig, phase: Phase) -> bool:
     return not source_run(config, phase)
 
 
-class _Trial:
+class Trial:
     """A configuration's phases with all that is known of them before anything is compiled."""
 
     def __init__(self, config: RunConfig, phases: Sequence[Phase]):
         """Raises UserError where the models cannot be shared out as --mesh says, or cannot be found."""
-        self.config = config
+        self.config, self.phases = config, phases
         arrangement = arrangement_of(config)
         reads = needs_generator(phases, answers=config.decode != "none")
         self.models = shaped_models(config, with_generator=reads)
@@ -107,7 +105,8 @@ class _Trial:
 
     def fits(self, machine: Machine) -> bool:
         """Compiles only where what lies on a device leaves room."""
-        return all(step.held.total < machine.usable and step.needs().total <= machine.usable for step in self.steps)
+        lies = all(step.held.total < machine.usable for step in self.steps)
+        return lies and all(step.needs(machine.is_named).total <= machine.usable for step in self.steps)
 
 
 def _table(phase: Phase, needs: Needs, machine: Machine) -> str:
@@ -149,29 +148,29 @@ def _sent(needs: Needs) -> str:
     return f"{'; '.join(each)} (results on each device, a step)"
 
 
-def _how_planned(devices: str) -> str:
-    if jax.default_backend() != "cpu":
+def _how_planned(machine: Machine) -> str:
+    if not machine.is_named:
         return "The step was compiled for the devices here: its temporaries are what it will take."
-    where = "as many virtual CPU devices" if devices else "the CPU"
     return (
-        f"The step was compiled for {where}. Weights, optimizer and batch are exact on any device; temporaries are the "
-        "CPU's plan, which keeps bfloat16 products and sums as float32: a GPU or TPU takes less of them as a rule."
+        "The step was compiled for as many virtual CPU devices. Weights, optimizer and batch are exact on any device; "
+        "temporaries are the CPU's plan, which makes float32 of bfloat16 factors and results: a GPU or TPU takes less of them as a rule."
     )
 
 
 # ---- what would fit ----------------------------------------------------------------------------------------
 
 
-def _refusal(name: str, needs: Needs, machine: Machine, config: RunConfig, phases: Sequence[Phase]) -> str:
+def _refusal(name: str, needs: Needs, machine: Machine, trial: Trial) -> str:
+    """The sentence, with the first change that is found to help."""
     start = (
         f"the phase {name} needs {needs.total / _GB:.1f} GB of each device, and {machine.name} has "
         f"{machine.usable / _GB:.1f} GB: "
     )
     say("\nIt does not fit. Trying what would ...", flush=True)
-    for proposed in _proposals(config, machine.count, phases):
-        flags = " ".join(changed_flags(proposed, config))
+    for proposed in _proposals(trial.config, machine.count, trial.phases):
+        flags = " ".join(changed_flags(proposed, trial.config))
         try:
-            fits = _Trial(proposed, phases).fits(machine)
+            fits = Trial(proposed, trial.phases).fits(machine)
         except UserError:  # a width that the mesh does not divide
             continue
         if fits:

@@ -55,13 +55,14 @@ def _settings(name: str) -> tuple[ModelSource, Settings]:
     return source, read_config(source)
 
 
+_abstract = functools.cache(abstract_variables)  # tracing the model takes seconds
+
+
 def _embedder(config: RunConfig) -> Embedder:
     source, settings = _settings(config.embedder)
     module = encoder_of(settings, config.dtype)
     tokenizer = _tokenizer(config.embedder, module.config.vocab_size)
-    return Embedder(
-        source, module.config, tokenizer, module, abstract_variables(module)["params"], module.config.longest_input
-    )
+    return Embedder(source, module.config, tokenizer, module, _abstract(module)["params"], module.config.longest_input)
 
 
 def _generator(config: RunConfig) -> Generator:
@@ -75,7 +76,7 @@ def _generator(config: RunConfig) -> Generator:
         remat=config.remat,
     )
     module = Decoder(shape)
-    variables = abstract_variables(module)
+    variables = _abstract(module)
     params = _stored_as(variables["params"], config.dtype if config.lora_rank else "float32")
     tokenizer = _tokenizer(config.generator, shape.vocab_size)
     eos = 0 if tokenizer is None else tokenizer.eos_token_id
