@@ -152,8 +152,9 @@ def _how_planned(machine: Machine) -> str:
     if not machine.is_named:
         return "The step was compiled for the devices here: its temporaries are what it will take."
     return (
-        "The step was compiled for as many virtual CPU devices. Weights, optimizer and batch are exact on any device; "
-        "temporaries are the CPU's plan, which makes float32 of bfloat16 factors and results: a GPU or TPU takes less of them as a rule."
+        "The step was compiled for as many virtual CPU devices. Weights, optimizer and batch are the same anywhere;\n"
+        "temporaries and what is sent are the CPU's plan, which makes float32 of bfloat16 factors and results: a GPU\n"
+        "or TPU takes less of them as a rule."
     )
 
 

@@ -55,10 +55,10 @@ def pretend_devices(count: int) -> None:
       UserError: this process has used devices already, other than these.
     """
     try:
+        jax.config.update("jax_num_cpu_devices", count)  # which is what raises
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
-        if jax.local_device_count("cpu") != count or jax.default_backend() != "cpu":
+        if jax.default_backend() != "cpu" or jax.local_device_count() != count:
             raise UserError(
                 f"a machine of {count} devices can be tried out only before JAX has used those that are here: start a "
                 "process of its own."

@@ -4,8 +4,9 @@ import re
 
 from ragjax.dry_run.collectives import Sent, collectives_of
 
-# As XLA writes it, but for @n, a loop of n rounds: a loop of 32 rounds whose body gathers, a loop of 2 around another of 3, a choice, an addition that
-# is no operation of its own, a result of several arrays, and operations that begin here and end elsewhere.
+# As XLA writes it, but for @n, a loop of n rounds: one of 32 gathers, one of 2 is around another of 3, one of two
+# branches sends, an addition is no operation of its own, a result has several arrays, operations begin here and end
+# elsewhere, and devices that are alone send nothing.
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
 %add (x: f32[], y: f32[]) -> f32[] {

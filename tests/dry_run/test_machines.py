@@ -2,10 +2,11 @@
 
 import re
 
+import jax
 import pytest
 
-from ragjax.config import DryRunConfig
-from ragjax.dry_run import machines
+from ragjax.config import DryRunConfig, RunConfig
+from ragjax.dry_run import dry_run, machines
 from ragjax.dry_run.machines import machine_here, read_machine
 from ragjax.errors import UserError
 
@@ -55,6 +56,13 @@ def test_the_devices_here_share_the_memory_of_the_host(monkeypatch):
     monkeypatch.setattr(machines, "device_count", lambda: 4)
     machine = machine_here()
     assert (machine.count, machine.usable, machine.is_named) == (4, 3000, False)
+
+
+def test_a_process_that_has_used_its_devices_is_told_so():
+    assert jax.local_device_count() < 64
+    with pytest.raises(UserError, match="start a process of its own"):
+        dry_run(RunConfig(), "v5e-64")
+    assert not jax.config.jax_platforms or "cpu" in jax.config.jax_platforms
 
 
 def test_devices_by_name_are_for_a_dry_run_alone():
