@@ -43,13 +43,14 @@ def find_lengths(config: RunConfig, embedder: Embedder, reader: Generator | None
     Raises:
       UserError: the data here are damaged, or a question is longer than the generator's window.
     """
-    dataset = _data(config.data)
+    dataset = local_data(config.data)
     missing = "no data are here" if dataset is None else "its tokenizer is not here"
     if dataset is None or embedder.tokenizer is None:
         question = min(_QUESTION, embedder.max_seq_length)
         remarks = [f"questions of {question} tokens are assumed, as {missing}"]
     else:
-        asked = [question.question for question in (*dataset.train, *dataset.dev)]
+        dev = dataset.dev if reader is None else dev_questions(config, dataset)
+        asked = [question.question for question in (*dataset.train, *dev)]
         question = round_up(max(map(len, embedder.query_tokens(asked))), 8)
         remarks = [f"questions are those of {dataset.name}"]
     if reader is None:
@@ -63,8 +64,9 @@ def find_lengths(config: RunConfig, embedder: Embedder, reader: Generator | None
     return Lengths(question, prompts, tuple(remarks))
 
 
-@functools.cache
-def _data(name: str) -> Dataset | None:
+@functools.cache  # several configurations are tried out on them
+def local_data(name: str) -> Dataset | None:
+    """The data of a name that is a folder here, or the sample's; None for what would be fetched."""
     return None if find_folder(name) is None else load_dataset(name)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ragjax.config import RunConfig
-from ragjax.dry_run.lengths import Lengths, find_lengths
+from ragjax.dry_run.lengths import Lengths, find_lengths, local_data
 from ragjax.dry_run.machines import Machine, machine_here, read_machine
 from ragjax.dry_run.needs import Needs, PlannedStep
 from ragjax.dry_run.shapes import shaped_models
@@ -16,7 +16,7 @@ from ragjax.parallel import pretend_devices, refuse_several_processes
 from ragjax.pipeline import arrangement_of
 from ragjax.pretrained import abstract_decoder
 from ragjax.training.reuse import source_run
-from ragjax.training.run import check_batches, settle_strategy
+from ragjax.training.run import check_batches, check_splits, settle_strategy
 from ragjax.training.signals import prompt_passages
 from ragjax.training.strategies import Phase, needs_generator, phases_of
 from ragjax.voice import say
@@ -48,6 +48,8 @@ def dry_run(config: RunConfig, devices: str = "") -> None:
     if not phases:
         say(f"--strategy={strategy} trains nothing here, so there is no step to try out.")
         return
+    if (dataset := local_data(config.data)) is not None:
+        check_splits(config, dataset, phases)
     check_batches(config, phases)
     trial = Trial(config, phases)
     room = f"{machine.usable / _GB:.1f} GB each" if math.isfinite(machine.usable) else "who knows how much memory"

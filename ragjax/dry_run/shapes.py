@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from ragjax.arrays import ModelVariables, Tree
 from ragjax.config import RunConfig
@@ -49,13 +51,15 @@ def shaped_models(config: RunConfig, with_generator: bool) -> ShapedModels:
     return ShapedModels(config, _embedder(config), _generator(config) if with_generator else None)
 
 
-@functools.cache
+@functools.cache  # several configurations are tried out on the same files
 def _settings(name: str) -> tuple[ModelSource, Settings]:
     source = resolve_settings(name)
     return source, read_config(source)
 
 
-_abstract = functools.cache(abstract_variables)  # tracing the model takes seconds
+_abstract: Callable[[nn.Module], dict[str, Any]] = functools.cache(
+    abstract_variables
+)  # tracing the model takes seconds
 
 
 def _embedder(config: RunConfig) -> Embedder:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -107,11 +108,9 @@ def test_lengths_are_measured_where_data_and_tokenizer_are_here(world, tmp_path)
     models = shaped_models(config, with_generator=True)
     found = find_lengths(config, models.embedder, models.generator, 1)
     run = prepare(config)
-    texts = [question.question for question in (*run.dataset.train, *run.dataset.dev[:3])]
-    every = [*run.dataset.train, *run.dataset.dev]
+    every = [*run.dataset.train, *run.dataset.dev[:3]]  # --dev_limit
     assert found.question == -(-max(len(run.embedder.query_tokens([q.question])[0]) for q in every) // 8) * 8
-    answers = [len(run.pipeline.prompts.answer(question.answers[0])) for question in every]
-    assert found.prompts.answers == answers[: len(texts)]
+    assert found.prompts.answers == [len(run.pipeline.prompts.answer(question.answers[0])) for question in every]
     assert all("assumed" not in remark for remark in found.remarks)
 
 
@@ -154,6 +153,14 @@ def test_what_does_not_fit_is_refused_with_what_would(world, capsys, monkeypatch
     with pytest.raises(UserError, match="nothing that was tried fits"):
         try_out(1)
     assert len(compiled) == tried == 2  # what lies there is too much already, so nothing more is compiled
+
+
+def test_data_that_cannot_be_trained_on_are_refused(world, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(world.data, data)
+    (data / "train.jsonl").write_text("")
+    with pytest.raises(UserError, match="has no train questions"):
+        dry_run(world.config(tmp_path / "run", data=str(data)))
 
 
 def test_a_run_without_phases_has_no_step(world, capsys):
