@@ -13,6 +13,7 @@ from ragjax.arrays import ModelVariables, Tree
 from ragjax.config import RunConfig
 from ragjax.models.decoder import Decoder
 from ragjax.models.decoder_config import DecoderConfig
+from ragjax.models.encoders import EncoderConfig
 from ragjax.models.lora import COLLECTION
 from ragjax.pipeline import lora_of
 from ragjax.pretrained import Embedder, Generator, abstract_variables, encoder_of
@@ -57,16 +58,23 @@ def _settings(name: str) -> tuple[ModelSource, Settings]:
     return source, read_config(source)
 
 
-_abstract: Callable[[nn.Module], dict[str, Any]] = functools.cache(
-    abstract_variables
-)  # tracing the model takes seconds
+@functools.cache  # tracing a model takes seconds
+def _abstract(kind: Callable[..., nn.Module], shape: EncoderConfig | DecoderConfig) -> dict[str, Any]:
+    return abstract_variables(kind(shape))
 
 
 def _embedder(config: RunConfig) -> Embedder:
     source, settings = _settings(config.embedder)
     module = encoder_of(settings, config.dtype)
     tokenizer = _tokenizer(config.embedder, module.config.vocab_size)
-    return Embedder(source, module.config, tokenizer, module, _abstract(module)["params"], module.config.longest_input)
+    return Embedder(
+        source,
+        module.config,
+        tokenizer,
+        module,
+        _abstract(type(module), module.config)["params"],
+        module.config.longest_input,
+    )
 
 
 def _generator(config: RunConfig) -> Generator:
@@ -80,7 +88,7 @@ def _generator(config: RunConfig) -> Generator:
         remat=config.remat,
     )
     module = Decoder(shape)
-    variables = _abstract(module)
+    variables = _abstract(Decoder, shape)
     params = _stored_as(variables["params"], config.dtype if config.lora_rank else "float32")
     tokenizer = _tokenizer(config.generator, shape.vocab_size)
     eos = 0 if tokenizer is None else tokenizer.eos_token_id

@@ -55,7 +55,6 @@ def bytes_on_first(tree) -> int:
 @pytest.mark.parametrize(
     ("strategy", "changes"),
     [
-        ("joint", {}),
         ("joint", {"backward_passages": 1, "gradient_accumulation": 2}),
         ("generator", {"objective": "concat_nll", "lora_rank": 0, "dtype": "bfloat16"}),
         ("two_phase", {"quantize": "nf4", "dtype": "bfloat16"}),
