@@ -18,7 +18,7 @@ from ragjax.models.lora import COLLECTION
 from ragjax.pipeline import lora_of
 from ragjax.pretrained import Embedder, Generator, abstract_variables, encoder_of
 from ragjax.settings import Settings
-from ragjax.weights import ModelSource, load_tokenizer, read_config, resolve_settings
+from ragjax.weights import ModelSource, load_tokenizer, read_config, read_embedder_settings, resolve_settings
 
 # Files that hold a tokenizer which can be read.
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")
@@ -66,15 +66,10 @@ def _abstract(kind: Callable[..., nn.Module], shape: EncoderConfig | DecoderConf
 def _embedder(config: RunConfig) -> Embedder:
     source, settings = _settings(config.embedder)
     module = encoder_of(settings, config.dtype)
-    tokenizer = _tokenizer(config.embedder, module.config.vocab_size)
-    return Embedder(
-        source,
-        module.config,
-        tokenizer,
-        module,
-        _abstract(type(module), module.config)["params"],
-        module.config.longest_input,
-    )
+    shape = module.config
+    own = read_embedder_settings(source, shape.longest_input, config.query_prefix, config.passage_prefix)
+    params, tokenizer = _abstract(type(module), shape)["params"], _tokenizer(config.embedder, shape.vocab_size)
+    return Embedder(source, shape, tokenizer, module, params, own.max_seq_length, own.prefixes)
 
 
 def _generator(config: RunConfig) -> Generator:
