@@ -53,6 +53,7 @@ setup(
         "ragjax": ["py.typed"],
         "ragjax.data": ["sample/*.jsonl.gz", "sample/*.md"],
         "ragjax.reporting": ["templates/*"],
+        "ragjax.weights": ["shapes/*/config.json"],
     },
     install_requires=[f"{name}>={lowest},<{untried}" for name, lowest, untried in TRIED],
     extras_require={

@@ -181,11 +181,16 @@ def load_untrained_embedder(config: RunConfig) -> Embedder:
     )
 
 
+def lora_of(config: RunConfig) -> LoraConfig | None:
+    """The generator's adapters; None where all its weights are trained."""
+    if not config.lora_rank:
+        return None
+    return LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+
+
 def load_untrained_generator(config: RunConfig) -> Generator:
     """A run's generator. Weights that will be trained are float32, frozen ones have the run's dtype."""
-    lora = None
-    if config.lora_rank:
-        lora = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+    lora = lora_of(config)
     generator = load_generator(
         config.generator,
         config.dtype,

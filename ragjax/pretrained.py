@@ -32,6 +32,7 @@ from ragjax.models.lora import COLLECTION, LoraConfig, is_fresh
 from ragjax.models.mpnet import MPNet, MPNetConfig
 from ragjax.parallel import REPLICATED, Arrangement, device_count
 from ragjax.scoring import score_answers
+from ragjax.settings import Settings
 from ragjax.voice import progress, warn
 from ragjax.weights import (
     ModelSource,
@@ -347,6 +348,23 @@ def load_embedder(
     """
     source = resolve_model(name_or_dir)
     hf_config = read_config(source)
+    module = encoder_of(hf_config, dtype)
+    config = module.config
+    settings = read_embedder_settings(source, config.longest_input, query_prefix, passage_prefix)
+    config = dataclasses.replace(config, pooling=settings.pooling)
+    module = module.clone(config=config)
+    tokenizer = load_tokenizer(source, hf_config | {"vocab_size": config.vocab_size})
+    tokenizer.truncation_side = settings.truncation_side
+    if settings.lower_case:
+        lower_case_first(tokenizer.backend_tokenizer)
+    params = load_params(source, abstract_variables(module)["params"], "float32", place=REPLICATED.load)
+    for remark in settings.remarks:
+        warn(remark)
+    return Embedder(source, config, tokenizer, module, params, settings.max_seq_length, settings.prefixes)
+
+
+def encoder_of(hf_config: Settings, dtype: str) -> nn.Module:
+    """The sentence encoder that a config.json describes. Raises UserError where it describes no such model."""
     model_type = hf_config["model_type"]
     if model_type not in ENCODERS:
         raise UserError(
@@ -354,18 +372,7 @@ def load_embedder(
             f"({', '.join(ENCODERS)}): choose another embedder"
         )
     config_type, module_type = ENCODERS[model_type]
-    config = config_type.from_hf(hf_config, dtype=dtype)
-    settings = read_embedder_settings(source, config.longest_input, query_prefix, passage_prefix)
-    config = dataclasses.replace(config, pooling=settings.pooling)
-    module = module_type(config)
-    tokenizer = load_tokenizer(source, hf_config | {"vocab_size": config.vocab_size})
-    tokenizer.truncation_side = settings.truncation_side
-    if settings.lower_case:
-        lower_case_first(tokenizer.backend_tokenizer)
-    params = load_params(source, _abstract(module)["params"], "float32", place=REPLICATED.load)
-    for remark in settings.remarks:
-        warn(remark)
-    return Embedder(source, config, tokenizer, module, params, settings.max_seq_length, settings.prefixes)
+    return module_type(config_type.from_hf(hf_config, dtype=dtype))
 
 
 def load_generator(
@@ -420,7 +427,7 @@ def init_lora(generator: Generator, seed: int) -> Tree:
     return init(jax.random.key(seed))
 
 
-def _abstract(module: nn.Module) -> dict[str, Any]:
+def abstract_variables(module: nn.Module) -> dict[str, Any]:
     """Shapes of the module's variables; nothing is computed."""
     inputs = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * 3
     method = "full_logits" if isinstance(module, Decoder) else None
@@ -429,4 +436,4 @@ def _abstract(module: nn.Module) -> dict[str, Any]:
 
 def abstract_decoder(config: DecoderConfig) -> dict[str, Any]:
     """Shapes of a decoder's variables as files hold them: without adapters, every kernel in full."""
-    return _abstract(Decoder(dataclasses.replace(config, lora=None, quantize=None)))
+    return abstract_variables(Decoder(dataclasses.replace(config, lora=None, quantize=None)))

@@ -46,6 +46,7 @@ ROOMS = [
     {"commands"},
     {"api"},
     {"comparison"},
+    {"dry_run"},
     {"rates"},
     {"training"},
     {"exporting"},

@@ -1,7 +1,8 @@
 """Configurations: frozen dataclasses, whose fields are also the commands' flags.
 
 RunConfig (with DecodeConfig, RetrievalConfig), and what its fields may hold    run.py
-SearchConfig, CompareConfig, EvaluateConfig, IndexConfig, PrepareConfig         commands.py
+SearchConfig, CompareConfig, DryRunConfig, EvaluateConfig, IndexConfig,
+PrepareConfig                                                                   commands.py
 """
 
 from ragjax.config.commands import (
@@ -11,6 +12,7 @@ from ragjax.config.commands import (
     ROWS,
     SELECT,
     CompareConfig,
+    DryRunConfig,
     EvaluateConfig,
     IndexConfig,
     PrepareConfig,
@@ -45,6 +47,7 @@ __all__ = [
     "DECODE_VARIANTS",
     "DEVICE_DTYPES",
     "DecodeConfig",
+    "DryRunConfig",
     "EvaluateConfig",
     "GRIDS",
     "IndexConfig",

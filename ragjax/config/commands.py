@@ -3,6 +3,7 @@
 import dataclasses
 
 from ragjax.config.run import DECODERS
+from ragjax.errors import UserError
 from ragjax.fields import Checked, field
 
 # The rows of a comparison, as in the paper's tables: comparison/matrix.py says what each trains.
@@ -79,6 +80,25 @@ class CompareConfig(Checked):
         True, "Quote questions, passages and answers in the report; off: ids and figures alone, for data under licence."
     )
     dry_run: bool = field(False, "Print what would be run, and what that takes, and stop.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRunConfig(Checked):
+    """Whether a training is only tried out, and on what."""
+
+    dry_run: bool = field(
+        False,
+        "Compile each phase's step from config.json alone, print what it takes of each device, and stop; refuse what "
+        "cannot fit.",
+    )
+    devices: str = field(
+        "", "With --dry_run: a machine by name, such as 8xa10, 8xh100 or v5e-64. Left out: the devices here."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.devices and not self.dry_run:
+            raise UserError(f"--devices={self.devices} goes with --dry_run: a run takes the devices that are here.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ragjax.parallel.devices import (
     free_device_bytes,
     map_shares,
     place_shares,
+    pretend_devices,
     refuse_several_processes,
 )
 from ragjax.parallel.layout import Layout, idle_groups, join_copies, layout_of, stack_copies, stack_groups
@@ -47,6 +48,7 @@ __all__ = [
     "make_mesh",
     "map_shares",
     "place_shares",
+    "pretend_devices",
     "refuse_several_processes",
     "stack_copies",
     "stack_groups",

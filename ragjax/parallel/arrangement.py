@@ -74,6 +74,9 @@ class Arrangement(Protocol):
         donated: in memory of its own, for a step that reuses it; the given arrays stay usable.
         """
 
+    def bytes_of(self, tree: Any) -> int:
+        """What a tree takes of each device where `place` puts it; its leaves may be shapes."""
+
     def compile_step(self, make_step: MakeStep) -> Callable:
         """Compiles a step for all groups.
 
@@ -83,6 +86,9 @@ class Arrangement(Protocol):
         batch has that axis first, and the given function sees its micro-batches first. The state is donated.
         """
 
+    def lower_step(self, make_step: MakeStep, state: Any, frozen: Any, batch: Any) -> jax.stages.Lowered:
+        """The program of `compile_step` for arguments of these shapes, lying as they would: none is there."""
+
     def compile_copies(self, make_step: MakeStep) -> Callable:
         """The same for stacked copies of the state, [copies, ...], and batches [groups, copies, micro-batches, ...]."""
 
@@ -91,3 +97,6 @@ class Arrangement(Protocol):
 
     def compile_map(self, function: Callable) -> Callable:
         """`function(placed, x)` of every group's x; leaves of x and of the result have the axis of groups first."""
+
+    def lower_map(self, function: Callable, placed: Any, x: Any) -> jax.stages.Lowered:
+        """The program of `compile_map` for arguments of these shapes, as `lower_step`."""

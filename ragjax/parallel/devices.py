@@ -48,6 +48,23 @@ def check_platform() -> None:
         ) from error
 
 
+def pretend_devices(count: int) -> None:
+    """Lets JAX see so many CPU devices and no other: programs for a machine of that many can be compiled for them.
+
+    Raises:
+      UserError: this process has used devices already, other than these.
+    """
+    try:
+        jax.config.update("jax_num_cpu_devices", count)  # which is what raises
+        jax.config.update("jax_platforms", "cpu")
+    except RuntimeError as error:
+        if jax.default_backend() != "cpu" or jax.local_device_count() != count:
+            raise UserError(
+                f"a machine of {count} devices can be tried out only before JAX has used those that are here: start a "
+                "process of its own."
+            ) from error
+
+
 def device_kinds() -> list[str]:
     """What the devices are."""
     return [str(device.device_kind) for device in jax.local_devices()]

@@ -46,13 +46,19 @@ class Replicated:
         placed = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
         return copied(placed) if donated else placed
 
+    def bytes_of(self, tree: Any) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
     def compile_step(self, make_step: MakeStep) -> Callable:
         return self._compile_step(make_step(_SUMMED))
+
+    def lower_step(self, make_step: MakeStep, state: Any, frozen: Any, batch: Any) -> jax.stages.Lowered:
+        return self._compile_step(make_step(_SUMMED)).lower(state, frozen, batch)
 
     def compile_copies(self, make_step: MakeStep) -> Callable:
         return self._compile_step(jax.vmap(make_step(_SUMMED), in_axes=(0, None, 0)))
 
-    def _compile_step(self, step: Callable) -> Callable:
+    def _compile_step(self, step: Callable) -> Any:
         return jax.pmap(
             step,
             axis_name=_AXIS,
@@ -67,6 +73,12 @@ class Replicated:
         return jax.pmap(step, axis_name=_AXIS, in_axes=(None, None, 0), out_axes=None, devices=self.devices)
 
     def compile_map(self, function: Callable) -> Callable:
+        return self._map(function)
+
+    def lower_map(self, function: Callable, placed: Any, x: Any) -> jax.stages.Lowered:
+        return self._map(function).lower(placed, x)
+
+    def _map(self, function: Callable) -> Any:
         return jax.pmap(function, axis_name=_AXIS, in_axes=(None, 0), devices=self.devices)
 
 

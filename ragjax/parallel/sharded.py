@@ -17,6 +17,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -138,6 +139,10 @@ class Sharded:
     def _shardings(self, tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: self.sharding(_path(path), leaf.shape), tree)
 
+    def bytes_of(self, tree: Any) -> int:
+        shares = zip(jax.tree.leaves(tree), jax.tree.leaves(self._shardings(tree)), strict=True)
+        return sum(math.prod(lying.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, lying in shares)
+
     # --- compiling
 
     @property
@@ -180,11 +185,16 @@ class Sharded:
         compiled = self.jit_step(make_step(self.reducer))
         return lambda state, frozen, batch: compiled(state, frozen, self.place_batch(batch, 1))
 
+    def lower_step(self, make_step: MakeStep, state: Any, frozen: Any, batch: Any) -> jax.stages.Lowered:
+        return self.jit_step(make_step(self.reducer)).lower(
+            self._lying(state), self._lying(frozen), self._lying_batch(batch, 1)
+        )
+
     def compile_copies(self, make_step: MakeStep) -> Callable:
         compiled = self.jit_step(jax.vmap(make_step(self.reducer), in_axes=(0, None, 0)))
         return lambda state, frozen, batch: compiled(state, frozen, self.place_batch(batch, 2))
 
-    def jit_step(self, step: Callable) -> Callable:
+    def jit_step(self, step: Callable) -> Any:
         """A step of placed arguments under jit: its new state lies as the old one does, whose memory it takes over."""
 
         @functools.partial(jax.jit, donate_argnums=0)
@@ -199,13 +209,40 @@ class Sharded:
         return lambda trainable, frozen, batch: compiled(trainable, frozen, self.place_batch(batch, 1))
 
     def compile_map(self, function: Callable) -> Callable:
-        compiled = jax.jit(self._over_groups(function, (None, 0), weights=1))
+        compiled = self._map(function)
         return lambda placed, x: compiled(placed, self.place_batch(x, 0))
+
+    def lower_map(self, function: Callable, placed: Any, x: Any) -> jax.stages.Lowered:
+        return self._map(function).lower(self._lying(placed), self._lying_batch(x, 0))
+
+    def _map(self, function: Callable) -> Any:
+        return jax.jit(self._over_groups(function, (None, 0), weights=1))
 
     def place_batch(self, batch: Any, behind: int) -> Any:
         """Each group's part of a host's batch [groups, ...] on its devices, the axis of groups behind `behind` more."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * behind, _GROUPS))
-        return jax.device_put(jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, behind), batch), sharding)
+        moved = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, behind), batch)
+        return jax.device_put(moved, self._batch_sharding(behind))
+
+    def _lying(self, tree: Any) -> Any:
+        """Shapes of a tree's leaves, with how `place` would put them."""
+        return jax.tree.map(_shaped, tree, self._shardings(tree))
+
+    def _lying_batch(self, batch: Any, behind: int) -> Any:
+        """The same for `place_batch`."""
+
+        def moved(leaf: Any) -> jax.ShapeDtypeStruct:
+            groups, *rest = leaf.shape
+            shape = jax.ShapeDtypeStruct((*rest[:behind], groups, *rest[behind:]), leaf.dtype)
+            return _shaped(shape, self._batch_sharding(behind))
+
+        return jax.tree.map(moved, batch)
+
+    def _batch_sharding(self, behind: int) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * behind, _GROUPS))
+
+
+def _shaped(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _path(path: Any) -> str:

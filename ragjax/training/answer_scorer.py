@@ -13,7 +13,7 @@ from ragjax.pretrained import Generator
 from ragjax.scoring import score_answers
 
 # Rows that a group scores in one call. With the wider shape for long answers that makes four programs.
-_ROWS_PER_CALL = (16, 4, 1)
+ROWS_PER_CALL = (16, 4, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class AnswerScorer:
         answer_length = limits.longest_answer if is_long else limits.usual_answer
         calls, start = [], 0
         while start < len(rows):
-            sizes = _ROWS_PER_CALL[-1:] if is_long else _ROWS_PER_CALL
+            sizes = ROWS_PER_CALL[-1:] if is_long else ROWS_PER_CALL
             size = next((size for size in sizes if size * self._groups <= len(rows) - start), 1)
             end = min(start + size * self._groups, len(rows))
             groups = [rows[first : min(first + size, end)] for first in range(start, end, size)]

@@ -28,7 +28,7 @@ from ragjax.training.kept import Kept, criterion, finds_less, is_better
 from ragjax.training.objectives import Objective, merge
 from ragjax.training.records import MetricsLog
 from ragjax.training.sampling import total_steps
-from ragjax.training.signals import Assembled, Assembler
+from ragjax.training.signals import Assembled, Assembler, Models
 from ragjax.training.state import TrainState, init_state, make_optimizer
 from ragjax.training.step import make_train_step
 from ragjax.training.strategies import Phase
@@ -263,12 +263,12 @@ class Trainer:
         self._checkpoints.save(self.step, trees, extras)
 
 
-def split_trainable(run: Run, phase: Phase) -> tuple[ModelVariables, ModelVariables]:
+def split_trainable(models: Models, phase: Phase) -> tuple[ModelVariables, ModelVariables]:
     """(trainable, frozen), each {"embedder" | "generator": {collection: parameters}}."""
-    trained = {"embedder": "params", "generator": trained_collection(run.config)}
+    trained = {"embedder": "params", "generator": trained_collection(models.config)}
     trainable: dict[str, Variables] = {}
     frozen: dict[str, Variables] = {}
-    for name, variables in run.variables.items():
+    for name, variables in models.variables.items():
         moves = {trained[name]} if name in phase.trains else set()
         trainable[name] = {collection: tree for collection, tree in variables.items() if collection in moves}
         frozen[name] = {collection: tree for collection, tree in variables.items() if collection not in moves}

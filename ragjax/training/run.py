@@ -89,7 +89,7 @@ def complete(config: RunConfig, prepared: Run | None = None) -> tuple[Summary, R
         if summary := files.read_summary():
             return summary, None
         dataset = prepared.dataset if prepared else dataset or load_dataset(config.data)
-        _check_splits(config, dataset, phases)
+        check_splits(config, dataset, phases)
         check_batches(config, phases)
         if prepared:
             run = dataclasses.replace(prepared, config=config, files=files)
@@ -333,7 +333,8 @@ def _write_report(files: RunFolder) -> None:
         warn(f"{files.report_file} was not written ({reason(error)}): the same command tries again.")
 
 
-def _check_splits(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) -> None:
+def check_splits(config: RunConfig, dataset: Dataset, phases: Sequence[Phase]) -> None:
+    """Raises UserError where a split that is needed has no questions, or one of its questions no answer."""
     for split, needed in ((config.eval_split, True), ("train", bool(phases))):
         if needed and not getattr(dataset, split):
             raise UserError(f"{dataset.folder} has no {split} questions: add {dataset.split_file(split)} to it.")

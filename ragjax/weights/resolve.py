@@ -72,7 +72,8 @@ KNOWN_MODELS = (
     KnownModel("qwen3-8b", "Qwen/Qwen3-8B", "qwen3"),
 )
 
-HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+HUB_SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
+HUB_FILES = ("*.safetensors", *HUB_SETTINGS)
 # Files of a model folder, besides the weights, that shape what it computes: settings and tokenizer, at the top and in
 # the folders of sentence-transformers' modules.
 SHAPING_FILES = (
@@ -92,6 +93,8 @@ SHAPING_FILES = (
     "config_sentence_transformers.json",
     "[0-9]*_*/config.json",
 )
+# What shapes a model whose size is asked for before it is downloaded: of its config.json, as its makers published it.
+_SHAPES = Path(__file__).parent / "shapes"
 _INDEX = "model.safetensors.index.json"
 _AUTO_GPTQ = "quantize_config.json"  # where AutoGPTQ's settings stood before config.json had them
 # What tells whether a model can be served, read before its weights are downloaded.
@@ -148,16 +151,65 @@ def resolve_model(name_or_dir: str | os.PathLike) -> ModelSource:
         if path.suffix != ".gguf":
             raise UserError(f"{name} is neither a folder nor a .gguf file: pass the folder that holds it")
         return _from_gguf(name, path, origin="local file")
+    known = _known_model(name)
+    if known is None:
+        return _from_hub(name, name)
+    tables.table_for(known.model_type, name)
+    return replace(_from_package(known.short) or _from_hub(known.short, known.hub), known=known)
+
+
+def resolve_settings(name_or_dir: str | os.PathLike) -> ModelSource:
+    """`resolve_model` for its settings and tokenizer alone: weights are neither looked for nor fetched.
+
+    A folder needs no more than config.json. Of the hub's cache any files are taken; else a model of the folder shapes/
+    is known well enough, and of others the small files are fetched. Its `files` and hashes are empty.
+
+    Raises UserError as `resolve_model`.
+    """
+    name = os.fspath(name_or_dir)
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():
+        return _settings_in(name, path, "local folder")
+    if path.is_file() and path.suffix == ".gguf":
+        return ModelSource(name, path, "gguf", (path,), "local file", "", "")
+    if not name.strip() or path.exists():
+        return resolve_model(name)  # which says what is wrong
+    known = _known_model(name)
+    if known and (packaged := _from_package(known.short)):
+        return replace(packaged, known=known)
+    hub_name = known.hub if known else name
+    if folder := _cached_settings(hub_name):
+        return replace(_settings_in(name, folder, f"hub {hub_name}@{folder.name[:8]}"), known=known)
+    if known and (shape := _SHAPES / known.short).is_dir():
+        return ModelSource(name, shape, "safetensors", (), f"hub {hub_name}, not here", "", "", known=known)
+    return replace(_settings_in(name, _snapshot(name, hub_name, HUB_SETTINGS), f"hub {hub_name}"), known=known)
+
+
+def _settings_in(name: str, folder: Path, origin: str) -> ModelSource:
+    _check_settings(folder)
+    return ModelSource(name, folder, "safetensors", (), origin, "", "")
+
+
+def _cached_settings(hub_name: str) -> Path | None:
+    """The folder of a model's files in the hub's cache, if its config.json is there."""
+    import huggingface_hub
+
+    try:
+        found = Path(huggingface_hub.snapshot_download(hub_name, local_files_only=True))
+    except Exception:  # whatever is wrong with the cache: nothing is there
+        return None
+    return found if (found / "config.json").is_file() else None
+
+
+def _known_model(name: str) -> KnownModel | None:
+    """None for what may be the hub's. Raises UserError for what is neither."""
     known = next((model for model in KNOWN_MODELS if name in (model.short, model.hub)), None)
     if known is None and _is_no_hub_name(name):
         raise UserError(
             f"{name!r} is not a folder, a .gguf file or a known model: check the path, pass a hub name "
             f"(owner/model), or choose one of {_short_names()}"
         )
-    if known is None:
-        return _from_hub(name, name)
-    tables.table_for(known.model_type, name)
-    return replace(_from_package(known.short) or _from_hub(known.short, known.hub), known=known)
+    return known
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

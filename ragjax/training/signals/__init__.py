@@ -2,6 +2,7 @@
 
 Signal       its assembler, the questions that it can use, the parts of its cost              signal.py
 Assembler    what the training loop asks of each signal's assembler                           signal.py
+Models       what a phase's objective is made of                                              signal.py
 ANSWERS      the answers' likelihood, with the generator in the graph                         answers.py
              the same with a gradient through a few drawn passages                            drawn.py
 LIKELIHOODS  the same under a frozen generator, each pair scored once and kept                likelihoods.py
@@ -18,7 +19,15 @@ from ragjax.training.signals.drawn import DrawnAssembler
 from ragjax.training.signals.likelihoods import LIKELIHOODS, LikelihoodAssembler
 from ragjax.training.signals.positives import POSITIVES, RankingAssembler
 from ragjax.training.signals.prompt_side import check_prompts, prompt_passages
-from ragjax.training.signals.signal import Assembled, Assembler, Signal, StackableAssembler, dev_questions
+from ragjax.training.signals.signal import (
+    Assembled,
+    Assembler,
+    Models,
+    Signal,
+    StackableAssembler,
+    dev_questions,
+    model_work,
+)
 
 __all__ = [
     "ANSWERS",
@@ -29,10 +38,12 @@ __all__ = [
     "Assembler",
     "DrawnAssembler",
     "LikelihoodAssembler",
+    "Models",
     "RankingAssembler",
     "Signal",
     "StackableAssembler",
     "check_prompts",
     "dev_questions",
+    "model_work",
     "prompt_passages",
 ]

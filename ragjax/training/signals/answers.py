@@ -8,13 +8,14 @@ from ragjax.arrays import ModelVariables
 from ragjax.costs import Ledger
 from ragjax.data.batches import Batch, Example, make_batch
 from ragjax.runs import Run
-from ragjax.training.objectives import AnswerObjective, ConcatenatedObjective
+from ragjax.training.objectives import AnswerObjective, ConcatenatedObjective, Objective
 from ragjax.training.sampling import QuestionBatch
-from ragjax.training.signals.drawn import DrawnAssembler
+from ragjax.training.signals.drawn import DrawnAssembler, drawn_objective
 from ragjax.training.signals.prompt_side import PromptSide, prompt_lengths, prompt_passages, prompt_work
 from ragjax.training.signals.question_side import QuestionSide
 from ragjax.training.signals.signal import (
     Assembled,
+    Models,
     NoCache,
     Signal,
     answer_mixture,
@@ -63,12 +64,12 @@ class AnswerAssembler(NoCache):
         return batch.training and model in self._trains
 
 
-def answer_objective(run: Run, trains: Sequence[str]) -> AnswerObjective | ConcatenatedObjective:
+def answer_objective(models: Models, trains: Sequence[str]) -> AnswerObjective | ConcatenatedObjective:
     """What the configuration's --objective minimises."""
-    config, dropout = run.config, run.config.lora_dropout > 0
+    config, dropout = models.config, models.config.lora_dropout > 0
     if config.objective == "concat_nll":
-        return ConcatenatedObjective(run.generator.module, dropout)
-    return AnswerObjective(run.embedder.module, run.generator.module, answer_mixture(config, trains), dropout)
+        return ConcatenatedObjective(models.generator.module, dropout)
+    return AnswerObjective(models.embedder.module, models.generator.module, answer_mixture(config, trains), dropout)
 
 
 def make_assembler(run: Run, trains: Sequence[str]) -> AnswerAssembler | DrawnAssembler:
@@ -76,9 +77,15 @@ def make_assembler(run: Run, trains: Sequence[str]) -> AnswerAssembler | DrawnAs
     return DrawnAssembler(run, trains) if run.config.backward_passages else AnswerAssembler(run, trains)
 
 
+def make_objective(models: Models, trains: Sequence[str]) -> Objective:
+    """The objective of that assembler."""
+    return (drawn_objective if models.config.backward_passages else answer_objective)(models, trains)
+
+
 ANSWERS = Signal(
     "answers",
     make_assembler,
+    make_objective,
     learns_from=every_question,
     reads_answers=True,
     batch_size_flag="batch_size",

@@ -29,7 +29,7 @@ from ragjax.training.objectives import DrawnObjective
 from ragjax.training.sampling import QuestionBatch
 from ragjax.training.signals.prompt_side import PromptSide, prompt_lengths, prompt_work
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, NoCache, answer_mixture, answer_sampler
+from ragjax.training.signals.signal import Assembled, Models, NoCache, answer_mixture, answer_sampler
 
 # A question of a step: the prompts that were drawn, the scores of all, the draw.
 _Part = tuple[Example, ScoredExample, Draw]
@@ -49,8 +49,7 @@ class DrawnAssembler(NoCache):
         limits = lengths.limits()
         self._longest_answer = limits.longest_answer
         self._scorer = AnswerScorer(run.generator, limits, run.arrangement)
-        mixture = answer_mixture(run.config, trains)
-        self.objective = DrawnObjective(run.embedder.module, run.generator.module, mixture)
+        self.objective = drawn_objective(run, trains)
 
     @property
     def passages_cut(self) -> set[str]:
@@ -115,3 +114,8 @@ class DrawnAssembler(NoCache):
     def _make_scored(self, scored: Sequence[ScoredExample]) -> ScoredBatch:
         size, question_length = self._questions.layout.size, self._questions.question_length
         return make_scored_batch(scored, self._longest_answer, size, question_length)
+
+
+def drawn_objective(models: Models, trains: Sequence[str]) -> DrawnObjective:
+    """What is minimised through the drawn passages."""
+    return DrawnObjective(models.embedder.module, models.generator.module, answer_mixture(models.config, trains))

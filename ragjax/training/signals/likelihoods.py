@@ -15,7 +15,7 @@ from ragjax.training.objectives import LeaveOneOutObjective, LikelihoodObjective
 from ragjax.training.sampling import QuestionBatch
 from ragjax.training.signals.prompt_side import prompt_lengths
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, Signal, answer_mixture, answer_sampler, every_question
+from ragjax.training.signals.signal import Assembled, Models, Signal, answer_mixture, answer_sampler, every_question
 
 
 class LikelihoodAssembler:
@@ -123,9 +123,9 @@ class LikelihoodAssembler:
         return make_scored_batch(examples, self._answer_length, self._side.layout.size, self._side.question_length)
 
 
-def likelihood_objective(run: Run, trains: Sequence[str]) -> LikelihoodObjective | LeaveOneOutObjective:
+def likelihood_objective(models: Models, trains: Sequence[str]) -> LikelihoodObjective | LeaveOneOutObjective:
     """What the configuration's --objective and --retriever_objective minimise."""
-    config, embedder = run.config, run.embedder.module
+    config, embedder = models.config, models.embedder.module
     if config.retriever_objective == "loop":
         return LeaveOneOutObjective(embedder, config.score_scale, config.retriever_temperature)
     return LikelihoodObjective(embedder, answer_mixture(config, trains))
@@ -134,6 +134,7 @@ def likelihood_objective(run: Run, trains: Sequence[str]) -> LikelihoodObjective
 LIKELIHOODS = Signal(
     "likelihoods",
     LikelihoodAssembler,
+    likelihood_objective,
     learns_from=every_question,
     reads_answers=True,
     batch_size_flag="batch_size",

@@ -23,7 +23,7 @@ from ragjax.training.health import WATCHED
 from ragjax.training.objectives import RankingObjective
 from ragjax.training.sampling import QuestionBatch, Sampler
 from ragjax.training.signals.question_side import QuestionSide
-from ragjax.training.signals.signal import Assembled, NoCache, Signal
+from ragjax.training.signals.signal import Assembled, Models, NoCache, Signal
 
 # How much deeper than it would have to be hard negatives are looked for.
 _MINED = 100
@@ -56,7 +56,7 @@ class RankingAssembler(NoCache):
         # No generator reads them, so all can be measured.
         dev = [] if config.dev_every == 0 else list(filter(is_labelled, dataset.dev[:WATCHED]))
         self.sampler = Sampler(train, dev, config.ranking_batch_size, config.seed, run.embedder.query_tokens)
-        self.objective = RankingObjective(pipeline.embedder.module, config.ranking_scale)
+        self.objective = ranking_objective(run)
         self._side = QuestionSide(run, self.sampler, moves=True)
         self._texts: dict[int, str] = {}
         # Ids are unique within a split only.
@@ -177,9 +177,15 @@ def is_labelled(question: Question) -> bool:
     return bool(question.positive_ids)
 
 
+def ranking_objective(models: Models, trains: Sequence[str] = ("embedder",)) -> RankingObjective:
+    """Of the embedder alone."""
+    return RankingObjective(models.embedder.module, models.config.ranking_scale)
+
+
 POSITIVES = Signal(
     "positives",
     RankingAssembler,
+    ranking_objective,
     learns_from=is_labelled,
     reads_answers=False,
     batch_size_flag="ranking_batch_size",

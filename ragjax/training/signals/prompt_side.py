@@ -17,6 +17,8 @@ from ragjax.data.batches import (
     place_examples,
     sequence_lengths,
 )
+from ragjax.data.passages import PassageStore
+from ragjax.data.prompts import PromptBuilder
 from ragjax.data.questions import Question
 from ragjax.parallel import Layout
 from ragjax.pipeline import Pipeline
@@ -52,10 +54,7 @@ class PromptSide:
         """per_prompt: passages in each prompt. packed: prompts of each question that a step packs into rows."""
         self._pipeline, self._per_prompt = run.pipeline, per_prompt
         self.passages_cut: set[str] = set()
-        shapes = choose_shapes(
-            _some(lengths.sample, packed), lengths.answers, layout.size, lengths.longest, layout.parts
-        )
-        self._ways = [(layout, shapes), _cut(layout, packed, shapes[-1])]
+        self._ways = ways_of(layout, lengths, packed)
 
     def examples(self, batch: QuestionBatch, rows: np.ndarray) -> list[Example]:
         """The questions under the given passages [b, K] (row numbers, best first)."""
@@ -68,13 +67,9 @@ class PromptSide:
     def lay_out(self, examples: Sequence[Example], is_first: bool) -> tuple[Layout, Shape, list[Example]]:
         """How a step is cut up, the shape of its micro-batches, and its examples with their places in them.
 
-        is_first: the phase's first step has the largest shape, so that one which does not fit into memory is this one,
-        not one in mid-run.
+        is_first: of the phase's steps.
         """
-        ways = self._ways
-        if is_first:
-            ways = sorted(((layout, shapes[-1:]) for layout, shapes in ways), key=lambda way: -way[1][0].rows)
-        for layout, shapes in ways:
+        for layout, shapes in largest_first(self._ways) if is_first else self._ways:
             parts = [place_examples(part, shapes[0].row_length) for part in layout.split(examples)]
             placed = [example for part in parts for example in part]
             if shape := fit_shape(shapes, placed):
@@ -90,6 +85,19 @@ class PromptSide:
         built = [prompts.prompt(group, question.question, reserve=len(answer)) for group in groups]
         self.passages_cut.update(*(prompt.cut for prompt in built))
         return Example(index, tokens, vectors, [prompt.ids for prompt in built], answer)
+
+
+def ways_of(layout: Layout, lengths: PromptLengths, packed: int) -> list[tuple[Layout, tuple[Shape, ...]]]:
+    """How a step may be laid out, with its shapes, largest last: as it should be, and for what does not fit that."""
+    shapes = choose_shapes(_some(lengths.sample, packed), lengths.answers, layout.size, lengths.longest, layout.parts)
+    return [(layout, shapes), _cut(layout, packed, shapes[-1])]
+
+
+def largest_first(ways: Sequence[tuple[Layout, tuple[Shape, ...]]]) -> list[tuple[Layout, tuple[Shape, ...]]]:
+    """The same with their largest shapes alone, in the order of a phase's first step: one that does not fit into
+    memory should be this one, not one in mid-run.
+    """
+    return sorted(((layout, shapes[-1:]) for layout, shapes in ways), key=lambda way: -way[1][0].rows)
 
 
 def _cut(layout: Layout, prompts: int, largest: Shape) -> tuple[Layout, tuple[Shape]]:
@@ -127,19 +135,33 @@ def prompt_lengths(run: Run, side: QuestionSide, sampler: Sampler, per_prompt: i
     Passages that are found are longer or shorter than those of the corpus at random, as one data set has it or the
     other, so some questions are searched before training.
     """
-    prompts, store, top_k = run.pipeline.prompts, run.pipeline.store, run.config.top_k
     every = [*sampler.train, *sampler.dev]
-    answers = [len(prompts.answer(question.answers[0])) for question in every]
     check_prompts(run.pipeline, every, per_prompt)
+    return measured_lengths(run.config, run.pipeline.prompts, run.pipeline.store, every, side.tried(), per_prompt)
+
+
+def measured_lengths(
+    config: RunConfig,
+    prompts: PromptBuilder,
+    store: PassageStore,
+    every: Sequence[Question],
+    tried: tuple[Sequence[int], np.ndarray],
+    per_prompt: int,
+) -> PromptLengths:
+    """`prompt_lengths` of the questions `every`.
+
+    tried: places of some of them, and the rows [n, K] of the passages that each reads.
+    """
+    answers = [len(prompts.answer(question.answers[0])) for question in every]
     stride = -(-len(store) // _LENGTH_SAMPLE)
     passages = [len(prompts.passage(store[row])) for row in range(0, len(store), stride)]
-    longest_passage = max(passages) if stride == 1 else run.config.max_passage_tokens
+    longest_passage = max(passages) if stride == 1 else config.max_passage_tokens
     frames = [prompts.frame_length(question.question, per_prompt) for question in every]
     longest = min(max(frames) + per_prompt * longest_passage + max(answers), prompts.window)
     sample = []
-    for place, rows in zip(*side.tried(), strict=True):
-        read = [len(prompts.passage(passage)) for passage in run.pipeline.passages(rows)]
-        groups = [sum(read[k : k + per_prompt]) for k in range(0, top_k - per_prompt + 1, per_prompt)]
+    for place, rows in zip(*tried, strict=True):
+        read = [len(prompts.passage(store[int(row)])) for row in rows]
+        groups = [sum(read[k : k + per_prompt]) for k in range(0, config.top_k - per_prompt + 1, per_prompt)]
         lengths = [min(frames[place] + group + answers[place] - 1, longest) for group in groups]
         sample.append(QuestionLengths(lengths, answers[place]))
     return PromptLengths(sample, min(frames), longest, answers)

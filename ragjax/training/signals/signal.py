@@ -11,6 +11,7 @@ from ragjax.config import RunConfig
 from ragjax.costs import Cost, Ledger, ModelSize, forward_flops, train_flops
 from ragjax.data.dataset import Dataset
 from ragjax.data.questions import Question
+from ragjax.pretrained import Embedder, Generator
 from ragjax.runs import Run
 from ragjax.training.objectives import AnswerMixture, Objective
 from ragjax.training.sampling import QuestionBatch, Sampler
@@ -79,12 +80,30 @@ class NoCache:
         pass
 
 
+class Models(Protocol):
+    """What a step is made of besides its batch: a `Run`, or models of which only the shapes are known."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def embedder(self) -> Embedder: ...
+
+    @property
+    def generator(self) -> Generator: ...
+
+    @property
+    def variables(self) -> ModelVariables:
+        """Of the models that are there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Signal:
     """What a phase learns from."""
 
     name: str
     make_assembler: Callable[[Run, Sequence[str]], Assembler]  # (run, the models that are trained)
+    make_objective: Callable[[Models, Sequence[str]], Objective]  # that of the assembler
     learns_from: Callable[[Question], bool]  # whether it can use a question
     reads_answers: bool  # a generator, in the graph or frozen, says how likely they are
     batch_size_flag: str  # of RunConfig
