@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-PAPER = Path(__file__).resolve().parents[2] / "experiments" / "paper"
 LLAMA = ("--generator=llama3-8b", "--dtype=bfloat16")
 MESH = "--parallelism=mesh"
 
@@ -29,28 +28,21 @@ def gigabytes(printed: str, part: str) -> list[float]:
     [
         # nf4 takes 0.5625 bytes a weight; what is trained are MiniLM and 42e6 weights of adapters, two moments each.
         (("--devices=8xa10", "--quantize=nf4", "--batch_size=8"), 6.98 * 0.5625 + 1.05 * 2 + 0.09, 8 * 0.0646),
-        (("--devices=8xa10", MESH, "--batch_size=8"), (8.03 * 2 + 0.09) / 8, None),
         (("--devices=v5e-64", MESH, "--lora_rank=0", "--batch_size=64"), 8.05 * 4 / 64, 8.05 * 8 / 64),
     ],
-    ids=["qlora", "bfloat16", "full"],
+    ids=["qlora", "full"],
 )
 def test_a_step_fits(tmp_path, flags, parameters, optimizer):
     done = try_out(tmp_path, *flags)
     assert done.returncode == 0, done.stderr
     assert ": fits" in done.stdout
     assert gigabytes(done.stdout, "parameters") == [pytest.approx(parameters, abs=0.02)]
-    assert optimizer is None or gigabytes(done.stdout, "optimizer") == [pytest.approx(optimizer, abs=0.02)]
+    assert gigabytes(done.stdout, "optimizer") == [pytest.approx(optimizer, abs=0.02)]
 
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_told_what_would(tmp_path):
+    """In bfloat16, whole weights on each device: what would fit is compiled as well."""
     done = try_out(tmp_path, "--devices=8xa10", "--batch_size=8")
     assert done.returncode == 1
     assert done.stderr.strip().endswith("8xa10 has 18.0 GB: --parallelism=mesh --mesh=fsdp:8 would fit.")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.name for path in PAPER.glob("*.flags")))
-def test_the_papers_runs_fit_its_machine(tmp_path, name):
-    done = try_out(tmp_path, f"--flagfile={PAPER / name}", "--devices=8xa10", "--embedder=mpnet", "--quantize=nf4")
-    assert done.returncode == 0, done.stderr
