@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import ragjax
-from ragjax.config import DecodeConfig, EvaluateConfig, IndexConfig, PrepareConfig, RetrievalConfig, RunConfig
+from ragjax.config import (
+    DecodeConfig,
+    DryRunConfig,
+    EvaluateConfig,
+    IndexConfig,
+    PrepareConfig,
+    RetrievalConfig,
+    RunConfig,
+)
 from ragjax.errors import UserError
 from ragjax.evaluation import evaluate_runs, paired_interval, paired_p_value, print_evaluation, runs
 from ragjax.fields import flag_text
@@ -45,12 +53,12 @@ def test_the_help_of_train_explains_every_field_and_no_other_library(world):
     text = help_of(world, "train")
     assert "Fine-tunes a retrieval-augmented generation pipeline" in text
     words = "".join(text.split())  # lines are also broken behind hyphens
-    for field in dataclasses.fields(RunConfig):
+    for field in (*dataclasses.fields(RunConfig), *dataclasses.fields(DryRunConfig)):
         shown = f"--[no]{field.name}:" if isinstance(field.default, bool) else f"--{field.name}:"
         assert shown in words, field.name
         assert "".join(field.metadata["help"].split()) in words, field.name
     assert "<none|generator|joint|embedder|independent|two_phase|auto>" in words
-    assert set(re.findall(r"^  --(?:\[no\])?(\w+):", text, re.MULTILINE)) == fields_of(RunConfig)
+    assert set(re.findall(r"^  --(?:\[no\])?(\w+):", text, re.MULTILINE)) == fields_of(RunConfig, DryRunConfig)
 
 
 def fields_of(*configs):
