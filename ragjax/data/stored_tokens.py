@@ -43,7 +43,7 @@ class StoredTokens:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Without transactions of Python's own: each text counts by itself.
-            self._file = sqlite3.connect(self._path, _PATIENCE, isolation_level=None, check_same_thread=False)
+            self._file = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             weakref.finalize(self, self._file.close)
             self._file.execute("PRAGMA journal_mode=WAL")  # readers and one writer do not wait for each other
             self._file.execute("PRAGMA synchronous=NORMAL")  # a machine that goes down may lose the last texts
