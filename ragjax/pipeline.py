@@ -190,7 +190,7 @@ def lora_of(config: RunConfig) -> LoraConfig | None:
 
 def load_untrained_generator(config: RunConfig) -> Generator:
     """A run's generator. Weights that will be trained are float32, frozen ones have the run's dtype."""
-    lora = lora_of(config)
+    lora, arrangement = lora_of(config), arrangement_of(config)
     generator = load_generator(
         config.generator,
         config.dtype,
@@ -199,12 +199,12 @@ def load_untrained_generator(config: RunConfig) -> Generator:
         lora=lora,
         scan_layers=config.scan_layers,
         remat=config.remat,
-        arrangement=arrangement_of(config),
+        arrangement=arrangement,
     )
     # B starts at zero, so fresh adapters leave the model as it is.
     if not lora:
         return generator
-    return dataclasses.replace(generator, lora=arrangement_of(config).keep(init_lora(generator, config.seed)))
+    return dataclasses.replace(generator, lora=arrangement.keep(init_lora(generator, config.seed)))
 
 
 def build_pipeline(
@@ -247,8 +247,10 @@ def _check_search(config: RunConfig) -> None:
         raise UserError(f"--rerank_top={config.rerank_top} is less than --top_k={config.top_k}: raise it.")
 
 
-def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
-    """A run's prompts for its generator."""
+def prompt_builder(config: RunConfig, generator: Generator, stores: bool = True) -> PromptBuilder:
+    """A run's prompts for its generator. stores: passages' token ids are kept in the cache."""
+    folder = default_cache_dir() / "tokens"
+    kept = {"stored": functools.partial(StoredTokens, folder=folder, made_by=generator.source.sha256)} if stores else {}
     return PromptBuilder(
         generator.tokenizer,
         generator.eos_token_id,
@@ -256,7 +258,7 @@ def prompt_builder(config: RunConfig, generator: Generator) -> PromptBuilder:
         generator.config.max_position_embeddings,
         config.prompt,
         generator.config.vocab_size,
-        functools.partial(StoredTokens, folder=default_cache_dir() / "tokens", made_by=generator.source.sha256),
+        **kept,
     )
 
 

@@ -54,7 +54,7 @@ def held_signals() -> Generator[Hold, None, None]:
 
     def deliver(number: int) -> None:
         hold.asked = None
-        if callable(handler := before[signal.Signals(number)]):
+        if callable(handler := before[number]):
             handler(number, None)
         else:
             signal.raise_signal(number)

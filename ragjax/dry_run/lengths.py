@@ -12,16 +12,16 @@ import numpy as np
 from ragjax.config import RunConfig
 from ragjax.data.batches import QuestionLengths, round_up
 from ragjax.data.dataset import Dataset, load_dataset
-from ragjax.data.prompts import PromptBuilder
 from ragjax.data.sources.opening import find_folder
+from ragjax.pipeline import prompt_builder
 from ragjax.pretrained import Embedder, Generator
 from ragjax.training.signals import dev_questions
 from ragjax.training.signals.prompt_side import PromptLengths, measured_lengths
+from ragjax.training.signals.question_side import tried_places
 
 # Where there is nothing to measure: tokens of a question as the embedder reads it, of a prompt's instruction and
 # question, of an answer.
 _QUESTION, _FRAME, _ANSWER = 64, 96, 16
-_TRIED = 200  # questions whose prompts are measured
 
 
 class Lengths(NamedTuple):
@@ -77,18 +77,11 @@ def _assumed(config: RunConfig, window: int, per_prompt: int) -> PromptLengths:
 
 
 def _measured(config: RunConfig, dataset: Dataset, reader: Generator, per_prompt: int) -> PromptLengths:
-    prompts = PromptBuilder(
-        reader.tokenizer,
-        reader.eos_token_id,
-        config.max_passage_tokens,
-        reader.config.max_position_embeddings,
-        config.prompt,
-        reader.config.vocab_size,
-    )
+    prompts = prompt_builder(config, reader, stores=False)
     train, store = dataset.train, dataset.passages
     for question in train:
         prompts.room(question.question, per_prompt, len(prompts.answer(question.answers[0])))
-    tried = list(range(0, len(train), -(-len(train) // _TRIED)))
+    tried = tried_places(range(len(train)))
     rows = np.random.default_rng(0).integers(len(store), size=(len(tried), config.top_k))
     return measured_lengths(
         config, prompts, store, [*train, *dev_questions(config, dataset)], (tried, rows), per_prompt

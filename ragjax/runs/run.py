@@ -111,8 +111,10 @@ def _inputs(
         record = read_index_record(Path(config.index_dir))
         described["index_dir"] = {"source": record.factory, "sha256": record.sha256}
     if config.rerank:
-        likelihood = reranks_by_likelihood(config)
-        source = resolve_model(config.generator) if likelihood else find_cross_encoder(config.rerank)
+        if not reranks_by_likelihood(config):
+            source = find_cross_encoder(config.rerank)
+        else:  # hashing the generator again would read all of it
+            source = resolve_model(config.generator) if generator is None else generator.source
         described["rerank"] = {"source": source.describe(), "sha256": source.sha256}
     return described
 

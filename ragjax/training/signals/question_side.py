@@ -1,7 +1,7 @@
 """The embedder's half of every batch: question vectors, the passages they find, and the layout of the questions."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -23,6 +23,11 @@ _TRIED = 200  # training questions that say how long the passages are which a ph
 _embed_stacked = jax.jit(jax.vmap(sentence_vectors, in_axes=(None, 0, None, None)), static_argnums=0)
 
 
+def tried_places(places: Sequence[int]) -> list[int]:
+    """Some of a phase's training questions, from its first to its last."""
+    return list(places[:: -(-len(places) // _TRIED)])
+
+
 class QuestionSide:
     """What every assembler does with the questions of a batch."""
 
@@ -38,12 +43,9 @@ class QuestionSide:
 
     def tried(self) -> tuple[list[int], Int64[np.ndarray, "n K"]]:
         """Places of some training questions of the phase, and what they find before its first step, best first."""
+        places = tried_places(self._sampler.asked(self._steps).tolist())
         if self._one_pass is not None:
-            places, rows = self._one_pass.of_training()
-            stride = -(-len(places) // _TRIED)
-            return places[::stride].tolist(), rows[::stride]
-        places = self._sampler.asked(self._steps)
-        places = places[:: -(-len(places) // _TRIED)].tolist()
+            return places, self._one_pass.of_training(places)
         questions = [self._sampler.train[place].question for place in places]
         return places, self._pipeline.retrieve(questions, self._top_k).passage_rows
 
