@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ragjax.errors import UserError, reason
+from ragjax.parallel import lies_here, to_host
 from ragjax.voice import warn
 
 
@@ -62,7 +63,7 @@ class Checkpoints:
 
         Args:
           step: its number; one that exists already is left as it is.
-          trees: name -> pytree of arrays (taken to the host).
+          trees: name -> pytree of arrays, each taken to the host, or written by the processes that have its parts.
           extras: JSON-able.
 
         Raises:
@@ -71,7 +72,7 @@ class Checkpoints:
         if step in self.steps():
             return
         manager = self._manager
-        trees = {name: jax.tree.map(np.asarray, jax.device_get(tree)) for name, tree in trees.items()}
+        trees = {name: jax.tree.map(_as_written, tree) for name, tree in trees.items()}
         record = {
             "sha256": {name: tree_sha256(tree) for name, tree in trees.items()},
             "extras": dict(extras),
@@ -111,7 +112,8 @@ class Checkpoints:
 
         Args:
           templates: the trees to read, each with a pytree of its structure (arrays or `jax.ShapeDtypeStruct`), or
-            None for nested dicts as saved.
+            None for nested dicts as saved. Leaves come to the host, but for those whose template lies on devices of
+            other processes, too: these lie where it does.
 
         Raises:
           DamagedCheckpoint: it is damaged, or does not fit the templates.
@@ -120,8 +122,8 @@ class Checkpoints:
         step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{self._folder} holds no checkpoint: run ragjax.train on this run folder first.")
-        items = {name: ocp.args.StandardRestore(_empty(tree)) for name, tree in templates.items()}
         try:
+            items = {name: ocp.args.StandardRestore(self._template(step, name, templates[name])) for name in templates}
             restored = self._manager.restore(step, args=ocp.args.Composite(**items, record=ocp.args.JsonRestore()))
         except Exception as error:
             raise DamagedCheckpoint(self._folder / str(step), f"cannot be read ({reason(error)})") from error
@@ -135,6 +137,10 @@ class Checkpoints:
             if tree_sha256(tree) != restored["record"]["sha256"].get(name):
                 raise DamagedCheckpoint(self._folder / str(step), "does not have the hash that was stored with it")
         return step, trees, restored["record"]["extras"]
+
+    def _template(self, step: int, name: str, tree: Any) -> Any:
+        """Says leaf by leaf where it goes: left to itself, orbax asks for the devices that a tree was saved from."""
+        return jax.tree.map(_as_read, self._manager.item_metadata(step)[name] if tree is None else tree)
 
     def restore_newest(self, templates: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
         """`restore` of the newest checkpoint that is whole, to go on from there.
@@ -162,8 +168,12 @@ class Checkpoints:
         return self.restore(templates)  # says that there is none
 
 
-def _empty(tree: Any) -> Any:
-    return None if tree is None else jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
+def _as_written(leaf: Any) -> Any:
+    return np.asarray(jax.device_get(leaf)) if lies_here(leaf) else leaf
+
+
+def _as_read(leaf: Any) -> Any:
+    return np.empty(leaf.shape, leaf.dtype) if lies_here(leaf) else leaf
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
@@ -174,7 +184,7 @@ def tree_sha256(tree: Any) -> str:
     """A hash of a tree's names, types, shapes and values."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        leaf = np.asarray(leaf)
+        leaf = np.asarray(to_host(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(leaf.tobytes())
     return digest.hexdigest()

@@ -222,7 +222,7 @@ def build_pipeline(
     _check_search(config)
     vectors, nearest = _open_vectors(config, embedder, store, show_progress)
     index = build_index(config, vectors, nearest, store, embedder, generator)
-    retriever = Retriever(index, vectors, nested=config.ranks_by_vectors)
+    retriever = Retriever(index, vectors, nested=config.ranks_by_vectors, shared=True)
     reader = None if generator is None else Reader(generator, prompt_builder(config, generator))
     flops = encoding_flops(embedder.size, len(vectors), vectors.tokens)
     encoding = Cost(vectors.seconds, flops, vectors.tokens)

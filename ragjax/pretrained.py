@@ -30,7 +30,7 @@ from ragjax.models.decoder_config import DecoderConfig
 from ragjax.models.encoders import EncoderConfig
 from ragjax.models.lora import COLLECTION, LoraConfig, is_fresh
 from ragjax.models.mpnet import MPNet, MPNetConfig
-from ragjax.parallel import REPLICATED, Arrangement, device_count
+from ragjax.parallel import REPLICATED, Arrangement, device_count, lies_here, to_host
 from ragjax.scoring import score_answers
 from ragjax.settings import Settings
 from ragjax.voice import progress, warn
@@ -166,7 +166,7 @@ class Embedder:
         with progress(total=len(tokens), desc="encoding", unit=" texts", shown=show_progress) as bar:
             return embed_all(
                 self.module,
-                self._placed if device_count() > 1 else self.variables,
+                self._placed,
                 tokens,
                 width=self.width,
                 longest=self.max_seq_length,
@@ -176,8 +176,11 @@ class Embedder:
 
     @functools.cached_property
     def _placed(self) -> Variables:
-        """The variables on every device."""
-        return REPLICATED.place(self.variables)
+        """The variables on every device here; those of other processes are fetched, for which all have to come here."""
+        variables = self.variables
+        if not all(map(lies_here, jax.tree.leaves(variables))):
+            variables = to_host(variables)
+        return REPLICATED.place(variables) if device_count() > 1 else REPLICATED.keep(variables)
 
 
 @dataclasses.dataclass(frozen=True)

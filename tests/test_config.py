@@ -10,7 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from ragjax.config import LORA_TARGETS, PAPER_RATES, DecodeConfig, EvaluateConfig, RunConfig, SearchConfig, Strategy
+from ragjax.config import (
+    LORA_TARGETS,
+    PAPER_RATES,
+    DecodeConfig,
+    EvaluateConfig,
+    ProcessConfig,
+    RunConfig,
+    SearchConfig,
+    Strategy,
+)
 from ragjax.errors import UserError
 from ragjax.fields import differing_fields
 from ragjax.models.lora import LoraConfig
@@ -18,7 +27,7 @@ from ragjax.pretrained import load_generator
 from ragjax.training import STRATEGIES
 from tests.tiny import write_tiny_llama
 
-CONFIGS = (RunConfig, DecodeConfig, SearchConfig, EvaluateConfig)
+CONFIGS = (RunConfig, DecodeConfig, SearchConfig, EvaluateConfig, ProcessConfig)
 
 
 def test_blanks_in_a_list_name_the_same_projections():
@@ -171,3 +180,29 @@ def test_the_names_of_projections_are_those_of_the_decoder(tmp_path):
     paths, _ = jax.tree_util.tree_flatten_with_path(layers)
     found = {path[-2].key for path, _ in paths if path[-1].key == "kernel"}
     assert found == set(LORA_TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"num_processes": 2}, "--num_processes and --process_id go with --coordinator_address=HOST:PORT"),
+        ({"coordinator_address": "auto", "process_id": 0}, "--num_processes and --process_id go with"),
+        (
+            {"coordinator_address": "host0"},
+            "--coordinator_address=host0 is no HOST:PORT such as host:8476",
+        ),
+        ({"coordinator_address": ":8476"}, "--coordinator_address=:8476 is no HOST:PORT"),
+        ({"coordinator_address": "host0:http"}, "--coordinator_address=host0:http is no HOST:PORT"),
+        ({"coordinator_address": "h:1", "num_processes": 2}, "needs --num_processes and --process_id, too."),
+        (
+            {"coordinator_address": "h:1", "num_processes": 2, "process_id": 2},
+            "--process_id=2 is not one of 2 processes: give 0 to 1.",
+        ),
+    ],
+)
+def test_flags_of_several_processes_go_together(values, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        ProcessConfig(**values)
+    ProcessConfig()
+    ProcessConfig(coordinator_address="auto")
+    ProcessConfig(coordinator_address="[::1]:8476", num_processes=2, process_id=1)

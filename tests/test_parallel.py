@@ -72,8 +72,27 @@ def test_groups_come_before_micro_batches_and_nothing_becomes_zeros():
 
 
 def test_one_tree_for_each_group():
-    stacked = stack_groups([{"a": np.full((2, 3), 1.5, np.float32)}, {"a": np.full((2, 3), 2.5, np.float32)}], 3)
-    np.testing.assert_array_equal(stacked["a"], np.stack([np.full((2, 3), value) for value in (1.5, 2.5, 0.0)]))
+    stacked = stack_groups({2: {"a": np.full((2, 3), 1.5, np.float32)}, 0: {"a": np.full((2, 3), 2.5, np.float32)}}, 3)
+    np.testing.assert_array_equal(stacked["a"], np.stack([np.full((2, 3), value) for value in (2.5, 0.0, 1.5)]))
+
+
+@pytest.mark.parametrize(
+    ("own", "numbers"),
+    [((1,), [[[0, 0], [0, 0]], [[14, -1], [0, 0]]]), ((0,), [[[10, 11], [12, 13]], [[0, 0], [0, 0]]])],
+)
+def test_a_process_makes_the_batches_of_its_own_groups(own, numbers):
+    layout = dataclasses.replace(Layout(2, 2, 2), own=own)
+    made = []
+
+    def counted(items):
+        made.append(items)
+        return make(2)(items)
+
+    np.testing.assert_array_equal(layout.stack([10, 11, 12, 13, 14], counted).numbers, numbers)
+    assert made == ([[14]] if own == (1,) else [[10, 11], [12, 13]])
+    # One that has none of the questions still gives its devices something of the right shape.
+    assert layout.cut(2).own == own
+    assert layout.stack([10], counted).numbers.shape == (2, 2, 2)
 
 
 def test_copies_stand_behind_their_group_and_come_back_in_the_order_of_the_items():
@@ -197,8 +216,6 @@ def one_of_two(monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        lambda: train(RunConfig()),
-        lambda: train(RunConfig(strategy="none", run_dir="mine")),
         lambda: search_rates(RunConfig(), SearchConfig()),
         lambda: evaluate_runs(EvaluateConfig(), {}),
         lambda: export_run("run", "out"),
@@ -209,7 +226,19 @@ def test_one_of_several_processes_is_refused_before_anything_else(one_of_two, mo
     with pytest.raises(UserError) as caught:
         command()
     assert str(caught.value) == (
-        "ragjax runs in one process, and this is one of 2: start it once, on one host; it uses all devices there."
+        "only ragjax.train runs in several processes, and this is one of 2: start it once, on one host; it uses all "
+        "devices there."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_have_a_mesh(one_of_two, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        train(RunConfig(run_dir="mine"))
+    assert str(caught.value) == (
+        "--parallelism=pmap is for the devices of one process: give --parallelism=mesh, and --mesh=data:1 where the "
+        "weights fit on each device."
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -73,6 +73,19 @@ def end_of(body: Callable[[], None], flags: Callable[[], Mapping[str, Any]], res
         _give_up_unwritable()
 
 
+def leave(code: int) -> None:
+    """Tells the other processes of a run that this one ends; where it ends badly, at once.
+
+    JAX would wait for the others at the exit, and they for this one.
+    """
+    if (parallel := sys.modules.get("ragjax.parallel")) and parallel.process_count() > 1:
+        if code == 0:
+            parallel.part()
+        else:
+            parallel.leave()
+            os._exit(code)
+
+
 def take_signals() -> None:
     """Makes SIGTERM end a command as Ctrl-C does, and a second Ctrl-C end it at once.
 
@@ -148,6 +161,8 @@ def _sentence(error: Exception, flags: Callable[[], Mapping[str, Any]]) -> str:
             return f"{each.filename} could not be opened ({each.strerror}): check its permissions."
         if isinstance(each, ImportError) and not (each.name or "ragjax").startswith("ragjax"):
             return f"a package that ragjax needs cannot be used ({reason(each)}): install ragjax anew."
+    if parallel := sys.modules.get("ragjax.parallel"):
+        parallel.wait_for_word()
     return _platform_sentence() or _bug_sentence(error)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from ragjax.commands.ends import end_of, take_signals
+from ragjax.commands.ends import end_of, leave, take_signals
 from ragjax.errors import UserError
 from ragjax.fields import Checked, flag_text
 from ragjax.version import __version__
@@ -88,7 +88,10 @@ def run_command(main: Callable[[Sequence[str]], None], resumes: bool = True, tra
         else:
             app.run(guarded, flags_parser=_parse)
 
-    sys.exit(end_of(body, FLAGS.flag_values_dict, resumes))
+    code = end_of(body, FLAGS.flag_values_dict, resumes)
+    if trains:
+        leave(code)
+    sys.exit(code)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

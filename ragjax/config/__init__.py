@@ -1,8 +1,8 @@
 """Configurations: frozen dataclasses, whose fields are also the commands' flags.
 
 RunConfig (with DecodeConfig, RetrievalConfig), and what its fields may hold    run.py
-SearchConfig, CompareConfig, DryRunConfig, EvaluateConfig, IndexConfig,
-PrepareConfig                                                                   commands.py
+SearchConfig, CompareConfig, DryRunConfig, ProcessConfig, EvaluateConfig,
+IndexConfig, PrepareConfig                                                      commands.py
 """
 
 from ragjax.config.commands import (
@@ -16,6 +16,7 @@ from ragjax.config.commands import (
     EvaluateConfig,
     IndexConfig,
     PrepareConfig,
+    ProcessConfig,
     SearchConfig,
 )
 from ragjax.config.run import (
@@ -58,6 +59,7 @@ __all__ = [
     "PAPER_RATES",
     "PARALLELISM",
     "PrepareConfig",
+    "ProcessConfig",
     "QUANTIZE",
     "REMAT",
     "RETRIEVERS",

@@ -102,6 +102,42 @@ class DryRunConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class ProcessConfig(Checked):
+    """Which of several processes this is, on one host or on many."""
+
+    coordinator_address: str = field(
+        "",
+        "HOST:PORT of the first of several processes, any free port of its host, or auto where the cluster says it "
+        "(Slurm, GKE, TPU VMs). Each process gets the same flags but for --process_id. Left out: one process.",
+    )
+    num_processes: int | None = field(None, "With --coordinator_address: how many processes.", kind=int, minimum=1)
+    process_id: int | None = field(
+        None,
+        "With --coordinator_address: which of them this is, from 0, the one that prints.",
+        kind=int,
+        minimum=0,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        host, _, port = self.coordinator_address.rpartition(":")
+        count, number = self.num_processes, self.process_id
+        if self.coordinator_address in ("", "auto"):
+            if count is not None or number is not None:
+                raise UserError(
+                    "--num_processes and --process_id go with --coordinator_address=HOST:PORT, the first process's."
+                )
+        elif not host or not port.isdecimal():
+            raise UserError(
+                f"--coordinator_address={self.coordinator_address} is no HOST:PORT such as host:8476: give one or auto."
+            )
+        elif count is None or number is None:
+            raise UserError("--coordinator_address=HOST:PORT needs --num_processes and --process_id, too.")
+        elif number >= count:
+            raise UserError(f"--process_id={number} is not one of {count} processes: give 0 to {count - 1}.")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig(Checked):
     """What is evaluated on which questions, besides the overrides of the run's DecodeConfig."""
 

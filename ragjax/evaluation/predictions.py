@@ -22,6 +22,7 @@ from ragjax.evaluation.generations import CachedGenerations
 from ragjax.evaluation.report import METRICS, RANKS
 from ragjax.files import append_line, read_json, read_json_lines, read_whole_lines, write_atomic, write_json
 from ragjax.generation import Decoded, Prepared, question_seeds
+from ragjax.parallel import wait_for_all
 from ragjax.pipeline import Pipeline, probabilities
 from ragjax.retrieval import Retrieval, read_index_record
 from ragjax.voice import progress
@@ -78,6 +79,7 @@ def evaluate(
     # An empty cache of generations is false, too.
     source = generations if generations is not None or config.decode == "none" else pipeline.generator.prepared()
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in plan.batches])
+    wait_for_all("predictions are read")
     records: dict[int, dict[str, Any]] = {}
     cost = plan.cost
     for number, batch in enumerate(progress(plan.batches, desc=f"answering ({path.stem})", unit="batch")):

@@ -19,6 +19,7 @@ from ragjax.errors import DivergedError, UserError
 from ragjax.generation import beam_search
 from ragjax.generation.beam_search import Rule
 from ragjax.models.decoder import Decoder, Prompts, for_decoding
+from ragjax.parallel import to_host
 
 # Between the seeds of two --sample_seed, so that their questions' draws are not the same ones in another order.
 _SEED_STEP = 1_000_003
@@ -266,7 +267,7 @@ def _found(
     state = beam_search.begin(*model.steps, batch.last, log_weights, is_asked, seeds, rule)
     until = rule.max_new_tokens + 1
     state = beam_search.advance(*model.steps, batch.prompts, log_weights, seeds, state, until, rule)
-    tokens, lengths, scores = map(np.asarray, (state.ended_tokens, state.ended_lengths, state.ended_scores))
+    tokens, lengths, scores = to_host((state.ended_tokens, state.ended_lengths, state.ended_scores))
     _refuse_diverged(scores[is_asked])
     return [
         [
@@ -295,4 +296,4 @@ def _rescored(
     longest = max(len(ids) for answers in ended for ids in answers)
     padded = [pad_tokens(answers, most, round_up(longest, 8)) for answers in ended]
     tokens, lengths = (np.stack(parts) for parts in zip(*padded, strict=True))
-    return np.asarray(beam_search.score_continuations(*model.steps, batch.last, batch.prompts, tokens, lengths))
+    return to_host(beam_search.score_continuations(*model.steps, batch.last, batch.prompts, tokens, lengths))

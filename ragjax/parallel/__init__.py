@@ -2,16 +2,21 @@
 
 No other room counts devices or names an axis.
 
-arrange                   --parallelism and --mesh -> the arrangement of this process's devices
+arrange                   --parallelism and --mesh -> the arrangement of the devices
 Arrangement, Reducer      what it promises; what a step is written against          arrangement.py
 Replicated, REPLICATED    all weights on each device: jax.pmap; on all of them      replicated.py
 Sharded, make_mesh        weights shared out over a mesh: jax.jit                   sharded.py
 Layout, stack_...         questions -> groups and micro-batches, on the host        layout.py
 device_count, ...         this process's devices, and arrays with a share on each   devices.py
+share_out, to_host, ...   what several processes do together                        processes.py
+join_processes, ...       joining them, and hearing of it when one is lost          joining.py
 """
 
 from collections.abc import Mapping
 
+import jax
+
+from ragjax.errors import UserError
 from ragjax.parallel.arrangement import ONE_DEVICE, Arrangement, Reducer
 from ragjax.parallel.devices import (
     check_platform,
@@ -21,9 +26,20 @@ from ragjax.parallel.devices import (
     map_shares,
     place_shares,
     pretend_devices,
-    refuse_several_processes,
 )
+from ragjax.parallel.joining import join_processes, leave, part, wait_for_word
 from ragjax.parallel.layout import Layout, idle_groups, join_copies, layout_of, stack_copies, stack_groups
+from ragjax.parallel.processes import (
+    all_device_count,
+    largest_of_all,
+    lies_here,
+    process_count,
+    refuse_several_processes,
+    same_for_all,
+    share_out,
+    to_host,
+    wait_for_all,
+)
 from ragjax.parallel.replicated import REPLICATED, Replicated
 from ragjax.parallel.sharded import FETCHED, Rules, Sharded, layer_fetcher, make_mesh
 
@@ -36,6 +52,7 @@ __all__ = [
     "Reducer",
     "Replicated",
     "Sharded",
+    "all_device_count",
     "arrange",
     "check_platform",
     "device_count",
@@ -43,20 +60,31 @@ __all__ = [
     "free_device_bytes",
     "idle_groups",
     "join_copies",
+    "join_processes",
+    "largest_of_all",
     "layer_fetcher",
     "layout_of",
+    "leave",
+    "lies_here",
     "make_mesh",
     "map_shares",
+    "part",
     "place_shares",
     "pretend_devices",
+    "process_count",
     "refuse_several_processes",
+    "same_for_all",
+    "share_out",
     "stack_copies",
     "stack_groups",
+    "to_host",
+    "wait_for_all",
+    "wait_for_word",
 ]
 
 
 def arrange(parallelism: str, sizes: Mapping[str, int], rules: Rules) -> Arrangement:
-    """The arrangement of this process's devices.
+    """The arrangement of the devices, of all processes where there are several.
 
     Args:
       parallelism: "pmap" or "mesh".
@@ -64,8 +92,13 @@ def arrange(parallelism: str, sizes: Mapping[str, int], rules: Rules) -> Arrange
       rules: how weights are shared out on a mesh.
 
     Raises:
-      UserError: the mesh is of another number of devices.
+      UserError: the mesh is of another number of devices, or several processes have none.
     """
-    if parallelism == "pmap":
-        return REPLICATED
-    return Sharded(make_mesh(sizes or {"fsdp": device_count()}), rules)
+    if parallelism == "mesh":
+        return Sharded(make_mesh(sizes or {"fsdp": all_device_count()}), rules)
+    if jax.process_count() > 1:
+        raise UserError(
+            f"--parallelism={parallelism} is for the devices of one process: give --parallelism=mesh, and "
+            f"--mesh=data:{all_device_count()} where the weights fit on each device."
+        )
+    return REPLICATED

@@ -12,15 +12,6 @@ from ragjax.errors import UserError, reason
 _AXIS = "devices"
 
 
-def refuse_several_processes() -> None:
-    """Raises UserError where this process is one of several that JAX has joined."""
-    if (count := jax.process_count()) > 1:
-        raise UserError(
-            f"ragjax runs in one process, and this is one of {count}: start it once, on one host; it uses all devices "
-            "there."
-        )
-
-
 def device_count() -> int:
     """Of this process."""
     return jax.local_device_count()
@@ -66,8 +57,8 @@ def pretend_devices(count: int) -> None:
 
 
 def device_kinds() -> list[str]:
-    """What the devices are."""
-    return [str(device.device_kind) for device in jax.local_devices()]
+    """What the devices are, of all processes."""
+    return [str(device.device_kind) for device in jax.devices()]
 
 
 # ---- shares ------------------------------------------------------------------------------------------------

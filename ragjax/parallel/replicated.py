@@ -28,6 +28,11 @@ class Replicated:
     def groups(self) -> int:
         return jax.local_device_count() if self.devices is None else len(self.devices)
 
+    @property
+    def _mapped(self) -> Sequence[jax.Device]:
+        """Said to pmap, which would else take the devices of all processes."""
+        return self.devices or jax.local_devices()
+
     def layout(self, batch_size: int, micro_batches: int) -> Layout:
         return layout_of(batch_size, micro_batches, self.groups)
 
@@ -42,7 +47,7 @@ class Replicated:
         return jax.device_put(read((slice(None),) * len(shape)))
 
     def place(self, tree: Any, *, donated: bool = False) -> Any:
-        mesh = Mesh(np.asarray(self.devices or jax.local_devices()), (_AXIS,))
+        mesh = Mesh(np.asarray(self._mapped), (_AXIS,))
         placed = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
         return copied(placed) if donated else placed
 
@@ -65,12 +70,12 @@ class Replicated:
             in_axes=(None, None, 0),
             out_axes=(None, None),
             donate_argnums=(0,),
-            devices=self.devices,
+            devices=self._mapped,
         )
 
     def compile_sums(self, make_step: MakeStep) -> Callable:
         step = make_step(_SUMMED)
-        return jax.pmap(step, axis_name=_AXIS, in_axes=(None, None, 0), out_axes=None, devices=self.devices)
+        return jax.pmap(step, axis_name=_AXIS, in_axes=(None, None, 0), out_axes=None, devices=self._mapped)
 
     def compile_map(self, function: Callable) -> Callable:
         return self._map(function)
@@ -79,7 +84,7 @@ class Replicated:
         return self._map(function).lower(placed, x)
 
     def _map(self, function: Callable) -> Any:
-        return jax.pmap(function, axis_name=_AXIS, in_axes=(None, 0), devices=self.devices)
+        return jax.pmap(function, axis_name=_AXIS, in_axes=(None, 0), devices=self._mapped)
 
 
 # On all devices here.

@@ -30,6 +30,7 @@ from ragjax.errors import UserError
 from ragjax.meshes import AXES, DATA, FSDP, TENSOR, mesh_text
 from ragjax.parallel.arrangement import Index, MakeStep, Reducer, copied
 from ragjax.parallel.layout import Layout, layout_of
+from ragjax.parallel.processes import lies_here
 
 # The path of a leaf -> the axis of the mesh that shares out each of its last dimensions, or None.
 Rules = Callable[[str], Sequence[str | None]]
@@ -59,12 +60,12 @@ def _layers_fetch(fetch: Callable[[Any], Any]) -> Generator[None]:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the devices (the local ones by default) with these sizes of its axes, 1 where one is left out.
+    """A mesh of the devices (those of all processes by default) with these sizes of its axes, 1 where one is left out.
 
     Raises:
       UserError: the product of the sizes is not the number of devices.
     """
-    devices = jax.local_devices() if devices is None else devices
+    devices = jax.devices() if devices is None else devices
     shape = [sizes.get(name, 1) for name in AXES]
     if (product := int(np.prod(shape))) != len(devices):
         raise UserError(
@@ -87,7 +88,14 @@ class Sharded:
         return self.mesh.shape[DATA] * self.mesh.shape[FSDP]
 
     def layout(self, batch_size: int, micro_batches: int) -> Layout:
-        return layout_of(batch_size, micro_batches, self.groups)
+        return layout_of(batch_size, micro_batches, self.groups, self._own_groups)
+
+    @functools.cached_property
+    def _own_groups(self) -> tuple[int, ...] | None:
+        """Those with a device of this process; None: all."""
+        mine = jax.process_index()
+        has_mine = [any(d.process_index == mine for d in those) for those in self.mesh.devices.reshape(self.groups, -1)]
+        return None if all(has_mine) else tuple(np.flatnonzero(has_mine).tolist())
 
     # --- placing
 
@@ -133,7 +141,7 @@ class Sharded:
         return jax.make_array_from_callback(tuple(shape), self.sharding(path, shape), part)
 
     def place(self, tree: Any, *, donated: bool = False) -> Any:
-        placed = jax.device_put(tree, self._shardings(tree))
+        placed = _put(tree, self._shardings(tree))
         return copied(placed) if donated else placed
 
     def _shardings(self, tree: Any) -> Any:
@@ -221,7 +229,8 @@ class Sharded:
     def place_batch(self, batch: Any, behind: int) -> Any:
         """Each group's part of a host's batch [groups, ...] on its devices, the axis of groups behind `behind` more."""
         moved = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, behind), batch)
-        return jax.device_put(moved, self._batch_sharding(behind))
+        sharding = self._batch_sharding(behind)
+        return _put(moved, jax.tree.map(lambda _: sharding, moved))
 
     def _lying(self, tree: Any) -> Any:
         """Shapes of a tree's leaves, with how `place` would put them."""
@@ -239,6 +248,19 @@ class Sharded:
 
     def _batch_sharding(self, behind: int) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*[None] * behind, _GROUPS))
+
+
+def _put(tree: Any, shardings: Any) -> Any:
+    """`jax.device_put`; where devices of other processes take part, each gives its own what it has of a leaf."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if not lies_here(leaf):
+            return jax.device_put(leaf, sharding)
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    # jax.device_put would send every leaf to all processes, to see that they have the same.
+    return jax.device_put(tree, shardings) if jax.process_count() == 1 else jax.tree.map(put, tree, shardings)
 
 
 def _shaped(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64
 
 from ragjax.costs import Cost
 from ragjax.errors import DivergedError, UserError
+from ragjax.parallel import process_count, share_out
 from ragjax.retrieval.vectors import VectorStore, best_first
 
 
@@ -61,6 +62,8 @@ class Retriever:
     vectors: VectorStore
     # Whether the k best are the first k of more: not where an index ranks by something else than the vectors.
     nested: bool = True
+    # Whether processes share out the questions, each of which gets all; not where an index asks, for its own part.
+    shared: bool = False
 
     def retrieve(self, queries: Queries, k: int) -> Retrieval:
         """The k best passages that the index proposes, by inner product; of equal scores the lower row comes first.
@@ -72,17 +75,34 @@ class Retriever:
           ValueError: the vectors have another shape; the index proposes fewer than k passages, or one twice.
         """
         vectors = self._checked(queries, k)
-        found = self.index.search(Queries(queries.texts, vectors), k)
+        if not self.shared or process_count() == 1:
+            return Retrieval(*self._search(Queries(queries.texts, vectors), k))
+        began, count = time.perf_counter(), len(vectors)
+
+        def part(chosen: slice) -> tuple[np.ndarray, ...]:
+            rows, scores, cost = self._search(Queries(queries.texts[chosen], vectors[chosen]), k)
+            work = np.array([cost.flops, cost.tokens]) / max(len(rows), 1)
+            return rows, scores, np.tile(work, (len(rows), 1))
+
+        rows, scores, work = share_out(part, count)
+        flops, tokens = work.sum(axis=0).tolist()
+        return Retrieval(rows, scores, Cost(time.perf_counter() - began, flops, round(tokens)))
+
+    def _search(self, queries: Queries, k: int) -> tuple[Int64[np.ndarray, "B k"], Float32[np.ndarray, "B k"], Cost]:
+        """Passage rows and their scores, best first, of questions that may be none."""
+        count = len(queries.texts)
+        passage_rows, scores = np.empty((count, k), np.int64), np.empty((count, k), np.float32)
+        if not count:
+            return passage_rows, scores, Cost()
+        found = self.index.search(queries, k)
         began = time.perf_counter()
         if found.passage_rows.shape[1] < k:
             raise ValueError(f"the index proposed {found.passage_rows.shape[1]} passages where {k} were asked for")
-        passage_rows = np.empty((len(vectors), k), np.int64)
-        scores = np.empty((len(vectors), k), np.float32)
-        for place, (query, proposed) in enumerate(zip(vectors, found.passage_rows, strict=True)):
+        for place, (query, proposed) in enumerate(zip(queries.vectors, found.passage_rows, strict=True)):
             passage_rows[place], scores[place] = best_first(query, proposed, self.vectors.vectors_of(proposed), k)
         if (np.diff(passage_rows, axis=1) == 0).any():  # equal rows have equal scores, so they are neighbours
             raise ValueError("the index proposed a passage twice, which would count double in p(z|x)")
-        return Retrieval(passage_rows, scores, found.cost + Cost(time.perf_counter() - began))
+        return passage_rows, scores, found.cost + Cost(time.perf_counter() - began)
 
     def retrieve_each(self, queries: Queries, counts: Iterable[int]) -> dict[int, Retrieval]:
         """What `retrieve` finds for each k of `counts`, the largest first; one search, whose cost is the first's, where

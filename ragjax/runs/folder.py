@@ -18,6 +18,8 @@ comparison.json, its report, cells/ (run folders) and searches/. No other module
 
 import contextlib
 import dataclasses
+import secrets
+import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,14 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.errors import UserError, reason
 from ragjax.fields import Checked, differing_fields, flag_text, recorded_value
-from ragjax.files import read_json_object, take_lock, write_json
+from ragjax.files import read_json_object, take_lock, write_atomic, write_json
+from ragjax.parallel import largest_of_all, process_count, wait_for_all
 from ragjax.paths import expanded
 from ragjax.runs.summary import Summary
 from ragjax.voice import is_first
 
+# Seconds, at most, until all hosts see what one of them has written.
+_SEEN_AFTER = 20.0
 # Flags that may differ where a run goes on: what it is computed on, which changes results by rounding alone, and how
 # often its state is saved and how many times.
 _FREE = ("parallelism", "mesh", "checkpoint_every", "keep_checkpoints")
@@ -158,6 +163,25 @@ class RunFolder:
                 lock.fileno(), f"Another process is working on {self.path}: wait for it or choose another --run_dir."
             )
             yield
+
+    def check_shared(self) -> None:
+        """Raises UserError where the folder is not the same one for all processes. All of them come here."""
+        if process_count() == 1:
+            return
+        mark, token = self.path / ".processes", str(largest_of_all(secrets.randbits(30)))
+        write_atomic(mark, token)
+        wait_for_all("the mark is written")
+        until = time.monotonic() + _SEEN_AFTER
+        while not (seen := mark.is_file() and mark.read_text(encoding="utf-8") == token) and time.monotonic() < until:
+            time.sleep(0.2)
+        is_missing = largest_of_all(not seen)  # somewhere, so that all end alike
+        if is_first():
+            mark.unlink()
+        if is_missing:
+            raise UserError(
+                f"--run_dir={self.path} is not the same folder for all processes: choose one on a file system that all "
+                "hosts share."
+            )
 
     def begin(
         self,

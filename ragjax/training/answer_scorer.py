@@ -8,7 +8,7 @@ import numpy as np
 
 from ragjax.arrays import Ids, Variables
 from ragjax.data.batches import Placed, Shape, make_rows, pack, round_up, sequence_lengths, usual_length
-from ragjax.parallel import Arrangement, stack_groups
+from ragjax.parallel import Arrangement, stack_groups, to_host
 from ragjax.pretrained import Generator
 from ragjax.scoring import score_answers
 
@@ -93,7 +93,7 @@ class AnswerScorer:
             make_rows([[prompts[i]] for i in pairs], [answers[i] for i in pairs], pairs, call.shape, size, places)
             for pairs, places in zip(call.groups, call.places, strict=True)
         ]
-        scores = np.asarray(self._score(variables, stack_groups(batches, self._groups)))
+        scores = to_host(self._score(variables, stack_groups(dict(enumerate(batches)), self._groups)))
         for pairs, own in zip(call.groups, scores, strict=False):  # groups without pairs stand last
             for i, score in zip(pairs, own, strict=False):  # and so do places without a pair
                 values[i] = score[: len(answers[i])]

@@ -20,9 +20,10 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger
 from ragjax.errors import DivergedError
+from ragjax.parallel import largest_of_all, part, to_host
 from ragjax.pipeline import trained_collection
 from ragjax.runs import Run
-from ragjax.stopping import held_signals
+from ragjax.stopping import Hold, held_signals
 from ragjax.training.dev import DevMeter
 from ragjax.training.kept import Kept, criterion, finds_less, is_better
 from ragjax.training.objectives import Objective, merge
@@ -91,13 +92,15 @@ def train_phase(run: Run, phase: Phase, stop_at: int | None = None, measure_ever
         with progress(total=trainer.steps, initial=trainer.step, desc=phase.name, unit="step") as bar:
             while trainer.step < end:
                 with held_signals() as hold:  # left early only for a signal's handler, which may return
-                    while trainer.step < end and hold.asked is None:
+                    while trainer.step < end and not _is_asked(hold):
                         line, seconds, tokens = trainer.advance()
                         shown |= {short: f"{line[name]:.3g}" for name, short in _BAR.items() if name in line}
                         shown |= {"tokens_per_s": f"{tokens / seconds:.0f}"}
                         bar.set_postfix(shown, refresh=False)
                         bar.update()
                     trainer.save()
+                    if hold.asked is not None:
+                        part()
     return trainer.result()
 
 
@@ -212,7 +215,7 @@ class Trainer:
     def result(self) -> PhaseResult:
         """What the phase has made so far: the best state, or the one as it is."""
         if self._best is None or self._kept is None or self._kept.step == self.step:
-            step, trained = self.step, jax.device_get(self.state.trainable)
+            step, trained = self.step, to_host(self.state.trainable)
         else:
             step, trees, _ = self._best.restore({"trainable": self.state.trainable}, self._kept.step)
             trained = trees["trainable"]
@@ -261,6 +264,12 @@ class Trainer:
             "watch": self._watch.as_dict(),
         }
         self._checkpoints.save(self.step, trees, extras)
+
+
+def _is_asked(hold: Hold) -> bool:
+    """Whether a signal has come to any of the processes, which then all end after the same step."""
+    hold.asked = largest_of_all(hold.asked or 0) or None
+    return hold.asked is not None
 
 
 def split_trainable(models: Models, phase: Phase) -> tuple[ModelVariables, ModelVariables]:

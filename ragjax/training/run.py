@@ -5,6 +5,7 @@ whose result is there.
 """
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -31,7 +32,7 @@ from ragjax.evaluation import (
 )
 from ragjax.fields import Checked
 from ragjax.generation import check_decoding
-from ragjax.parallel import device_kinds, idle_groups, refuse_several_processes
+from ragjax.parallel import device_kinds, idle_groups, process_count, same_for_all
 from ragjax.pipeline import arrangement_of
 from ragjax.reporting import write_run_report
 from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, prepare
@@ -41,7 +42,7 @@ from ragjax.training.reuse import adopt, source_run
 from ragjax.training.signals import check_prompts, dev_questions, prompt_passages
 from ragjax.training.strategies import STRATEGIES, Phase, choose_strategy, needs_generator, phases_of, unread_flags
 from ragjax.version import __version__
-from ragjax.voice import say, warn
+from ragjax.voice import is_first, say, warn
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "faiss-cpu", "numpy")
 
@@ -53,7 +54,7 @@ def train(config: RunConfig) -> Summary:
       config: `run_dir` may be empty for runs/STRATEGY.
 
     Raises:
-      UserError: bad input, a run folder that belongs to another configuration, or one of several processes.
+      UserError: bad input, or a run folder that belongs to another configuration.
     """
     return train_run(config)[0]
 
@@ -63,7 +64,7 @@ def train_run(config: RunConfig) -> tuple[Summary, Run | None]:
     summary, run = complete(config)
     files = RunFolder(Path(config.folder))
     _print_summary(files, summary)
-    if not files.report_file.exists():
+    if is_first() and not files.report_file.exists():
         _write_report(files)
     return summary, run
 
@@ -78,13 +79,16 @@ def complete(config: RunConfig, prepared: Run | None = None) -> tuple[Summary, R
     Raises:
       UserError: as `train`.
     """
-    refuse_several_processes()
     config = dataclasses.replace(config, run_dir=config.folder)
     strategy, dataset = settle_strategy(config)
     phases = phases_of(dataclasses.replace(config, strategy=strategy))
     check_decoding(config)
+    if process_count() > 1:
+        arrangement_of(config)  # which refuses what is for one
     files = RunFolder(Path(config.run_dir))
     with files.held():
+        files.check_shared()
+        _check_same("flags", dataclasses.asdict(config))
         files.check_flags(config)
         if summary := files.read_summary():
             return summary, None
@@ -98,9 +102,20 @@ def complete(config: RunConfig, prepared: Run | None = None) -> tuple[Summary, R
             warn_of_unread_flags(strategy, [phase for phase in phases if not source_run(config, phase)], config)
             warn_of_repeated_questions(dataset, phases)
             generates = needs_generator(phases, answers=config.decode != "none")
-            run = prepare(config, dataset, check=files.check_inputs, announced=INPUTS, with_generator=generates)
+
+            def check(inputs: Mapping[str, Mapping[str, str]]) -> None:
+                files.check_inputs(inputs)
+                _check_same("models and data", {name: each["sha256"] for name, each in inputs.items()})
+
+            run = prepare(config, dataset, check=check, announced=INPUTS, with_generator=generates)
         check_lengths(run, phases, evaluated_questions(run))
         return run_phases(run, phases)
+
+
+def _check_same(what: str, values: Mapping[str, Any]) -> None:
+    """Raises UserError where not all processes have the same."""
+    if not same_for_all(json.dumps(values, sort_keys=True)):
+        raise UserError(f"the processes do not have the same {what}: give all of them the same.")
 
 
 def settle_strategy(config: RunConfig) -> tuple[str, Dataset | None]:

@@ -12,6 +12,7 @@ from ragjax.costs import Cost, Ledger, forward_flops
 from ragjax.data.batches import pad_tokens, round_up
 from ragjax.embedding import embed
 from ragjax.models.encoders import sentence_vectors
+from ragjax.parallel import to_host
 from ragjax.retrieval import Queries, Retrieval
 from ragjax.runs import Run
 from ragjax.training.sampling import QuestionBatch, Sampler, total_steps
@@ -53,7 +54,7 @@ class QuestionSide:
         """[b, E] from the embedder's given variables."""
         padded, lengths = pad_tokens(batch.tokens, self._batch_size, self.question_length)
         found = embed(self._pipeline.embedder.module, variables["embedder"], padded, lengths)
-        return np.asarray(found)[: len(batch.questions)]
+        return to_host(found)[: len(batch.questions)]
 
     def stacked_vectors(self, batch: QuestionBatch, variables: ModelVariables) -> np.ndarray:
         """[copies * b, E] from stacked variables [copies, ...], copy by copy."""
