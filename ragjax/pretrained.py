@@ -286,9 +286,12 @@ class Generator:
         )
         return [answer.tokens for answer in answers]
 
-    def prepared(self) -> Prepared:
-        """What decodes answers; on CPU it holds a copy of the layers, so let it go when you have them."""
-        return prepare(self)
+    def prepared(self, arrangement: Arrangement | None = None) -> Prepared:
+        """What decodes answers; on CPU it holds a copy of the layers, so let it go when you have them.
+
+        arrangement: of the devices that share the questions out; None: the weights are used where they lie.
+        """
+        return prepare(self, arrangement)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokenizer's default prefix and the prompt, whose special-token strings are plain text."""

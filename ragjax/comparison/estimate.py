@@ -20,7 +20,7 @@ from ragjax.comparison.matrix import Planned
 from ragjax.config import RunConfig
 from ragjax.data.dataset import Dataset
 from ragjax.data.questions import Passage, Question
-from ragjax.pipeline import prompt_builder, trained_collection
+from ragjax.pipeline import arrangement_of, prompt_builder, trained_collection
 from ragjax.pretrained import Embedder, Generator
 from ragjax.training.loop import measured_every
 from ragjax.training.reuse import source_run
@@ -156,7 +156,8 @@ def _answering_seconds(
         for question in questions
     ]
     weights = np.full((len(questions), len(groups)), -math.log(len(groups)))
-    return _seconds(lambda: own.decode_answers(prompts, weights, config, len(questions))) / len(questions)
+    seconds = _seconds(lambda: own.decode_answers(prompts, weights, config, len(questions)))
+    return seconds / len(questions) / arrangement_of(config).copies
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -157,7 +157,7 @@ class EvaluateConfig(Checked):
         "", "File of questions to answer instead of a split (.jsonl or .jsonl.gz, as in a data folder).", path=True
     )
     eval_limit: int = field(0, "Answer the first N questions; 0: all.", minimum=0)
-    eval_batch_size: int = field(8, "Questions decoded at once.", minimum=1)
+    eval_batch_size: int = field(8, "Questions decoded at once, on each device that has all weights.", minimum=1)
     top_k: tuple[int, ...] = field(
         (),
         "Passages per question. Several numbers, separated by commas, are evaluated one after another. "

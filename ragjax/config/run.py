@@ -245,7 +245,7 @@ class RunConfig(DecodeConfig, RetrievalConfig):
     seed: int = field(0, "Seed of the order of questions, the adapters' initial values and dropout.", minimum=0)
     eval_split: str = field("test", "Split that is evaluated before and after training.", choices=("test", "dev"))
     eval_limit: int = field(0, "Evaluate the first N questions of the split; 0: all.", minimum=0)
-    eval_batch_size: int = field(8, "Questions decoded at once.", minimum=1)
+    eval_batch_size: int = field(8, "Questions decoded at once, on each device that has all weights.", minimum=1)
     keep: str = field(
         "best",
         "State that a phase ends with: the best on the dev questions, which may be the initial one, or the last.",

@@ -12,19 +12,20 @@ import numpy as np
 from ragjax.config import DecodeConfig
 from ragjax.files import KeyedRecords
 from ragjax.generation import Decoded, Prepared
+from ragjax.parallel import Arrangement
 from ragjax.pretrained import Generator
 
 
 class CachedGenerations:
     """Stands in for what `Generator.prepared` gives."""
 
-    def __init__(self, generator: Generator, path: Path):
-        """path: the file that answers are kept in (.jsonl)."""
-        self._generator, self._records = generator, KeyedRecords(path)
+    def __init__(self, generator: Generator, arrangement: Arrangement, path: Path):
+        """arrangement: of the devices that share questions out. path: the file that answers are kept in (.jsonl)."""
+        self._generator, self._arrangement, self._records = generator, arrangement, KeyedRecords(path)
 
     @functools.cached_property
     def _source(self) -> Prepared:
-        return self._generator.prepared()
+        return self._generator.prepared(self._arrangement)
 
     def __len__(self) -> int:
         """Answers that were decoded so far."""

@@ -23,7 +23,7 @@ from ragjax.evaluation.report import METRICS, RANKS
 from ragjax.files import append_line, read_json, read_json_lines, read_whole_lines, write_atomic, write_json
 from ragjax.generation import Decoded, Prepared, question_seeds
 from ragjax.parallel import wait_for_all
-from ragjax.pipeline import Pipeline, probabilities
+from ragjax.pipeline import Pipeline, arrangement_of, probabilities
 from ragjax.retrieval import Retrieval, read_index_record
 from ragjax.voice import progress
 
@@ -77,7 +77,9 @@ def evaluate(
     check_questions(pipeline, questions, config)
     plan = _plan(pipeline, questions, config, passage_answers)
     # An empty cache of generations is false, too.
-    source = generations if generations is not None or config.decode == "none" else pipeline.generator.prepared()
+    source: Prepared | CachedGenerations | None = generations
+    if generations is None and config.decode != "none":
+        source = pipeline.generator.prepared(arrangement_of(config))
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in plan.batches])
     wait_for_all("predictions are read")
     records: dict[int, dict[str, Any]] = {}
@@ -153,7 +155,7 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
     # Prompts of like length share a batch, so that little of it is padding.
     longest = [max((len(prompt.ids) for prompt in prompts), default=0) for prompts, _ in asked]
     order = sorted(range(len(questions)), key=lambda i: (longest[i], i))
-    size = config.eval_batch_size
+    size = config.eval_batch_size * arrangement_of(config).copies
     return _Plan(
         questions,
         found,

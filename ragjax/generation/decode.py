@@ -6,20 +6,21 @@ weighs the answers found by their probability under all of them (Lewis et al. 20
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt32
 
-from ragjax.arrays import Array, Ids, Variables
+from ragjax.arrays import Ids, Variables
 from ragjax.config import DecodeConfig
 from ragjax.data.batches import length_bucket, pad_tokens, round_up
 from ragjax.errors import DivergedError, UserError
 from ragjax.generation import beam_search
 from ragjax.generation.beam_search import Rule
-from ragjax.models.decoder import Decoder, Prompts, for_decoding
-from ragjax.parallel import to_host
+from ragjax.generation.engines import Bound, Engine, OneCopy, engine_of
+from ragjax.models.decoder import Decoder, for_decoding
+from ragjax.parallel import Arrangement
 
 # Between the seeds of two --sample_seed, so that their questions' draws are not the same ones in another order.
 _SEED_STEP = 1_000_003
@@ -60,8 +61,7 @@ class _Batch(NamedTuple):
     log_weights: Float32[np.ndarray, "B K"]  # fillers included
     is_asked: Bool[np.ndarray, " B"]
     seeds: UInt32[np.ndarray, " B"]
-    last: Float[Array, "R D"]  # R = B * K
-    prompts: Prompts
+    read: Any  # of their R = B * K prompts
 
 
 def check_decoding(config: DecodeConfig) -> None:
@@ -93,7 +93,7 @@ def decode_answers(
       prompts: [n][K] token ids: one concatenated prompt (concat), or one a passage.
       log_weights: log p(z|x); zeros for concat.
       config: how answers are decoded.
-      batch_size: questions decoded at once.
+      batch_size: questions decoded at once, on each of the devices that share them out.
       seeds: [n], of each question's draws; `question_seeds` of all places by default.
     """
     check_decoding(config)
@@ -113,23 +113,28 @@ class Prepared(NamedTuple):
     variables: Variables
     eos_token_id: int
     end_ids: tuple[int, ...]
-    steps: tuple[Decoder, Variables]  # the decoder and its variables, for what follows the prompts
+    steps: Bound  # the decoder and its variables, for what follows the prompts
+    engine: Engine
 
     decode_answers = decode_answers
 
 
-def prepare(model: LanguageModel) -> Prepared:
+def prepare(model: LanguageModel, arrangement: Arrangement | None = None) -> Prepared:
     """The model for several calls of what follows, each of which would prepare it by itself.
 
     On CPU this copies the decoder's layers. Elsewhere a layer is read where it lies in the stack, and there may be no
     room for a copy.
+
+    Args:
+      model: the generator.
+      arrangement: of the devices that share the questions out; None: the weights are used where they lie.
     """
     if isinstance(model, Prepared):
         return model
-    steps: tuple[Decoder, Variables] = model.module, model.variables
-    if jax.default_backend() == "cpu":
-        steps = for_decoding(*steps)
-    return Prepared(model.module, model.variables, model.eos_token_id, model.end_ids, steps)
+    reader: Bound = model.module, model.variables
+    steps = for_decoding(*reader) if jax.default_backend() == "cpu" else reader
+    engine = OneCopy(reader, steps) if arrangement is None else engine_of(reader, steps, arrangement)
+    return Prepared(*reader, model.eos_token_id, model.end_ids, steps, engine)
 
 
 def decode_mixture(
@@ -214,11 +219,12 @@ def stream_answer(
     rule, prepared = _rule(model, config), prepare(model)
     (batch,) = _batches(prepared, [prompts], np.asarray(log_weights)[None], 1, question_seeds(config, [0]))
     fixed = (batch.log_weights, batch.seeds)
-    state = beam_search.begin(*prepared.steps, batch.last, fixed[0], batch.is_asked, fixed[1], rule)
+    last, read = batch.read
+    state = beam_search.begin(*prepared.steps, last, fixed[0], batch.is_asked, fixed[1], rule)
     while beam_search.is_unfinished(state):
         yield np.asarray(state.tokens)[0, 0, : int(state.step)].tolist()
         until = state.step + 1
-        state = beam_search.advance(*prepared.steps, batch.prompts, *fixed, state, until, rule)
+        state = beam_search.advance(*prepared.steps, read, *fixed, state, until, rule)
     _refuse_diverged(np.asarray(state.ended_scores))
 
 
@@ -238,8 +244,9 @@ def _batches(
     batch_size: int,
     seeds: Sequence[int] | None,
 ) -> Iterator[_Batch]:
-    """Questions whose prompts are of like length together, filled up to `batch_size`."""
+    """Questions whose prompts are of like length together, filled up to `batch_size` for each copy."""
     order = sorted(range(len(prompts)), key=lambda i: max(map(len, prompts[i])))
+    batch_size *= model.engine.copies
     seeds = range(len(prompts)) if seeds is None else seeds
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -250,9 +257,8 @@ def _batches(
         weights[: len(chosen)] = [log_weights[i] for i in chosen]
         drawn_from = np.zeros(batch_size, np.uint32)
         drawn_from[: len(chosen)] = [seeds[i] for i in chosen]
-        is_unstacked = model.steps[0].config.decoding_layout
-        last, slots = beam_search.prefill(model.module, model.variables, tokens, lengths, is_unstacked)
-        yield _Batch(chosen, weights, np.arange(batch_size) < len(chosen), drawn_from, last, slots)
+        read = model.engine.read(tokens, lengths)
+        yield _Batch(chosen, weights, np.arange(batch_size) < len(chosen), drawn_from, read)
 
 
 def _found(
@@ -264,10 +270,7 @@ def _found(
     rule: Rule,
 ) -> list[list[tuple[list[int], float]]]:
     """(tokens, log-probability) of each question's answers, best first, none for fillers."""
-    state = beam_search.begin(*model.steps, batch.last, log_weights, is_asked, seeds, rule)
-    until = rule.max_new_tokens + 1
-    state = beam_search.advance(*model.steps, batch.prompts, log_weights, seeds, state, until, rule)
-    tokens, lengths, scores = to_host((state.ended_tokens, state.ended_lengths, state.ended_scores))
+    tokens, lengths, scores = model.engine.search(batch.read, log_weights, is_asked, seeds, rule)
     _refuse_diverged(scores[is_asked])
     return [
         [
@@ -296,4 +299,4 @@ def _rescored(
     longest = max(len(ids) for answers in ended for ids in answers)
     padded = [pad_tokens(answers, most, round_up(longest, 8)) for answers in ended]
     tokens, lengths = (np.stack(parts) for parts in zip(*padded, strict=True))
-    return to_host(beam_search.score_continuations(*model.steps, batch.last, batch.prompts, tokens, lengths))
+    return model.engine.score(batch.read, tokens, lengths)

@@ -7,7 +7,7 @@ one after another. All rows of a question lie in one group.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +47,16 @@ Index = tuple[slice, ...]
 MakeStep = Callable[[Reducer], Callable]
 
 
+@runtime_checkable
 class Arrangement(Protocol):
     """How the process's devices work together."""
 
     @property
     def groups(self) -> int: ...
+
+    @property
+    def copies(self) -> int:
+        """Devices that have all weights each, for work that is done apart: 1 where they share weights."""
 
     def layout(self, batch_size: int, micro_batches: int) -> Layout:
         """The layout of at most `batch_size` items over all groups."""

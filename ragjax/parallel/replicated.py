@@ -33,6 +33,10 @@ class Replicated:
         """Said to pmap, which would else take the devices of all processes."""
         return self.devices or jax.local_devices()
 
+    @property
+    def copies(self) -> int:
+        return self.groups
+
     def layout(self, batch_size: int, micro_batches: int) -> Layout:
         return layout_of(batch_size, micro_batches, self.groups)
 

@@ -87,6 +87,10 @@ class Sharded:
     def groups(self) -> int:
         return self.mesh.shape[DATA] * self.mesh.shape[FSDP]
 
+    @property
+    def copies(self) -> int:
+        return 1
+
     def layout(self, batch_size: int, micro_batches: int) -> Layout:
         return layout_of(batch_size, micro_batches, self.groups, self._own_groups)
 

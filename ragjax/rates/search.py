@@ -275,7 +275,9 @@ class _Search:
             )
         result = train_stacked(start, rates, assembler, self._rungs)
         answers = self._selection in ANSWER_SCORES
-        generations = CachedGenerations(start.generator, self._files.generations_file) if answers else None
+        generations = (
+            CachedGenerations(start.generator, start.arrangement, self._files.generations_file) if answers else None
+        )
         trials: list[Trial] = []
         for copy in result.copies:
             trial: Trial = _new_trial(phase, {"embedder": copy.rate}) | {"steps": copy.steps, "diverged": copy.diverged}

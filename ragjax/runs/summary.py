@@ -24,6 +24,8 @@ class Summary:
     skipped_questions: int = 0  # training questions without labels, where a phase learns from labels
     # By phase: training steps whose loss or gradient was not finite, and whose update was skipped.
     skipped_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    # By phase: the share of its wall-clock, measurements on the dev questions apart, that lay inside compiled steps.
+    step_share: Mapping[str, float] = dataclasses.field(default_factory=dict)
     peak_memory_bytes: int
     retrieval: Mapping[str, Any]  # index, top_k, score_scale, passages_per_second, passages_cut
     # By phase: the step of the state that is kept, what it was chosen by, and that at the start; None: the last state.

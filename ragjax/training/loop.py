@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from optax import GradientTransformation
@@ -28,7 +28,7 @@ from ragjax.training.dev import DevMeter
 from ragjax.training.kept import Kept, criterion, finds_less, is_better
 from ragjax.training.objectives import Objective, merge
 from ragjax.training.records import MetricsLog
-from ragjax.training.sampling import total_steps
+from ragjax.training.sampling import QuestionBatch, total_steps
 from ragjax.training.signals import Assembled, Assembler, Models
 from ragjax.training.state import TrainState, init_state, make_optimizer
 from ragjax.training.step import make_train_step
@@ -58,6 +58,7 @@ class PhaseResult:
     skipped_steps: Sequence[int] = ()  # whose loss or gradient was not finite
     passages_cut: Set[str] = frozenset()  # ids of the passages that some prompt has held shortened
     kept: Kept | None = None  # which state that is; None: the last
+    step_share: float | None = None  # of the wall-clock, measurements apart: what lay inside compiled steps
 
 
 def make_step(config: RunConfig, objective: Objective, steps: int) -> tuple[GradientTransformation, Callable]:
@@ -104,6 +105,22 @@ def train_phase(run: Run, phase: Phase, stop_at: int | None = None, measure_ever
     return trainer.result()
 
 
+class _Made(NamedTuple):
+    """A step's batch."""
+
+    batch: QuestionBatch
+    assembled: Assembled
+    spent: Ledger  # charged when the step is taken, which may be never
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Seconds of training, measurements on the dev questions apart."""
+
+    inside: float = 0.0  # from a step's start until its figures were there
+    whole: float = 0.0
+
+
 class Trainer:
     """A phase's moving parts: state, step number, costs."""
 
@@ -116,7 +133,8 @@ class Trainer:
         best = Checkpoints(run.files.best_checkpoints(phase.name), kept + 1)
         self._best = best if config.keep == "best" else None
         self._kept: Kept | None = None
-        self._watch = LossWatch()
+        self._watch, self._clock = LossWatch(), _Clock()
+        self._ahead: _Made | None = None
         self._assembler: Assembler = phase.signal.make_assembler(run, phase.trains)
         self._sampler = self._assembler.sampler
         self.steps = total_steps(config, len(self._sampler.train), self._sampler.batch_size)
@@ -147,7 +165,9 @@ class Trainer:
         self._assembler.rewind(extras["position"])
         self._log.rewind(self._phase.name, step)
         self._kept = Kept(**extras["kept"]) if extras["kept"] else None
-        self._watch = LossWatch(**extras.get("watch", {}))  # a run of an older version had none
+        # A run of an older version had neither.
+        self._watch = LossWatch(**extras.get("watch", {}))
+        self._clock = _Clock(**extras.get("clock", {}))
         return state._replace(step=jax.numpy.int32(step), **trees)
 
     @property
@@ -163,21 +183,33 @@ class Trainer:
     def advance(self) -> tuple[dict[str, Any], float, int]:
         """One step: (its line of metrics, seconds, tokens that went through a model)."""
         began = time.perf_counter()
-        batch = self._sampler.training_batch(self.step)
-        assembled = self._assembler.assemble(batch, merge(self.frozen, self.state.trainable), self.ledger)
+        made, self._ahead = self._ahead or self._make(self.step), None
+        batch, assembled = made.batch, made.assembled
+        self.ledger.merge(made.spent)
         started = time.perf_counter()
         self.state, metrics = self._train_step(self.state, self.frozen, assembled.batch)
+        waited = 0.0
+        if self._assembler.looks_ahead and self.step + 1 < self.steps:
+            ahead = time.perf_counter()
+            self._ahead = self._make(self.step + 1)
+            if metrics["loss"].is_ready():  # the devices may have waited for the batch
+                waited = time.perf_counter() - ahead
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.ledger.split(time.perf_counter() - started, assembled.work)
+        taken = time.perf_counter() - started
+        self.ledger.split(taken, assembled.work)
+        self._clock.inside += taken - waited
         self.step += 1
         skipped = bool(metrics.pop("skipped"))
         line = self._line(metrics, assembled)
         if skipped or self._watch.is_spike(metrics["loss"]):
             line["event"] = "skipped" if skipped else "spike"
             line["question_ids"] = [question.id for question in batch.questions]
+        measuring = time.perf_counter()
         if self._measure_every and (self.step % self._measure_every == 0 or self.step == self.steps):
             line |= self._measure()
-        seconds = time.perf_counter() - began
+        ended = time.perf_counter()
+        seconds = ended - began
+        self._clock.whole += measuring - began
         tokens = assembled.figures.get("generator_tokens") or sum(cost.tokens for cost in assembled.work.values())
         self._log.write(line, {"tokens_per_second": tokens / seconds})
         is_best = self._kept is not None and self._kept.step == self.step  # so that a resumed run knows it
@@ -185,7 +217,12 @@ class Trainer:
             self._note_skipped(metrics)
         elif is_best or self.step % self._config.checkpoint_every == 0 or self.step == self.steps:
             self.save()
+        self._clock.whole += time.perf_counter() - ended
         return line, seconds, tokens
+
+    def _make(self, step: int) -> _Made:
+        batch, spent = self._sampler.training_batch(step), Ledger()
+        return _Made(batch, self._assembler.assemble(batch, merge(self.frozen, self.state.trainable), spent), spent)
 
     def measure_start(self) -> None:
         """The dev figures before the first step."""
@@ -220,7 +257,10 @@ class Trainer:
             step, trees, _ = self._best.restore({"trainable": self.state.trainable}, self._kept.step)
             trained = trees["trainable"]
         skipped = self._watch.skipped
-        return PhaseResult(trained, self.ledger, self.questions_seen, step, skipped, self.passages_cut, self._kept)
+        share = self._clock.inside / self._clock.whole if self._clock.whole else None
+        return PhaseResult(
+            trained, self.ledger, self.questions_seen, step, skipped, self.passages_cut, self._kept, share
+        )
 
     def _note_skipped(self, metrics: Mapping[str, float]) -> None:
         """Counts a step that the compiled step has skipped; too many one after another end the training."""
@@ -262,6 +302,7 @@ class Trainer:
             "questions": self.questions_seen,
             "kept": self._kept and self._kept.as_dict(),
             "watch": self._watch.as_dict(),
+            "clock": dataclasses.asdict(self._clock),
         }
         self._checkpoints.save(self.step, trees, extras)
 

@@ -170,6 +170,7 @@ def run_phases(run: Run, phases: Sequence[Phase]) -> tuple[Summary, Run]:
         strategy_costs=_strategy_costs(run, results),
         skipped_questions=_skipped_questions(phases, run.dataset),
         skipped_steps={name: len(result.skipped_steps) for name, result in results.items()},
+        step_share={name: result.step_share for name, result in results.items() if result.step_share is not None},
         peak_memory_bytes=peak_memory_bytes(),
         retrieval=_describe_retrieval(run, [before, *results.values(), after]),
         kept={name: None if result.kept is None else result.kept.as_dict() for name, result in results.items()},
@@ -327,6 +328,8 @@ def _print_summary(files: RunFolder, summary: Summary) -> None:
         if steps:
             say(f"\nskipped in the phase {phase}: {steps} steps whose loss or gradient was not finite")
     say(f"\n{cost_table(summary.cost)}")
+    for phase, share in summary.step_share.items():
+        say(f"inside compiled steps: {share:.1%} of the phase {phase}, measurements on the dev questions apart")
     say("\nOne epoch of each strategy on these questions, by what this run has measured:\n")
     say(f"{strategy_table(summary.strategy_costs)}\n")
     run_dir = f"--run_dir={shlex.quote(str(files.path))}"

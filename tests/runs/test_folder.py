@@ -135,7 +135,7 @@ def test_a_summary_comes_back_as_it_was_written(tmp_path):
 
 
 def test_the_oldest_summaries_are_read_too(tmp_path):
-    later = {"change_95": {}, "strategy_costs": (), "skipped_questions": 0, "skipped_steps": {}}
+    later = {"change_95": {}, "strategy_costs": (), "skipped_questions": 0, "skipped_steps": {}, "step_share": {}}
     content = {name: value for name, value in dataclasses.asdict(SUMMARY).items() if name not in later}
     write_json(tmp_path / "summary.json", content)
     assert RunFolder(tmp_path).read_summary() == dataclasses.replace(SUMMARY, **later)

@@ -215,9 +215,11 @@ def test_summary_has_the_schema_of_the_contract(trained):
         json.dumps(dataclasses.asdict(summary))
     )
     contract = {"strategy", "objective", "split", "n", "before", "after", "cost", "peak_memory_bytes", "retrieval"}
-    added = {"change_95", "strategy_costs", "skipped_questions", "skipped_steps", "kept"}
+    added = {"change_95", "strategy_costs", "skipped_questions", "skipped_steps", "kept", "step_share"}
     assert dataclasses.asdict(summary).keys() == contract | added
     assert summary.skipped_steps == {config.strategy: 0}
+    assert summary.step_share.keys() == {config.strategy}
+    assert 0 < summary.step_share[config.strategy] < 1
     assert (summary.strategy, summary.objective) == (config.strategy, config.objective)
     assert (summary.split, summary.n) == ("test", 6)
     for moment in ("before", "after"):
@@ -330,6 +332,19 @@ def test_the_rates_follow_the_schedule_of_each_model(joint):
     for model, peak in (("embedder", 0.03), ("generator", 1e-2)):
         rates = [line[f"{model}_lr"] for line in lines]
         assert rates == pytest.approx([peak, 0.75 * peak, 0.5 * peak, 0.25 * peak])
+
+
+def test_batches_made_ahead_are_those_made_in_their_turn(generator_only, world, monkeypatch):
+    """A frozen embedder's are made while the step before is computed; the joint ones wait for its embedder."""
+    monkeypatch.setattr(AnswerAssembler, "looks_ahead", False)
+    in_turn = finish(dataclasses.replace(generator_only.config, run_dir=str(world.folder / "in turn")))
+    assert (in_turn.folder / "metrics.jsonl").read_bytes() == (generator_only.folder / "metrics.jsonl").read_bytes()
+    for unit in ("flops", "tokens", "backward_tokens"):
+        costs = [run.summary.cost["phases"]["generator"] for run in (in_turn, generator_only)]
+        assert {part: costs[0][part][unit] for part in PARTS} == {part: costs[1][part][unit] for part in PARTS}
+    # The dev questions of a measurement come between a step and the next: what is made ahead is made before them.
+    orders = [[ids for ids, _ in run.found] for run in (generator_only, in_turn)]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
 
 
 def test_a_finished_run_prints_its_table_and_does_nothing_else(joint, monkeypatch, capsys):

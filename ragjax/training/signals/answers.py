@@ -43,6 +43,10 @@ class AnswerAssembler(NoCache):
     def passages_cut(self) -> set[str]:
         return self._prompts.passages_cut
 
+    @property
+    def looks_ahead(self) -> bool:
+        return "embedder" not in self._trains
+
     def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         return self.with_passages(batch, self._questions.retrieve(batch, variables, ledger).passage_rows)
 

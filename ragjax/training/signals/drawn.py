@@ -55,6 +55,10 @@ class DrawnAssembler(NoCache):
     def passages_cut(self) -> set[str]:
         return self._prompts.passages_cut
 
+    @property
+    def looks_ahead(self) -> bool:
+        return False  # the draw is by what the generator says now
+
     def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         found = self._questions.retrieve(batch, variables, ledger)
         examples = self._prompts.examples(batch, found.passage_rows)

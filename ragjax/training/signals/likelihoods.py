@@ -38,6 +38,10 @@ class LikelihoodAssembler:
         )
 
     @property
+    def looks_ahead(self) -> bool:
+        return False  # the embedder moves, and finds other passages
+
+    @property
     def position(self) -> int:
         return self.likelihoods.position
 

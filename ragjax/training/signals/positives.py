@@ -111,6 +111,10 @@ class RankingAssembler(NoCache):
             return np.full_like(own, np.inf)
         return own - self._config.negative_margin * np.abs(own)
 
+    @property
+    def looks_ahead(self) -> bool:
+        return True  # the passages are those of the labels, and were found before
+
     def assemble(self, batch: QuestionBatch, variables: ModelVariables, ledger: Ledger) -> Assembled:
         questions, tokens, layout = batch.questions, batch.tokens, self._side.layout
         known = [self._known["train" if batch.training else "dev"][i] for i in batch.indices]

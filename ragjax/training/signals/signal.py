@@ -46,6 +46,10 @@ class Assembler(Protocol):
         """
 
     @property
+    def looks_ahead(self) -> bool:
+        """Whether a batch follows from its questions alone: it can then be made while the step before is computed."""
+
+    @property
     def position(self) -> int:
         """How far its cache, if it has one, has grown: goes into the checkpoint."""
 
