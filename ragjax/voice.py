@@ -38,6 +38,12 @@ def warn(text: str) -> None:
         tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
+def counted(count: int, noun: str) -> str:
+    """In a sentence: "1 device", "8 devices", "2 micro-batches"."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def duration(seconds: float) -> str:
     """In a sentence: "2 h 05 min", "12 min", "1.7 min", "40 s"."""
     if seconds < 90:

@@ -12,7 +12,7 @@ from ragjax.files import KeyedRecords, append_line, plan_text, read_json, write_
 from ragjax.retrieval import cached_vectors
 from ragjax.runs import RunFolder
 from ragjax.training.records import MetricsLog
-from ragjax.voice import is_first, progress, say, warn
+from ragjax.voice import counted, is_first, progress, say, warn
 
 
 @pytest.fixture
@@ -120,3 +120,11 @@ def test_the_cache_of_another_host_is_filled(second, tmp_path):
     assert read_json(tmp_path / "x.json") == [1] == json.loads((tmp_path / "x.json").read_text())
     write_folder(tmp_path / "folder", [plan_text("a.txt", "a")], everywhere=True)
     assert (tmp_path / "folder" / "a.txt").read_text() == "a"
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "said"),
+    [(1, "device", "1 device"), (0, "device", "0 devices"), (1200, "group", "1,200 groups"), (2, "batch", "2 batches")],
+)
+def test_what_is_counted_agrees_with_its_number(count, noun, said):
+    assert counted(count, noun) == said

@@ -19,7 +19,7 @@ from ragjax.training.reuse import source_run
 from ragjax.training.run import check_batches, check_splits, settle_strategy
 from ragjax.training.signals import prompt_passages
 from ragjax.training.strategies import Phase, needs_generator, phases_of
-from ragjax.voice import say
+from ragjax.voice import counted, say
 
 _GB = 1e9
 
@@ -53,7 +53,8 @@ def dry_run(config: RunConfig, devices: str = "") -> None:
     check_batches(config, phases)
     trial = Trial(config, phases)
     room = f"{machine.usable / _GB:.1f} GB each" if math.isfinite(machine.usable) else "who knows how much memory"
-    say(f"dry run of {strategy} on {machine.name}: {machine.count} devices, {room} for a program ({machine.remark})")
+    devices = counted(machine.count, "device")
+    say(f"dry run of {strategy} on {machine.name}: {devices}, {room} for a program ({machine.remark})")
     for line in trial.described():
         say(line)
     found = {}
@@ -115,8 +116,8 @@ def _table(phase: Phase, needs: Needs, machine: Machine) -> str:
     layout = needs.layout
     rows = f", {needs.shape.rows} rows of {needs.shape.row_length} tokens each" if needs.shape else ""
     lines = [
-        f"phase {phase.name} (trains {' and '.join(phase.trains)}): a step has {layout.groups} groups of devices x "
-        f"{layout.micro_batches} micro-batches x {layout.size} questions{rows}",
+        f"phase {phase.name} (trains {' and '.join(phase.trains)}): a step has {counted(layout.groups, 'group')} of "
+        f"devices x {counted(layout.micro_batches, 'micro-batch')} x {counted(layout.size, 'question')}{rows}",
         *(f"  {name:<28}{value / _GB:8.2f} GB" for name, value in _parts(needs)),
         f"  {'together, on each device':<28}{needs.total / _GB:8.2f} GB{_verdict(needs, machine)}",
         f"  sent: {_sent(needs)}",

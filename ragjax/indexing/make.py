@@ -186,6 +186,7 @@ class _Making:
         record = self._record()
         if record is not None and unbroken_seal(self.folder, record, verify=True) is None:
             (self.folder / INDEX).unlink(missing_ok=True)
+        say(f"verified: every file of {self.folder} was hashed, and what is not as it was written is made again.")
 
     def _is_whole(self, record: IndexRecord, vectors: VectorShards) -> bool:
         if record.vectors_sha256 != vectors.sha256:

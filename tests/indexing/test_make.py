@@ -267,7 +267,7 @@ def test_a_damaged_file_is_refused_and_mended(copied, whole, file, capsys):
 
 
 @pytest.mark.parametrize("file", ["index.faiss", "vectors/00002.npy"])
-def test_verifying_mends_a_change_that_kept_size_and_time(copied, whole, file):
+def test_verifying_mends_a_change_that_kept_size_and_time(copied, whole, file, capsys):
     path = copied / file
     status, data = path.stat(), bytearray(path.read_bytes())
     build(copied)  # whose record has the copies' times
@@ -276,8 +276,10 @@ def test_verifying_mends_a_change_that_kept_size_and_time(copied, whole, file):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     build(copied)
     assert bytes_of(copied) != bytes_of(whole)
+    capsys.readouterr()
     build(copied, verify=True)
     assert bytes_of(copied) == bytes_of(whole)
+    assert f"verified: every file of {copied} was hashed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
