@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ragjax.errors import UserError, reason
-from ragjax.parallel import lies_here, to_host
+from ragjax.parallel import largest_of_all, lies_here, to_host
 from ragjax.voice import warn
 
 
@@ -152,10 +152,14 @@ class Checkpoints:
         """
         damages: list[DamagedCheckpoint] = []
         for step in reversed(self.steps()):
+            found = damage = None
             try:
                 found = self.restore(templates, step)
-            except DamagedCheckpoint as damage:
-                damages.append(damage)
+            except DamagedCheckpoint as error:
+                damage = error
+            # Each process may have read another part of it.
+            if largest_of_all(found is None) or found is None:
+                damages.append(damage or DamagedCheckpoint(self._folder / str(step), "is damaged"))
                 continue
             for damage in damages:
                 warn(f"{damage.fault}, so it is deleted and the one of step {step} is used.")

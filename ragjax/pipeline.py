@@ -222,7 +222,9 @@ def build_pipeline(
     _check_search(config)
     vectors, nearest = _open_vectors(config, embedder, store, show_progress)
     index = build_index(config, vectors, nearest, store, embedder, generator)
-    retriever = Retriever(index, vectors, nested=config.ranks_by_vectors, shared=True)
+    # A re-ranker whose weights lie over all processes is asked by all of them, so each searches for all questions.
+    shared = not reranks_by_likelihood(config)
+    retriever = Retriever(index, vectors, nested=config.ranks_by_vectors, shared=shared)
     reader = None if generator is None else Reader(generator, prompt_builder(config, generator))
     flops = encoding_flops(embedder.size, len(vectors), vectors.tokens)
     encoding = Cost(vectors.seconds, flops, vectors.tokens)

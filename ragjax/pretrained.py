@@ -267,7 +267,7 @@ class Generator:
             longest = max(len(prompt_ids[i]) + len(answer_ids[i]) for i in chosen)
             shape = Shape(_ROWS, length_bucket(longest), round_up(max(len(answer_ids[i]) for i in chosen), 8))
             rows = make_rows([[prompt_ids[i]] for i in chosen], [answer_ids[i] for i in chosen], chosen, shape, _ROWS)
-            scores = np.asarray(_score(self.module, self.variables, rows))[:, 0]
+            scores = to_host(_score(self.module, self.variables, rows))[:, 0]
             for row, i in enumerate(chosen):
                 results[i] = scores[row, : len(answer_ids[i])]
         return results

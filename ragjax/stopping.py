@@ -21,10 +21,14 @@ class Hold:
     """Signals that are held back."""
 
     def __init__(self) -> None:
-        self.asked: int | None = None  # the first that has come
+        self.asked: int | None = None  # the first that has come, here or to another process of the run
 
 
 _holds: list[Hold] = []
+
+
+def _raise(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 def is_holding() -> bool:
@@ -54,7 +58,8 @@ def held_signals() -> Generator[Hold, None, None]:
 
     def deliver(number: int) -> None:
         hold.asked = None
-        if callable(handler := before[number]):
+        handler = before.get(number, _raise)  # one that is ignored here may have come to another process
+        if callable(handler):
             handler(number, None)
         else:
             signal.raise_signal(number)

@@ -73,17 +73,10 @@ def end_of(body: Callable[[], None], flags: Callable[[], Mapping[str, Any]], res
         _give_up_unwritable()
 
 
-def leave(code: int) -> None:
-    """Tells the other processes of a run that this one ends; where it ends badly, at once.
-
-    JAX would wait for the others at the exit, and they for this one.
-    """
-    if (parallel := sys.modules.get("ragjax.parallel")) and parallel.process_count() > 1:
-        if code == 0:
-            parallel.part()
-        else:
-            parallel.leave()
-            os._exit(code)
+def leave_others(code: int) -> None:
+    """Tells the other processes of a run, where there are any, that this one ends; where it ends badly, at once."""
+    if (parallel := sys.modules.get("ragjax.parallel")) and parallel.end_watch(code):
+        os._exit(code)
 
 
 def take_signals() -> None:
@@ -149,6 +142,8 @@ def _say_at_end(sentence: str) -> None:
 
 
 def _sentence(error: Exception, flags: Callable[[], Mapping[str, Any]]) -> str:
+    if parallel := sys.modules.get("ragjax.parallel"):
+        parallel.wait_for_word()
     for each in _causes(error):
         if isinstance(each, UserError):
             return str(each)
@@ -161,8 +156,6 @@ def _sentence(error: Exception, flags: Callable[[], Mapping[str, Any]]) -> str:
             return f"{each.filename} could not be opened ({each.strerror}): check its permissions."
         if isinstance(each, ImportError) and not (each.name or "ragjax").startswith("ragjax"):
             return f"a package that ragjax needs cannot be used ({reason(each)}): install ragjax anew."
-    if parallel := sys.modules.get("ragjax.parallel"):
-        parallel.wait_for_word()
     return _platform_sentence() or _bug_sentence(error)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from ragjax.commands.ends import end_of, leave, take_signals
+from ragjax.commands.ends import end_of, leave_others, take_signals
 from ragjax.errors import UserError
 from ragjax.fields import Checked, flag_text
 from ragjax.version import __version__
@@ -90,7 +90,7 @@ def run_command(main: Callable[[Sequence[str]], None], resumes: bool = True, tra
 
     code = end_of(body, FLAGS.flag_values_dict, resumes)
     if trains:
-        leave(code)
+        leave_others(code)
     sys.exit(code)
 
 

@@ -29,6 +29,8 @@ def main(arguments: Sequence[str]) -> None:
     if arguments:
         raise UserError(f"ragjax.train takes flags only, not {arguments[0]!r}: see --help.")
     config, trial, processes = flags.parsed(RunConfig), flags.parsed(DryRunConfig), flags.parsed(ProcessConfig)
+    if trial.dry_run and processes.coordinator_address:
+        raise UserError("--dry_run runs in one process: leave --coordinator_address out; --devices names a machine.")
     if processes.coordinator_address:
         join_processes(processes.coordinator_address, processes.num_processes, processes.process_id)
     if trial.dry_run:

@@ -22,10 +22,10 @@ from ragjax.evaluation.generations import CachedGenerations
 from ragjax.evaluation.report import METRICS, RANKS
 from ragjax.files import append_line, read_json, read_json_lines, read_whole_lines, write_atomic, write_json
 from ragjax.generation import Decoded, Prepared, question_seeds
-from ragjax.parallel import wait_for_all
+from ragjax.parallel import check_same
 from ragjax.pipeline import Pipeline, arrangement_of, probabilities
 from ragjax.retrieval import Retrieval, read_index_record
-from ragjax.voice import progress
+from ragjax.voice import is_first, progress
 
 # Of a mean over a search's questions, and of the reciprocal rank.
 _RECALL_K = 5
@@ -55,7 +55,7 @@ def evaluate(
     """Predictions for `questions` and what they cost, both of which are also written beside `path`.
 
     A finished file is read back. Finished batches are kept in `<path>.partial`, so an evaluation that was killed
-    continues after them: batches are formed from the questions alone, hence the same ones.
+    continues after them: on as many devices, batches are the same ones.
 
     Args:
       pipeline: the models to evaluate.
@@ -81,7 +81,7 @@ def evaluate(
     if generations is None and config.decode != "none":
         source = pipeline.generator.prepared(arrangement_of(config))
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in plan.batches])
-    wait_for_all("predictions are read")
+    check_same(f"finished answers of {path}", len(finished))  # before the first writes more
     records: dict[int, dict[str, Any]] = {}
     cost = plan.cost
     for number, batch in enumerate(progress(plan.batches, desc=f"answering ({path.stem})", unit="batch")):
@@ -194,7 +194,8 @@ def _write(path: Path, identity: Mapping[str, Any], measured: Measurement) -> No
     cut = sorted(measured.passages_cut)
     write_json(_cost_file(path), {**dataclasses.asdict(measured.cost), "passages_cut": cut, "made_from": identity})
     write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in measured.records))
-    _partial(path).unlink(missing_ok=True)
+    if is_first():
+        _partial(path).unlink(missing_ok=True)
 
 
 def copy_predictions(source: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def write_atomic(path: str | os.PathLike, content: bytes | str, everywhere: bool
         return
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")  # pids of several hosts may be the same
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -217,6 +217,8 @@ def stream_answer(
     For greedy and drawn answers of concat and rag_token: those of others are not known before the end.
     """
     rule, prepared = _rule(model, config), prepare(model)
+    if not isinstance(prepared.engine, OneCopy):
+        raise ValueError("one question is not shared out: give the model as it is")
     (batch,) = _batches(prepared, [prompts], np.asarray(log_weights)[None], 1, question_seeds(config, [0]))
     fixed = (batch.log_weights, batch.seeds)
     last, read = batch.read

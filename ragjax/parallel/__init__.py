@@ -27,10 +27,11 @@ from ragjax.parallel.devices import (
     place_shares,
     pretend_devices,
 )
-from ragjax.parallel.joining import join_processes, leave, part, wait_for_word
+from ragjax.parallel.joining import agree_to_end, end_watch, join_processes, wait_for_word
 from ragjax.parallel.layout import Layout, idle_groups, join_copies, layout_of, stack_copies, stack_groups
 from ragjax.parallel.processes import (
     all_device_count,
+    check_same,
     largest_of_all,
     lies_here,
     process_count,
@@ -52,11 +53,14 @@ __all__ = [
     "Reducer",
     "Replicated",
     "Sharded",
+    "agree_to_end",
     "all_device_count",
     "arrange",
     "check_platform",
+    "check_same",
     "device_count",
     "device_kinds",
+    "end_watch",
     "free_device_bytes",
     "idle_groups",
     "join_copies",
@@ -64,11 +68,9 @@ __all__ = [
     "largest_of_all",
     "layer_fetcher",
     "layout_of",
-    "leave",
     "lies_here",
     "make_mesh",
     "map_shares",
-    "part",
     "place_shares",
     "pretend_devices",
     "process_count",

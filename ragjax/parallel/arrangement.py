@@ -56,7 +56,7 @@ class Arrangement(Protocol):
 
     @property
     def copies(self) -> int:
-        """Devices that have all weights each, for work that is done apart: 1 where they share weights."""
+        """Devices with all weights each, to which work can be given that is done apart: 1 on a mesh."""
 
     def layout(self, batch_size: int, micro_batches: int) -> Layout:
         """The layout of at most `batch_size` items over all groups."""

@@ -7,6 +7,8 @@ keep-alive messages find out where a whole host is gone.
 
 import contextlib
 import os
+import secrets
+import signal
 import socket
 import threading
 import time
@@ -16,15 +18,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ragjax.errors import UserError, reason
+from ragjax.voice import warn
 
 AUTO = "auto"
 
 _CONNECT_SECONDS = 60.0
 # Of the keep-alive messages: a host that is gone is noticed after about half a minute.
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+# What a process says before it ends: that all will, or the exit code of the signal that ends it.
 _BYE = b"."
-_TEXT_BYTES = 256
-_WORD_SECONDS, _LAST_SECONDS = 5.0, 10.0
+_INTERRUPTED, _TERMINATED = 130, 143
+_TEXT_BYTES, _TOKEN_BYTES = 256, 8
+# Seconds that one which has met an error waits for the watch's word; that the watch gives a process to end by itself;
+# that the first waits for the others.
+_WORD_SECONDS, _OWN_SECONDS, _LAST_SECONDS = 6.0, 3.0, 10.0
 
 
 def join_processes(coordinator: str, count: int | None, number: int | None) -> None:
@@ -42,30 +49,49 @@ def join_processes(coordinator: str, count: int | None, number: int | None) -> N
     try:
         if coordinator == AUTO:
             jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(coordinator, num_processes=count, process_id=number)
+        else:  # JAX would still look for a cluster, and on Slurm hide all devices but one
+            jax.distributed.initialize(
+                coordinator, num_processes=count, process_id=number, cluster_detection_method="deactivate"
+            )
     except Exception as error:  # of Python, of gRPC and of JAX, each in words of its own
-        how = "" if coordinator != AUTO else ": give --coordinator_address, --num_processes and --process_id instead"
+        how = ": give --coordinator_address=HOST:PORT instead" if coordinator == AUTO else ""
         raise UserError(f"the processes could not be joined ({reason(error)}){how}.") from error
+    if threading.current_thread() is threading.main_thread():
+        # JAX has put a handler of its own under Python's, which would not hear of the signal any more.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     if jax.process_count() > 1:
-        _watch.connect("" if coordinator == AUTO else coordinator.rsplit(":", 1)[0].strip("[]"))
+        try:
+            _watch.connect("" if coordinator == AUTO else coordinator.rsplit(":", 1)[0].strip("[]"))
+        except OSError as error:
+            warn(
+                f"the processes cannot watch each other ({reason(error)}): if one is lost, JAX ends the others after "
+                "some minutes."
+            )
 
 
-def part() -> None:
-    """Tells the others that this process will end, and that this is no loss: all have agreed, or its work is done."""
-    for connection in _watch.connections:
-        with contextlib.suppress(OSError):
-            connection.sendall(_BYE)
+def agree_to_end() -> None:
+    """Tells the others that this process will end, and that this is no loss: all will, or its work is done."""
+    _watch.say(_BYE)
 
 
-def leave() -> None:
-    """Ends the watch of a process that ends at once. The first waits a little for others that are about to end, too:
-    JAX would end them by a trace when it is gone.
+def end_watch(code: int) -> bool:
+    """To be called before a process ends with this code; whether it then has to end at once.
+
+    JAX would wait for the others at the exit, and they for this one. The first process lets others that are about to
+    end go before it: JAX would end them by a trace when it is gone.
     """
+    if not _watch.connections:
+        return False
+    if code == 0:
+        agree_to_end()
+        return False
     _watch.is_ending = True
+    if code in (_INTERRUPTED, _TERMINATED):
+        _watch.say(bytes([code]))
     until = time.monotonic() + (_LAST_SECONDS if jax.process_index() == 0 else 0.0)
     for listener in _watch.listeners:
         listener.join(max(until - time.monotonic(), 0.0))
+    return True
 
 
 def wait_for_word() -> None:
@@ -82,51 +108,68 @@ class _Watch:
         self.listeners: list[threading.Thread] = []
         self.is_ending = False  # this process, so that nobody's end is a loss any more
 
+    def say(self, word: bytes) -> None:
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(word)
+
     def connect(self, host: str) -> None:
-        """host: where the first process is, if that is known."""
+        """host: where the first process is, if that is known. Raises OSError."""
         if jax.process_index() == 0:
             with _server() as server:
+                token = secrets.token_bytes(_TOKEN_BYTES)
+                _from_first(f"{host or _own_address()} {server.getsockname()[1]} {token.hex()}")
                 server.settimeout(_CONNECT_SECONDS)
-                host = host or socket.gethostbyname(socket.gethostname())
-                _from_first(f"{host}:{server.getsockname()[1]}")
-                for _ in range(jax.process_count() - 1):
+                while len(self.connections) < jax.process_count() - 1:
                     connection, _ = server.accept()
-                    self._add(connection, connection.recv(4))
+                    connection.settimeout(_CONNECT_SECONDS)
+                    said = connection.recv(_TOKEN_BYTES + 4)
+                    if said[:_TOKEN_BYTES] == token:  # not somebody who tries all ports
+                        self._add(connection, int.from_bytes(said[_TOKEN_BYTES:], "little"))
         else:
-            host, port = _from_first("").rsplit(":", 1)
+            host, port, token = _from_first("").split()
             connection = socket.create_connection((host, int(port)), _CONNECT_SECONDS)
-            connection.sendall(jax.process_index().to_bytes(4, "little"))
-            self._add(connection, bytes(4))
+            connection.sendall(bytes.fromhex(token) + jax.process_index().to_bytes(4, "little"))
+            self._add(connection, 0)
 
-    def _add(self, connection: socket.socket, number: bytes) -> None:
+    def _add(self, connection: socket.socket, number: int) -> None:
         connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _KEEP_ALIVE.items():
             if hasattr(socket, name):  # not on every system
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        listener = threading.Thread(
-            target=self._listen, args=(connection, int.from_bytes(number, "little")), daemon=True
-        )
+        listener = threading.Thread(target=self._listen, args=(connection, number), daemon=True)
         self.connections.append(connection)
         self.listeners.append(listener)
         listener.start()
 
     def _listen(self, connection: socket.socket, number: int) -> None:
-        """Ends this process where that of this number ends without a word."""
+        """Ends this process where that of this number ends, but not by agreement."""
         said = b""
         with contextlib.suppress(OSError):
             while more := connection.recv(1):
                 said += more
-        if not (said or self.is_ending):
-            sentence = (
-                f"\nerror: process {number} of {jax.process_count()} has ended, and this one with it: see what that "
-                "one said; the same commands on all hosts continue.\n"
-            )
-            os.write(2, sentence.encode())
-            os._exit(1)
+        until = time.monotonic() + _OWN_SECONDS
+        while not (self.is_ending or said[:1] == _BYE) and time.monotonic() < until:
+            time.sleep(0.05)  # it may have met the same error, and then says so itself
+        if self.is_ending or said[:1] == _BYE:
+            return
+        which = f"process {number} of {jax.process_count()}"
+        what = f"error: {which} has ended, and this one with it: see what that one said"
+        if said:
+            what = f"stopped with {which}"
+        os.write(2, f"\n{what}; the same commands on all hosts continue.\n".encode())
+        os._exit(said[0] if said else 1)
 
 
 _watch = _Watch()
+
+
+def _own_address() -> str:
+    """That by which others reach this host; no packet is sent for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("10.255.255.255", 1))
+        return probe.getsockname()[0]
 
 
 def _server() -> socket.socket:

@@ -6,6 +6,7 @@ what is shared out beside it (searching) is exchanged before anybody goes on. In
 back what it was given.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ragjax.errors import UserError
+
+_AT_ONCE = 1 << 28  # bytes
 
 
 def refuse_several_processes() -> None:
@@ -57,6 +60,12 @@ def same_for_all(text: str) -> bool:
     return not largest_of_all(largest_of_all(number) != number)
 
 
+def check_same(what: str, value: Any) -> None:
+    """Raises UserError, in all processes, where they do not have the same. what: names it. value: whose text is it."""
+    if not same_for_all(repr(value)):
+        raise UserError(f"the processes do not have, or do not see, the same {what}: give all of them the same.")
+
+
 def to_host(tree: Any) -> Any:
     """The tree's arrays on this host, whole, also those of which other processes hold parts; leaf after leaf.
 
@@ -68,7 +77,20 @@ def to_host(tree: Any) -> Any:
 def _leaf_to_host(leaf: Any) -> Any:
     if lies_here(leaf) or leaf.is_fully_replicated:
         return jax.device_get(leaf)
-    return multihost_utils.process_allgather(leaf, tiled=True)
+    if leaf.nbytes <= _AT_ONCE or not leaf.ndim:
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    # Every device gets what is gathered at once, so a large leaf comes piece by piece.
+    size = max(_AT_ONCE * len(leaf) // leaf.nbytes, 1)
+    whole = np.empty(leaf.shape, leaf.dtype)
+    for start in range(0, len(leaf), size):
+        start = min(start, len(leaf) - size)  # the last one overlaps, so that all have one shape
+        whole[start : start + size] = multihost_utils.process_allgather(_piece(leaf, start, size), tiled=True)
+    return whole
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _piece(leaf: Any, start: int, size: int) -> Any:
+    return jax.lax.dynamic_slice_in_dim(leaf, start, size)
 
 
 def lies_here(leaf: Any) -> bool:

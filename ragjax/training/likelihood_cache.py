@@ -20,7 +20,7 @@ from ragjax.arrays import Ids, Variables
 from ragjax.costs import Cost, forward_flops
 from ragjax.data.batches import sequence_lengths
 from ragjax.files import KeyedRecords
-from ragjax.parallel import wait_for_all
+from ragjax.parallel import check_same
 from ragjax.training.answer_scorer import AnswerScorer
 
 
@@ -32,7 +32,7 @@ class LikelihoodCache:
         self._scorer = scorer
         self._context = scorer.generator.key
         self._records = KeyedRecords(path)
-        wait_for_all("likelihoods are read")  # before the first adds to them
+        check_same(f"likelihoods of {path}", self._records.lines)  # before the first adds to them
 
     def __len__(self) -> int:
         """Pairs that were scored so far, in this process and before."""

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +21,10 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger
 from ragjax.errors import DivergedError
-from ragjax.parallel import largest_of_all, part, to_host
+from ragjax.parallel import agree_to_end, check_same, largest_of_all, to_host
 from ragjax.pipeline import trained_collection
 from ragjax.runs import Run
-from ragjax.stopping import Hold, held_signals
+from ragjax.stopping import held_signals
 from ragjax.training.dev import DevMeter
 from ragjax.training.kept import Kept, criterion, finds_less, is_better
 from ragjax.training.objectives import Objective, merge
@@ -93,15 +94,18 @@ def train_phase(run: Run, phase: Phase, stop_at: int | None = None, measure_ever
         with progress(total=trainer.steps, initial=trainer.step, desc=phase.name, unit="step") as bar:
             while trainer.step < end:
                 with held_signals() as hold:  # left early only for a signal's handler, which may return
-                    while trainer.step < end and not _is_asked(hold):
+                    asked = 0
+                    while trainer.step < end and not asked:
                         line, seconds, tokens = trainer.advance()
                         shown |= {short: f"{line[name]:.3g}" for name, short in _BAR.items() if name in line}
                         shown |= {"tokens_per_s": f"{tokens / seconds:.0f}"}
                         bar.set_postfix(shown, refresh=False)
                         bar.update()
+                        asked = largest_of_all(hold.asked or 0)  # all processes end after the same step
                     trainer.save()
-                    if hold.asked is not None:
-                        part()
+                    if asked:
+                        agree_to_end()
+                        hold.asked = asked
     return trainer.result()
 
 
@@ -146,6 +150,7 @@ class Trainer:
         self.frozen = run.arrangement.place(frozen)
         state = init_state(run.arrangement.keep(trainable), phase.learning_rates(config), optimizer)
         self.ledger = Ledger()
+        check_same(f"checkpoints of {run.files.path}", self._checkpoints.steps())
         if self._checkpoints.latest_step() is None:
             self._assembler.rewind(0)
         else:
@@ -188,16 +193,14 @@ class Trainer:
         self.ledger.merge(made.spent)
         started = time.perf_counter()
         self.state, metrics = self._train_step(self.state, self.frozen, assembled.batch)
-        waited = 0.0
-        if self._assembler.looks_ahead and self.step + 1 < self.steps:
-            ahead = time.perf_counter()
-            self._ahead = self._make(self.step + 1)
-            if metrics["loss"].is_ready():  # the devices may have waited for the batch
-                waited = time.perf_counter() - ahead
+        with ThreadPoolExecutor(1) as pool:
+            ended_at = pool.submit(_time_when_there, metrics)  # which may be before the next batch is made
+            if self._assembler.looks_ahead and self.step + 1 < self.steps:
+                self._ahead = self._make(self.step + 1)
+            taken = ended_at.result() - started
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        taken = time.perf_counter() - started
         self.ledger.split(taken, assembled.work)
-        self._clock.inside += taken - waited
+        self._clock.inside += taken
         self.step += 1
         skipped = bool(metrics.pop("skipped"))
         line = self._line(metrics, assembled)
@@ -307,10 +310,9 @@ class Trainer:
         self._checkpoints.save(self.step, trees, extras)
 
 
-def _is_asked(hold: Hold) -> bool:
-    """Whether a signal has come to any of the processes, which then all end after the same step."""
-    hold.asked = largest_of_all(hold.asked or 0) or None
-    return hold.asked is not None
+def _time_when_there(arrays: Any) -> float:
+    jax.block_until_ready(arrays)
+    return time.perf_counter()
 
 
 def split_trainable(models: Models, phase: Phase) -> tuple[ModelVariables, ModelVariables]:

@@ -5,7 +5,6 @@ whose result is there.
 """
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -32,7 +31,7 @@ from ragjax.evaluation import (
 )
 from ragjax.fields import Checked
 from ragjax.generation import check_decoding
-from ragjax.parallel import device_kinds, idle_groups, process_count, same_for_all
+from ragjax.parallel import check_same, device_kinds, idle_groups, process_count
 from ragjax.pipeline import arrangement_of
 from ragjax.reporting import write_run_report
 from ragjax.runs import INPUTS, Run, RunFolder, RunRecord, Summary, prepare
@@ -88,7 +87,8 @@ def complete(config: RunConfig, prepared: Run | None = None) -> tuple[Summary, R
     files = RunFolder(Path(config.run_dir))
     with files.held():
         files.check_shared()
-        _check_same("flags", dataclasses.asdict(config))
+        check_same("flags", dataclasses.asdict(config))
+        check_same(f"files in {files.path}", [files.is_begun, files.is_finished])
         files.check_flags(config)
         if summary := files.read_summary():
             return summary, None
@@ -105,17 +105,11 @@ def complete(config: RunConfig, prepared: Run | None = None) -> tuple[Summary, R
 
             def check(inputs: Mapping[str, Mapping[str, str]]) -> None:
                 files.check_inputs(inputs)
-                _check_same("models and data", {name: each["sha256"] for name, each in inputs.items()})
+                check_same("models and data", {name: each["sha256"] for name, each in inputs.items()})
 
             run = prepare(config, dataset, check=check, announced=INPUTS, with_generator=generates)
         check_lengths(run, phases, evaluated_questions(run))
         return run_phases(run, phases)
-
-
-def _check_same(what: str, values: Mapping[str, Any]) -> None:
-    """Raises UserError where not all processes have the same."""
-    if not same_for_all(json.dumps(values, sort_keys=True)):
-        raise UserError(f"the processes do not have the same {what}: give all of them the same.")
 
 
 def settle_strategy(config: RunConfig) -> tuple[str, Dataset | None]:
