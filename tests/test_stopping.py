@@ -42,6 +42,16 @@ def test_of_several_the_first_is_delivered():
         assert hold.asked == signal.SIGTERM
 
 
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_what_came_to_another_process_is_delivered_where_it_is_ignored(number, raised):
+    before = signal.signal(number, signal.SIG_IGN)  # as of a command that a script has put into the background
+    try:
+        with pytest.raises(raised), held_signals() as hold:
+            hold.asked = number
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("first", STOPPING)
 def test_ctrl_c_does_not_wait_behind_another_signal(first):
     with pytest.raises(KeyboardInterrupt) as caught, held_signals():
