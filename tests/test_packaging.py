@@ -33,7 +33,6 @@ FOUNDATIONS = {
     "files",
     "config",
     "parallel",
-    "checkpoints",
     "costs",
     "stopping",
     "version",
@@ -65,6 +64,7 @@ ROOMS = [
     {"data"},
     {"models"},
     {"losses", "metrics"},
+    {"checkpoints"},
     FOUNDATIONS,
 ]
 COMMAND_FILES = {f"commands/{name}.py" for name in [*COMMANDS, "flags"]}

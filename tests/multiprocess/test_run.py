@@ -4,7 +4,6 @@ and what they go on to make is what one process makes on four devices.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from ragjax.files import read_json
 from ragjax.runs import RunFolder, read_phases
+from tests.multiprocess.test_pair import free_port, said
 from tests.tiny_runs import World, flat, read_lines, run_flags, tiny_world
 
 pytestmark = pytest.mark.slow  # seven processes, each of which imports everything
@@ -50,12 +50,6 @@ def flags(world: World, folder: Path) -> list[str]:
     return run_flags(config)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def run(world: World, folder: Path, processes: int, told: tuple[str, str, str] = NOTHING) -> list[tuple[int, str, str]]:
     """(exit status, stdout, stderr) of each process; the last is told to get a signal."""
     address = f"127.0.0.1:{free_port()}"
@@ -81,7 +75,7 @@ def run(world: World, folder: Path, processes: int, told: tuple[str, str, str] =
     finally:
         for process in started:
             process.kill()
-    return [(process.returncode, *output) for process, output in zip(started, outputs, strict=True)]
+    return [(process.returncode, *map(said, output)) for process, output in zip(started, outputs, strict=True)]
 
 
 @pytest.fixture(scope="module")
