@@ -4,11 +4,12 @@ python -m ragjax.compare --data=$RAGJAX_DATA/popqa --run_dir=runs/compare-popqa 
 python experiments/collect_comparison.py --run_dir=runs/compare-popqa --out=experiments/results/comparison.popqa
 
 OUT.html, .md, .csv and .json are the report's own files with $RAGJAX_DATA for the data's folder and runs/NAME for the
-comparison's.
+comparison's. OUT.svg is the page's first picture, the score against the cost, as a file of its own.
 """
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from ragjax.errors import UserError
@@ -38,6 +39,17 @@ def main() -> None:
                 f"report{suffix} still names a folder of this machine: set RAGJAX_DATA to that of the data."
             )
         write_atomic(flags.out.with_name(flags.out.name + suffix), text)
+        if suffix == ".html":
+            write_atomic(flags.out.with_name(f"{flags.out.name}.svg"), first_picture(text))
+
+
+def first_picture(page: str) -> str:
+    """With the page's colours, light and dark, which its lines are drawn in."""
+    svg = re.search(r"<svg.*?</svg>", page, re.DOTALL)
+    # The rules before the first that is about anything but colours.
+    colours = re.search(r"<style>\s*(:root.*?)\* \{", page, re.DOTALL)
+    assert svg and colours  # of every report
+    return svg[0].replace(">", f"><style>{colours[1]}</style>", 1) + "\n"
 
 
 if __name__ == "__main__":

@@ -140,7 +140,9 @@ class Checkpoints:
 
     def _template(self, step: int, name: str, tree: Any) -> Any:
         """Says leaf by leaf where it goes: left to itself, orbax asks for the devices that a tree was saved from."""
-        return jax.tree.map(_as_read, self._manager.item_metadata(step)[name] if tree is None else tree)
+        if tree is None:
+            tree = ocp.StandardCheckpointHandler().metadata(self._folder / str(step) / name).tree
+        return jax.tree.map(_as_read, tree)
 
     def restore_newest(self, templates: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
         """`restore` of the newest checkpoint that is whole, to go on from there.

@@ -193,16 +193,42 @@ def test_tables_of_results_are_those_of_their_files():
             assert shown == [*scores, signed(change), span(low, high)], (name, label)
 
 
-def test_the_readmes_results_are_those_of_their_files():
-    rows = re.findall(
-        r"^\| \[\w+\]\(experiments/results/([\w.]+)\).*?\|(.*)\|$", text_of(ROOT / "README.md"), re.MULTILINE
-    )
-    assert rows
-    for name, cells in rows:
-        found = result(name)
-        scores = [f"{found['before'][metric]:.3f} → {found['after'][metric]:.3f}" for metric in ("em", "f1")]
-        change, low, high = found["change_95"]["f1"]
-        assert [cell.strip() for cell in cells.split("|")] == [*scores, f"{signed(change)} {span(low, high)}"], name
+STRATEGIES_SHOWN = (
+    "untrained",
+    "embedder",
+    "generator",
+    "independent",
+    "two_phase",
+    "joint, RAG-Sequence",
+    "joint, RAG-Token",
+)
+
+
+def compared(page: str) -> list[list[str]]:
+    """The cells of the page's table of strategies."""
+    table = re.search(r"^\| strategy \| EM .*\n\|[-|]+\n((?:\|.*\n)+)", text_of(ROOT / page), re.MULTILINE)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table[1].splitlines()]
+
+
+def test_the_tables_of_strategies_are_those_of_the_comparison():
+    (pair,) = json.loads(text_of(ROOT / "experiments" / "results" / "comparison.popqa.json"))["pairs"]
+    in_readme, in_results = [], []
+    for label, row in zip(STRATEGIES_SHOWN, pair["rows"], strict=True):
+        em, f1, recall = (f"{row['scores'][metric]:.3f}" for metric in ("em", "f1", "recall_at_5"))
+        minutes = row["seconds"] / 60
+        in_readme.append([label, em, f1, recall, f"{minutes:.0f}"])
+        changes = [shown_change(row["change"], metric) for metric in ("f1", "recall_at_5")]
+        of_generator = row["seconds"] / pair["rows"][2]["seconds"]
+        in_results.append([label, em, f1, changes[0], recall, changes[1], f"{minutes:.1f}", f"{of_generator:.2f}"])
+    assert compared("README.md") == in_readme
+    assert compared("docs/results.md") == in_results
+
+
+def shown_change(changes: dict, metric: str) -> str:
+    if changes.get(metric) is None:  # the untrained models'
+        return ""
+    change, low, high = changes[metric]
+    return f"{change:+.3f} [{low:+.3f}, {high:+.3f}]" if (low, high) != (0, 0) else "0"
 
 
 # --- the notebook
