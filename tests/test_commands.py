@@ -15,6 +15,7 @@ from ragjax.config import (
     EvaluateConfig,
     IndexConfig,
     PrepareConfig,
+    ProcessConfig,
     RetrievalConfig,
     RunConfig,
 )
@@ -53,12 +54,13 @@ def test_the_help_of_train_explains_every_field_and_no_other_library(world):
     text = help_of(world, "train")
     assert "Fine-tunes a retrieval-augmented generation pipeline" in text
     words = "".join(text.split())  # lines are also broken behind hyphens
-    for field in (*dataclasses.fields(RunConfig), *dataclasses.fields(DryRunConfig)):
+    for field in [field for config in (RunConfig, DryRunConfig, ProcessConfig) for field in dataclasses.fields(config)]:
         shown = f"--[no]{field.name}:" if isinstance(field.default, bool) else f"--{field.name}:"
         assert shown in words, field.name
         assert "".join(field.metadata["help"].split()) in words, field.name
     assert "<none|generator|joint|embedder|independent|two_phase|auto>" in words
-    assert set(re.findall(r"^  --(?:\[no\])?(\w+):", text, re.MULTILINE)) == fields_of(RunConfig, DryRunConfig)
+    flags = set(re.findall(r"^  --(?:\[no\])?(\w+):", text, re.MULTILINE))
+    assert flags == fields_of(RunConfig, DryRunConfig, ProcessConfig)
 
 
 def fields_of(*configs):

@@ -75,7 +75,7 @@ class Pipeline:
         prompt = Prompt([ord(character) for character in text], self.cut)
         return [prompt] * len(rows), np.log(np.full(len(rows), 1 / len(rows)))
 
-    def prepared(self):
+    def prepared(self, arrangement):
         return self
 
     def decode_answers(self, prompts, log_weights, config, batch_size, seeds):
