@@ -125,6 +125,8 @@ def test_two_processes_make_what_one_makes(whole, shared):
     for left, right in zip(*(read_phases(RunFolder(folder), phases) for folder in (whole, shared)), strict=True):
         assert left.step == right.step
         for name, leaf in flat(left.trained).items():
+            if name.endswith("key/bias"):  # its gradient is zero, of whose rounding Adam makes steps
+                continue
             other = flat(right.trained)[name]
             assert np.linalg.norm(leaf - other) <= 1e-4 * np.linalg.norm(leaf), name
 
@@ -143,6 +145,9 @@ def test_two_processes_make_what_one_makes(whole, shared):
 def test_the_first_alone_writes_the_run(whole, shared):
     names = [{path.name for path in folder.iterdir()} for folder in (whole, shared)]
     assert names[0] == names[1]
-    lines = [read_lines(folder / "likelihoods.jsonl") for folder in (whole, shared)]
-    assert set().union(*lines[0]) == set().union(*lines[1])  # the pairs
+    # Keys name the tuned generator, which is another one in the last bits.
+    one, two = (read_lines(folder / "likelihoods.jsonl") for folder in (whole, shared))
+    for left, right in zip(one, two, strict=True):
+        for values, others in zip(left.values(), right.values(), strict=True):
+            np.testing.assert_allclose(values, others, rtol=1e-4)
     assert len(os.listdir(shared / "tensorboard" / "generator")) == 2  # writers: the start, and one that went on
