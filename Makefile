@@ -28,8 +28,9 @@ TEST_ENV := HF_HUB_OFFLINE=1
 # takes a quarter less. The parity tests compile as users do.
 FAST_COMPILE := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0"
 
-# Most of the tests' time is XLA compiling on one core, so files are shared out among the cores (2 GB of memory each).
-SPREAD := -n auto --maxprocesses=4 --dist=loadfile
+# Most of the tests' time is XLA compiling on one core, so files are shared out among the cores (2 GB of memory each), in
+# the order of tests/conftest.py.
+SPREAD := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -34,6 +34,12 @@ settings.register_profile("ragjax", derandomize=True, database=None, deadline=No
 settings.load_profile("ragjax")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: begun last, one would keep a core busy while the others have nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_file():
     """Compiled programs go with their test file: a process may have only so many memory maps (65,530 on Linux)."""
