@@ -141,7 +141,8 @@ class Checkpoints:
     def _template(self, step: int, name: str, tree: Any) -> Any:
         """Says leaf by leaf where it goes: left to itself, orbax asks for the devices that a tree was saved from."""
         if tree is None:
-            tree = ocp.StandardCheckpointHandler().metadata(self._folder / str(step) / name).tree
+            folder = self._folder / str(step) / name
+            tree = ocp.StandardCheckpointHandler().metadata(folder).tree  # ty: ignore[invalid-argument-type]
         return jax.tree.map(_as_read, tree)
 
     def restore_newest(self, templates: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from ragjax.parallel import (
     device_kinds,
     idle_groups,
     join_copies,
+    joining,
     layout_of,
     refuse_several_processes,
     stack_copies,
@@ -230,6 +232,19 @@ def test_one_of_several_processes_is_refused_before_anything_else(one_of_two, mo
         "devices there."
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_process_that_is_not_there_is_missed_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(joining, "_FOUND_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        joining._find(address)
+    with pytest.raises(UserError) as caught:
+        joining._find(address)
+    assert str(caught.value) == (
+        f"--coordinator_address={address}: nobody listens there ([Errno 111] Connection refused): start the first "
+        "process, on that host and with that port, within some minutes of the others."
+    )
 
 
 def test_several_processes_have_a_mesh(one_of_two, monkeypatch, tmp_path):

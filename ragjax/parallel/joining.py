@@ -22,7 +22,7 @@ from ragjax.voice import warn
 
 AUTO = "auto"
 
-_CONNECT_SECONDS = 60.0
+_FOUND_SECONDS, _CONNECT_SECONDS = 240.0, 60.0
 # Of the keep-alive messages: a host that is gone is noticed after about half a minute.
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 # What a process says before it ends: that all will, or the exit code of the signal that ends it.
@@ -46,6 +46,8 @@ def join_processes(coordinator: str, count: int | None, number: int | None) -> N
     Raises:
       UserError: they do not come together, or the cluster does not say what is asked of it.
     """
+    if coordinator != AUTO and number:
+        _find(coordinator)
     try:
         if coordinator == AUTO:
             jax.distributed.initialize()
@@ -67,6 +69,26 @@ def join_processes(coordinator: str, count: int | None, number: int | None) -> N
                 f"the processes cannot watch each other ({reason(error)}): if one is lost, JAX ends the others after "
                 "some minutes."
             )
+
+
+def _find(coordinator: str) -> None:
+    """Waits until the first process listens; JAX, left alone with nobody, ends by a trace of its C++.
+
+    Raises UserError where it does not.
+    """
+    host, _, port = coordinator.rpartition(":")
+    until, error = time.monotonic() + _FOUND_SECONDS, None
+    while time.monotonic() < until:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _WORD_SECONDS).close()
+            return
+        except OSError as fault:
+            error = fault
+            time.sleep(1.0)
+    raise UserError(
+        f"--coordinator_address={coordinator}: nobody listens there ({error}): start the first process, on that host "
+        "and with that port, within some minutes of the others."
+    )
 
 
 def agree_to_end() -> None:
