@@ -89,8 +89,7 @@ def run_command(main: Callable[[Sequence[str]], None], resumes: bool = True, tra
             app.run(guarded, flags_parser=_parse)
 
     code = end_of(body, FLAGS.flag_values_dict, resumes)
-    if trains:
-        leave_others(code)
+    leave_others(code)
     sys.exit(code)
 
 

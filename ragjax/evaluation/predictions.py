@@ -20,12 +20,12 @@ from ragjax.data.questions import Question
 from ragjax.errors import UserError
 from ragjax.evaluation.generations import CachedGenerations
 from ragjax.evaluation.report import METRICS, RANKS
-from ragjax.files import append_line, read_json, read_json_lines, read_whole_lines, write_atomic, write_json
+from ragjax.files import append_line, read_json, read_json_lines, read_whole_lines, remove, write_atomic, write_json
 from ragjax.generation import Decoded, Prepared, question_seeds
 from ragjax.parallel import check_same
 from ragjax.pipeline import Pipeline, arrangement_of, probabilities
 from ragjax.retrieval import Retrieval, read_index_record
-from ragjax.voice import is_first, progress
+from ragjax.voice import progress
 
 # Of a mean over a search's questions, and of the reciprocal rank.
 _RECALL_K = 5
@@ -75,11 +75,12 @@ def evaluate(
     if path.exists():
         return _read_finished(path, identity)
     check_questions(pipeline, questions, config)
-    plan = _plan(pipeline, questions, config, passage_answers)
+    arrangement = arrangement_of(config)
+    plan = _plan(pipeline, questions, config, passage_answers, config.eval_batch_size * arrangement.copies)
     # An empty cache of generations is false, too.
     source: Prepared | CachedGenerations | None = generations
     if generations is None and config.decode != "none":
-        source = pipeline.generator.prepared(arrangement_of(config))
+        source = pipeline.generator.prepared(arrangement)
     finished = _read_partial(path, identity, [[questions[i].id for i in batch] for batch in plan.batches])
     check_same(f"finished answers of {path}", len(finished))  # before the first writes more
     records: dict[int, dict[str, Any]] = {}
@@ -133,8 +134,10 @@ class _Plan:
         return frozenset().union(*(prompt.cut for prompt in itertools.chain.from_iterable(groups)))
 
 
-def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, passage_answers: bool) -> _Plan:
-    """Retrieves for all questions, builds their prompts and forms batches."""
+def _plan(
+    pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, passage_answers: bool, size: int
+) -> _Plan:
+    """Retrieves for all questions, builds their prompts and forms batches of so many."""
     began = time.perf_counter()
     texts = [question.question for question in questions]
     found = pipeline.retrieve_each(texts, [_within(pipeline, k) for k in _ranks(config)])
@@ -155,7 +158,6 @@ def _plan(pipeline: Pipeline, questions: Sequence[Question], config: RunConfig, 
     # Prompts of like length share a batch, so that little of it is padding.
     longest = [max((len(prompt.ids) for prompt in prompts), default=0) for prompts, _ in asked]
     order = sorted(range(len(questions)), key=lambda i: (longest[i], i))
-    size = config.eval_batch_size * arrangement_of(config).copies
     return _Plan(
         questions,
         found,
@@ -194,8 +196,7 @@ def _write(path: Path, identity: Mapping[str, Any], measured: Measurement) -> No
     cut = sorted(measured.passages_cut)
     write_json(_cost_file(path), {**dataclasses.asdict(measured.cost), "passages_cut": cut, "made_from": identity})
     write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in measured.records))
-    if is_first():
-        _partial(path).unlink(missing_ok=True)
+    remove(_partial(path))
 
 
 def copy_predictions(source: Path, target: Path) -> None:

@@ -1,7 +1,7 @@
 """Files of the whole house.
 
-write_atomic, append_line, read_text, sha256_file,
-read_pieces, sync                                         bytes and text                      plain.py
+write_atomic, append_line, remove, read_text,
+sha256_file, read_pieces, sync                            bytes and text                      plain.py
 read_json, read_json_object, read_json_lines,
 read_whole_lines, read_settings, write_json               JSON                                json_values.py
 PlannedFile, plan_text, plan_json, plan_copy,
@@ -38,7 +38,7 @@ from ragjax.files.json_values import (
 from ragjax.files.keyed_records import KeyedRecords
 from ragjax.files.locks import lock_file, take_lock
 from ragjax.files.mapped import give_back, map_file
-from ragjax.files.plain import append_line, read_pieces, read_text, sha256_file, sync, write_atomic
+from ragjax.files.plain import append_line, read_pieces, read_text, remove, sha256_file, sync, write_atomic
 from ragjax.files.seals import Seal
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "read_settings",
     "read_text",
     "read_whole_lines",
+    "remove",
     "sha256_file",
     "storing",
     "sync",

@@ -56,6 +56,12 @@ def read_text(path: str | os.PathLike) -> str:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it in UTF-8") from error
 
 
+def remove(path: Path) -> None:
+    """Removes a file of those that the first process alone writes; one that is not there is no fault."""
+    if is_first():
+        path.unlink(missing_ok=True)
+
+
 def append_line(path: str | os.PathLike, line: str) -> None:
     """Appends a line; file and parent folder are made when missing.
 

@@ -63,7 +63,7 @@ def join_processes(coordinator: str, count: int | None, number: int | None) -> N
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     if jax.process_count() > 1:
         try:
-            _watch.connect("" if coordinator == AUTO else coordinator.rsplit(":", 1)[0].strip("[]"))
+            _watch.connect("" if coordinator == AUTO else _parts(coordinator)[0])
         except OSError as error:
             warn(
                 f"the processes cannot watch each other ({reason(error)}): if one is lost, JAX ends the others after "
@@ -71,16 +71,21 @@ def join_processes(coordinator: str, count: int | None, number: int | None) -> N
             )
 
 
+def _parts(coordinator: str) -> tuple[str, int]:
+    """HOST:PORT -> host, port; an IPv6 address stands in brackets."""
+    host, _, port = coordinator.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def _find(coordinator: str) -> None:
     """Waits until the first process listens; JAX, left alone with nobody, ends by a trace of its C++.
 
     Raises UserError where it does not.
     """
-    host, _, port = coordinator.rpartition(":")
     until, error = time.monotonic() + _FOUND_SECONDS, None
     while time.monotonic() < until:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), _WORD_SECONDS).close()
+            socket.create_connection(_parts(coordinator), _WORD_SECONDS).close()
             return
         except OSError as fault:
             error = fault

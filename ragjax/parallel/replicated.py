@@ -26,7 +26,7 @@ class Replicated:
 
     @property
     def groups(self) -> int:
-        return jax.local_device_count() if self.devices is None else len(self.devices)
+        return len(self._mapped)
 
     @property
     def _mapped(self) -> Sequence[jax.Device]:

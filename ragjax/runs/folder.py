@@ -29,7 +29,7 @@ from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.errors import UserError, reason
 from ragjax.fields import Checked, differing_fields, flag_text, recorded_value
-from ragjax.files import read_json_object, take_lock, write_atomic, write_json
+from ragjax.files import read_json_object, remove, take_lock, write_atomic, write_json
 from ragjax.parallel import largest_of_all, process_count, wait_for_all
 from ragjax.paths import expanded
 from ragjax.runs.summary import Summary
@@ -175,8 +175,7 @@ class RunFolder:
         while not (seen := mark.is_file() and mark.read_text(encoding="utf-8") == token) and time.monotonic() < until:
             time.sleep(0.2)
         is_missing = largest_of_all(not seen)  # somewhere, so that all end alike
-        if is_first():
-            mark.unlink()
+        remove(mark)
         if is_missing:
             raise UserError(
                 f"--run_dir={self.path} is not the same folder for all processes: choose one on a file system that all "

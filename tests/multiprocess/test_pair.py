@@ -90,8 +90,13 @@ def run_pair(folder) -> list[tuple[int, str, str]]:
         )
         for number in range(2)
     ]
+    return ends(processes, timeout=300)
+
+
+def ends(processes: list[subprocess.Popen], timeout: float) -> list[tuple[int, str, str]]:
+    """(exit status, stdout, stderr) of each."""
     try:
-        outputs = [process.communicate(timeout=300) for process in processes]
+        outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -13,7 +13,7 @@ import pytest
 
 from ragjax.files import read_json
 from ragjax.runs import RunFolder, read_phases
-from tests.multiprocess.test_pair import free_port, said
+from tests.multiprocess.test_pair import ends, free_port
 from tests.tiny_runs import World, flat, read_lines, run_flags, tiny_world
 
 pytestmark = pytest.mark.slow  # seven processes, each of which imports everything
@@ -70,12 +70,7 @@ def run(world: World, folder: Path, processes: int, told: tuple[str, str, str] =
                 text=True,
             )
         )
-    try:
-        outputs = [process.communicate(timeout=600) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [(process.returncode, *map(said, output)) for process, output in zip(started, outputs, strict=True)]
+    return ends(started, timeout=600)
 
 
 @pytest.fixture(scope="module")
