@@ -2,6 +2,9 @@
 
 import re
 
+# Characters of another library's message that are quoted: some hold a whole stack of causes in one line.
+_QUOTED = 200
+
 
 class UserError(Exception):
     """Something that the user can mend: a wrong flag, a missing file, a model that does not fit.
@@ -13,7 +16,8 @@ class UserError(Exception):
 
 def reason(error: BaseException) -> str:
     """What another library's error says, to stand inside ours: its first sentence, or its class's name."""
-    return re.split(r"\.?\n|\.\s", str(error).strip())[0].rstrip(".:") or type(error).__name__
+    sentence = re.split(r"\.?\n|\.\s", str(error).strip())[0].rstrip(".:") or type(error).__name__
+    return sentence if len(sentence) <= _QUOTED else f"{sentence[: _QUOTED - 3]}..."
 
 
 class DivergedError(UserError):

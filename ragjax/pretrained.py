@@ -433,8 +433,9 @@ def init_lora(generator: Generator, seed: int) -> Tree:
     return init(jax.random.key(seed))
 
 
+@functools.cache  # tracing a model takes seconds
 def abstract_variables(module: nn.Module) -> dict[str, Any]:
-    """Shapes of the module's variables; nothing is computed."""
+    """Shapes of the module's variables, for all who ask: not to be changed. Nothing is computed."""
     inputs = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * 3
     method = "full_logits" if isinstance(module, Decoder) else None
     return jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), *inputs)

@@ -201,7 +201,7 @@ def refusal(config: RunConfig) -> str:
         train(config)
     message = str(caught.value)
     assert "\n" not in message
-    assert len(message) < 500
+    assert len(message.replace(config.run_dir, "")) < 500
     return message
 
 

@@ -2,18 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from ragjax.arrays import ModelVariables, Tree
 from ragjax.config import RunConfig
 from ragjax.models.decoder import Decoder
 from ragjax.models.decoder_config import DecoderConfig
-from ragjax.models.encoders import EncoderConfig
 from ragjax.models.lora import COLLECTION
 from ragjax.pipeline import lora_of
 from ragjax.pretrained import Embedder, Generator, abstract_variables, encoder_of
@@ -58,17 +55,12 @@ def _settings(name: str) -> tuple[ModelSource, Settings]:
     return source, read_config(source)
 
 
-@functools.cache  # tracing a model takes seconds
-def _abstract(kind: Callable[..., nn.Module], shape: EncoderConfig | DecoderConfig) -> dict[str, Any]:
-    return abstract_variables(kind(shape))
-
-
 def _embedder(config: RunConfig) -> Embedder:
     source, settings = _settings(config.embedder)
     module = encoder_of(settings, config.dtype)
     shape = module.config
     own = read_embedder_settings(source, shape.longest_input, config.query_prefix, config.passage_prefix)
-    params, tokenizer = _abstract(type(module), shape)["params"], _tokenizer(config.embedder, shape.vocab_size)
+    params, tokenizer = abstract_variables(module)["params"], _tokenizer(config.embedder, shape.vocab_size)
     return Embedder(source, shape, tokenizer, module, params, own.max_seq_length, own.prefixes)
 
 
@@ -83,7 +75,7 @@ def _generator(config: RunConfig) -> Generator:
         remat=config.remat,
     )
     module = Decoder(shape)
-    variables = _abstract(Decoder, shape)
+    variables = abstract_variables(module)
     params = _stored_as(variables["params"], config.dtype if config.lora_rank else "float32")
     tokenizer = _tokenizer(config.generator, shape.vocab_size)
     eos = 0 if tokenizer is None else tokenizer.eos_token_id
