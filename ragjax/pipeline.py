@@ -19,7 +19,7 @@ from ragjax.data.stored_tokens import StoredTokens
 from ragjax.errors import UserError
 from ragjax.files import default_cache_dir
 from ragjax.models.lora import COLLECTION, LoraConfig
-from ragjax.parallel import Arrangement, arrange
+from ragjax.parallel import Arrangement, arrange, to_host
 from ragjax.paths import located
 from ragjax.pretrained import Embedder, Generator, init_lora, load_embedder, load_generator
 from ragjax.reranking import QuestionLikelihood, load_cross_encoder
@@ -141,6 +141,23 @@ class Pipeline:
             reader = dataclasses.replace(reader, generator=generator)
         return dataclasses.replace(self, embedder=embedder, reader=reader)
 
+    def over(self, vectors: VectorStore, config: RunConfig) -> "Pipeline":
+        """The same pipeline with other vectors of its passages, all of which are compared on the host."""
+        generator = self.reader and self.reader.generator
+        index = build_index(config, vectors, ExactIndex(vectors), self.store, self.embedder, generator)
+        return dataclasses.replace(self, retriever=dataclasses.replace(self.retriever, index=index, vectors=vectors))
+
+    def encoded_anew(self, config: RunConfig, show_progress: bool = True) -> "Pipeline":
+        """The same pipeline over vectors that its embedder as it is makes of the passages, or made for an earlier one.
+
+        Raises:
+          UserError: they cannot be stored.
+        """
+        # One process encodes, and the others wait: weights that lie over all of them are fetched before.
+        embedder = dataclasses.replace(self.embedder, params=to_host(self.embedder.params))
+        vectors = cached_vectors(embedder, self.store, default_cache_dir() / "vectors", show_progress)
+        return dataclasses.replace(self.over(vectors, config), encode_cost=_encode_cost(embedder, vectors))
+
 
 def check_top_k(top_k: int, store: PassageStore) -> None:
     """Raises UserError where there are fewer passages than would be read."""
@@ -226,9 +243,11 @@ def build_pipeline(
     shared = not reranks_by_likelihood(config)
     retriever = Retriever(index, vectors, nested=config.ranks_by_vectors, shared=shared)
     reader = None if generator is None else Reader(generator, prompt_builder(config, generator))
-    flops = encoding_flops(embedder.size, len(vectors), vectors.tokens)
-    encoding = Cost(vectors.seconds, flops, vectors.tokens)
-    return Pipeline(embedder, reader, store, retriever, encoding)
+    return Pipeline(embedder, reader, store, retriever, _encode_cost(embedder, vectors))
+
+
+def _encode_cost(embedder: Embedder, vectors: VectorShards) -> Cost:
+    return Cost(vectors.seconds, encoding_flops(embedder.size, len(vectors), vectors.tokens), vectors.tokens)
 
 
 def _check_search(config: RunConfig) -> None:
@@ -243,6 +262,12 @@ def _check_search(config: RunConfig) -> None:
                 raise UserError(f"--{name} is of vectors on the accelerators: add --search_on=device, or leave it out.")
     elif config.retriever == "bm25":
         raise UserError("--search_on=device searches vectors, and --retriever=bm25 reads none: leave one of them out.")
+    if config.refresh_passages and (config.index_dir or config.search_on == "device"):
+        given = f"--index_dir={config.index_dir}" if config.index_dir else "--search_on=device"
+        raise UserError(
+            f"--refresh_passages={config.refresh_passages} compares changing vectors on the host, and {given} holds "
+            "those of one embedder: leave one of them out."
+        )
     if config.hops == 2 and config.top_k == 1:
         raise UserError("--hops=2 takes half of the passages from each search: give --top_k at least 2.")
     if config.rerank and config.rerank_top < config.top_k:

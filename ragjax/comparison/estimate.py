@@ -53,6 +53,7 @@ class Pace:
     question_seconds: float  # the embedder's forward pass over one
     trained_bytes: Mapping[str, int]  # float32 parameters that each model trains
     weight_bytes: int  # of both models as they are
+    vector_bytes: int = 0  # of the passages' vectors in memory
 
     def phase_seconds(self, phase: Phase, config: RunConfig, dataset: Dataset) -> float:
         """Training and its measurements, by what the phase learns from."""
@@ -78,8 +79,20 @@ class Pace:
     def cell_seconds(self, cell: Planned, dataset: Dataset) -> float:
         """A cell's own training, and its answers after (those before are shared), or the latter alone for `none`."""
         own = [phase for phase in cell.phases if not source_run(cell.config, phase)]
-        training = sum(self.phase_seconds(phase, cell.config, dataset) for phase in own)
+        training = sum(
+            self.phase_seconds(phase, cell.config, dataset) + self.refreshing_seconds(phase, cell.config, dataset)
+            for phase in own
+        )
         return training + self.answers_seconds(cell.config, dataset)
+
+    def refreshing_seconds(self, phase: Phase, config: RunConfig, dataset: Dataset) -> float:
+        """Encoding the passages anew: at least before each measurement, and when the embedder has been trained."""
+        if not config.refresh_passages or "embedder" not in phase.trains:
+            return 0.0
+        learnt = sum(map(phase.signal.learns_from, dataset.train))
+        steps = total_steps(config, learnt, phase.batch_size(config))
+        every = min(config.refresh_passages, measured_every(config, steps) or config.refresh_passages)
+        return (math.ceil(steps / every) + 1) * self.encode_seconds(dataset)
 
     def answers_seconds(self, config: RunConfig, dataset: Dataset) -> float:
         """One evaluation."""
@@ -90,13 +103,15 @@ class Pace:
 
     def cell_bytes(self, cell: Planned) -> int:
         """On the disk: checkpoints, nearly all of it."""
-        kept = cell.config.keep_checkpoints
+        config, kept = cell.config, cell.config.keep_checkpoints
         copies = _COPIES_IN_CHECKPOINT * kept + kept + 1
-        return sum(
-            (1 if source_run(cell.config, phase) else copies) * self.trained_bytes[model]
+        weights = sum(
+            (1 if source_run(config, phase) else copies) * self.trained_bytes[model]
             for phase in cell.phases
             for model in phase.trains
         )
+        refreshed = [phase for phase in cell.phases if "embedder" in phase.trains and not source_run(config, phase)]
+        return weights + (kept * self.vector_bytes * len(refreshed) if config.refresh_passages else 0)
 
     def memory_bytes(self, cells: Sequence[Planned]) -> int:
         """At least: weights, gradients and the optimizer. Activations come on top, by --batch_size and --remat."""
@@ -128,6 +143,7 @@ def measure_pace(config: RunConfig, dataset: Dataset, embedder: Embedder, genera
         question_seconds=asked / len(questions),
         trained_bytes={model: 4 * sum(leaf.size for leaf in jax.tree.leaves(tree)) for model, tree in trained.items()},
         weight_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(models)),
+        vector_bytes=4 * len(dataset.passages) * embedder.width,
     )
 
 

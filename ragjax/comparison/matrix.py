@@ -80,6 +80,8 @@ def plan_cells(config: RunConfig, options: CompareConfig) -> list[Planned]:
         own: dict[str, Any] = {"strategy": strategy, "objective": objective or config.objective}
         if not any("embedder" in phase.trains and phase.signal.reads_answers for phase in STRATEGIES[strategy]):
             own["retriever_objective"] = RunConfig.retriever_objective  # it has no embedder to move by answers
+        if not any("embedder" in phase.trains for phase in STRATEGIES[strategy]):
+            own["refresh_passages"] = RunConfig.refresh_passages  # nor one for passages to follow
         pair = f"{folders[embedder]}-{folders[generator]}"
         folder = RunFolder(Path(config.run_dir)).cell(pair, f"seed{seed}", row).path
         own |= {"embedder": embedder, "generator": generator, "seed": seed, "run_dir": str(folder)}

@@ -57,6 +57,11 @@ def compare(config: RunConfig, options: CompareConfig | None = None) -> Report |
             f"{dataset.folder} has no dev questions, by which --search chooses: add {dataset.split_file('dev')}, or "
             "leave --search out."
         )
+    if options.search and config.refresh_passages:
+        raise UserError(
+            f"--refresh_passages={config.refresh_passages} makes vectors for one embedder, and --search trains copies "
+            "of it at many rates together: leave one of them out."
+        )
     warn_of_repeated_questions(dataset, [phase for cell in cells for phase in cell.phases])
     comparison = Execution(config, options, cells, dataset)
     if options.dry_run:

@@ -210,6 +210,12 @@ class RunConfig(DecodeConfig, RetrievalConfig):
         minimum=0,
         below=1,
     )
+    refresh_passages: int = field(
+        0,
+        "Encode all passages anew with the embedder that is being trained, at least every N steps, and at the end; for "
+        "small corpora. 0: the passages' vectors stay those of the untrained embedder.",
+        minimum=0,
+    )
     embedder_run: str = field("", "Finished run whose tuned embedder is reused (strategy independent).", path=True)
     generator_run: str = field(
         "", "Finished run whose tuned generator is reused (strategies independent and two_phase).", path=True

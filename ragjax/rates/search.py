@@ -153,6 +153,11 @@ def _phases(config: RunConfig, options: SearchConfig) -> Sequence[Phase]:
         raise UserError(
             f"--grid=2d searches pairs of rates, which --strategy={config.strategy} does not train together."
         )
+    if config.refresh_passages and options.grid == "1d":
+        raise UserError(
+            f"--refresh_passages={config.refresh_passages} makes vectors for one embedder, and a search trains copies "
+            "of it at many rates together: search without it, or joint pairs with --grid=2d."
+        )
     if all(source_run(config, phase) for phase in phases):
         raise UserError("--embedder_run and --generator_run leave no rate to search: leave one of them out.")
     if config.strategy == "joint" and options.grid == "1d":

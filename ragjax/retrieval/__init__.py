@@ -6,6 +6,7 @@ PassageEncoder, identity_of,
 missing_passages              the same in any folder, shard by shard                       encode.py
 VectorShards, Identity        vectors of a corpus in shards on disk                        shards.py
 VectorStore, ArrayVectors     stored vectors by row number; of an array                    vectors.py
+MovingVectors, at_first       vectors that are replaced while they are searched            vectors.py
 Retriever, Retrieval          questions to passages and their scores                       retriever.py
 Index, Queries, Proposal      what an index is, is asked and answers                       retriever.py
 ExactIndex, ApproximateIndex  inner-product search (FAISS): all vectors, or a part         faiss_index.py
@@ -34,7 +35,7 @@ from ragjax.retrieval.rerank import RerankedIndex, Reranker
 from ragjax.retrieval.retriever import Index, Proposal, Queries, Retrieval, Retriever
 from ragjax.retrieval.shards import Identity, VectorShards
 from ragjax.retrieval.two_hops import TwoHopIndex
-from ragjax.retrieval.vectors import ArrayVectors, VectorStore
+from ragjax.retrieval.vectors import ArrayVectors, MovingVectors, VectorStore, at_first
 
 __all__ = [
     "ApproximateIndex",
@@ -46,6 +47,7 @@ __all__ = [
     "Identity",
     "Index",
     "IndexRecord",
+    "MovingVectors",
     "PassageEncoder",
     "Place",
     "Proposal",
@@ -57,6 +59,7 @@ __all__ = [
     "TwoHopIndex",
     "VectorShards",
     "VectorStore",
+    "at_first",
     "cached_vectors",
     "encode_corpus",
     "identity_of",

@@ -33,7 +33,8 @@ class ExactIndex:
     """All inner products of queries with P vectors of width E, which stay where they are."""
 
     def __init__(self, vectors: np.ndarray | VectorStore):
-        """vectors: a store, or an array [P, E] float32, P >= 1, which is kept without a copy and must not change.
+        """vectors: a store, or an array [P, E] float32, P >= 1, which is kept without a copy. Each search reads them
+        anew.
 
         Raises ValueError for an array of another shape or type.
         """

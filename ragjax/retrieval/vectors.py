@@ -62,6 +62,32 @@ class ArrayVectors:
         yield self._vectors
 
 
+class MovingVectors(ArrayVectors):
+    """Vectors in memory that can be replaced all together; who holds the store then sees the new ones."""
+
+    def __init__(self, first: VectorStore):
+        """Begins with a copy of these."""
+        super().__init__(np.concatenate(list(first.blocks())))
+        self.first = first
+
+    def replace(self, vectors: Float32[np.ndarray, "P E"]) -> None:
+        """Raises ValueError for another shape."""
+        if vectors.shape != self._vectors.shape:
+            raise ValueError(f"vectors must be {list(self._vectors.shape)}, not {list(vectors.shape)}")
+        self._vectors = vectors
+        self.__dict__.pop("longest", None)  # of those before
+
+    @property
+    def now(self) -> Float32[np.ndarray, "P E"]:
+        """All of them, without a copy."""
+        return self._vectors
+
+
+def at_first(vectors: VectorStore) -> VectorStore:
+    """The vectors before they moved, if they do."""
+    return vectors.first if isinstance(vectors, MovingVectors) else vectors
+
+
 def as_store(vectors: np.ndarray | VectorStore) -> VectorStore:
     """A store as it is; an array [P, E] float32 as one. Raises ValueError for an array of another shape or type."""
     return ArrayVectors(vectors) if isinstance(vectors, np.ndarray) else vectors

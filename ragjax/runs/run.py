@@ -87,8 +87,15 @@ class Run:
         return ask(self.pipeline, question, self.config)
 
     def with_trained(self, trained: Mapping[str, Variables]) -> "Run":
-        """The same run with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}."""
-        return dataclasses.replace(self, pipeline=self.pipeline.with_trained(trained))
+        """The same run with trained collections, {"embedder" | "generator": {"params" | "lora": tree}}.
+
+        With --refresh_passages a trained embedder's own vectors of the passages are searched: from the cache, or
+        encoded now.
+        """
+        pipeline = self.pipeline.with_trained(trained)
+        if self.config.refresh_passages and "embedder" in trained:
+            pipeline = pipeline.encoded_anew(self.config)
+        return dataclasses.replace(self, pipeline=pipeline)
 
     def unfinished(self) -> str | None:
         """A sentence for the user where training has not come to its end."""

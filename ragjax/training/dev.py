@@ -8,6 +8,7 @@ import numpy as np
 
 from ragjax.arrays import ModelVariables
 from ragjax.costs import Cost, Ledger
+from ragjax.pipeline import Pipeline
 from ragjax.runs import Run
 from ragjax.training.health import Found, RetrievalHealth
 from ragjax.training.objectives import merge
@@ -30,11 +31,12 @@ class Measured:
 class DevMeter:
     """Measures the states of a phase; what that costs stands under "evaluation"."""
 
-    def __init__(self, run: Run, phase: Phase, assembler: Assembler):
+    def __init__(self, run: Run, phase: Phase, assembler: Assembler, start: Pipeline):
+        """start: what the phase begins with."""
         self._assembler = assembler
         self._eval_step = run.arrangement.compile_sums(make_eval_step(assembler.objective))
         watched = run.dataset.dev if "embedder" in phase.trains else []
-        self.health = RetrievalHealth(run.pipeline, watched, run.config.top_k)
+        self.health = RetrievalHealth(run.pipeline, watched, run.config.top_k, start)
         self._has_warned = False
 
     def measure(self, step: int, trainable: ModelVariables, frozen: ModelVariables, ledger: Ledger) -> Measured:

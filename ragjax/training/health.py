@@ -35,8 +35,10 @@ class Found:
 class RetrievalHealth:
     """Compares what is found now with what the embedder found at the phase's start."""
 
-    def __init__(self, pipeline: Pipeline, questions: Sequence[Question], top_k: int):
+    def __init__(self, pipeline: Pipeline, questions: Sequence[Question], top_k: int, start: Pipeline | None = None):
+        """start: what the phase begins with, where the passages' vectors of `pipeline` move."""
         self._pipeline, self._questions, self._top_k = pipeline, questions[:WATCHED], top_k
+        self._start = start or pipeline
 
     @functools.cached_property
     def start(self) -> Found:
@@ -45,7 +47,7 @@ class RetrievalHealth:
 
     @functools.cached_property
     def _start_rows(self) -> dict[int, np.ndarray]:
-        return self._find(self._pipeline.embedder.params)
+        return self._find(self._start, self._start.embedder.params)
 
     def measure(self, embedder_variables: Variables) -> Found:
         """Of the embedder's given variables. Its figures:
@@ -56,7 +58,7 @@ class RetrievalHealth:
         """
         if not self._questions:
             return Found({}, np.empty(0))
-        return self._measure(self._find(embedder_variables["params"]))
+        return self._measure(self._find(self._pipeline, embedder_variables["params"]))
 
     def has_collapsed(self, figures: Mapping[str, float]) -> bool:
         """Whether variety, agreement with the start and, where it is known, recall have fallen together."""
@@ -69,9 +71,9 @@ class RetrievalHealth:
             and (name not in figures or figures[name] <= _RECALL_FALL * start[name])
         )
 
-    def _find(self, params: Tree) -> dict[int, np.ndarray]:
+    def _find(self, pipeline: Pipeline, params: Tree) -> dict[int, np.ndarray]:
         """Passage rows [n, k] for each k that is looked at, or [n, P] where there are fewer passages."""
-        trained = self._pipeline.with_trained({"embedder": {"params": params}})
+        trained = pipeline.with_trained({"embedder": {"params": params}})
         within = {k: min(k, len(trained.store)) for k in (self._top_k, RECALL_K, RANK_K)}
         found = trained.retrieve_each([question.question for question in self._questions], within.values())
         return {k: found[count].passage_rows for k, count in within.items()}

@@ -28,6 +28,7 @@ from ragjax.stopping import held_signals
 from ragjax.training.dev import DevMeter
 from ragjax.training.kept import Kept, criterion, finds_less, is_better
 from ragjax.training.objectives import Objective, merge
+from ragjax.training.passages import MovingPassages
 from ragjax.training.records import MetricsLog
 from ragjax.training.sampling import QuestionBatch, total_steps
 from ragjax.training.signals import Assembled, Assembler, Models
@@ -130,7 +131,10 @@ class Trainer:
 
     def __init__(self, run: Run, phase: Phase, log: MetricsLog, measure_every: int | None = None):
         config = run.config
-        self._config, self._phase, self._pipeline, self._log = config, phase, run.pipeline, log
+        self._config, self._phase, self._log = config, phase, log
+        moves = config.refresh_passages and "embedder" in phase.trains
+        self._passages = MovingPassages(run) if moves else None
+        start, run = run.pipeline, run if self._passages is None else self._passages.run
         kept = config.keep_checkpoints
         self._checkpoints = Checkpoints(run.files.checkpoints(phase.name), kept)
         # Each checkpoint's best state stays beside it; one more, because a best state is written before its checkpoint.
@@ -145,7 +149,7 @@ class Trainer:
         optimizer, train_step = make_step(config, self._assembler.objective, self.steps)
         self._train_step = run.arrangement.compile_step(train_step)
         self._measure_every = measure_every or measured_every(config, self.steps)
-        self._meter = DevMeter(run, phase, self._assembler)
+        self._meter = DevMeter(run, phase, self._assembler, start)
         trainable, frozen = split_trainable(run, phase)
         self.frozen = run.arrangement.place(frozen)
         state = init_state(run.arrangement.keep(trainable), phase.learning_rates(config), optimizer)
@@ -162,9 +166,12 @@ class Trainer:
         self.step = int(state.step)
 
     def _resume(self, state: TrainState) -> TrainState:
-        step, trees, extras = self._checkpoints.restore_newest(
-            {"trainable": state.trainable, "optimizer": state.optimizer}
-        )
+        templates = {"trainable": state.trainable, "optimizer": state.optimizer}
+        if self._passages is not None:
+            templates["passages"] = self._passages.tree
+        step, trees, extras = self._checkpoints.restore_newest(templates)
+        if self._passages is not None:
+            self._passages.restore(trees.pop("passages"), extras["passages"])
         self.ledger = Ledger(extras["cost"])
         self.passages_cut.update(extras["passages_cut"])
         self._assembler.rewind(extras["position"])
@@ -188,6 +195,7 @@ class Trainer:
     def advance(self) -> tuple[dict[str, Any], float, int]:
         """One step: (its line of metrics, seconds, tokens that went through a model)."""
         began = time.perf_counter()
+        aged = {} if self._passages is None else self._passages.keep_up(self.step, self._embedder, self.ledger)
         made, self._ahead = self._ahead or self._make(self.step), None
         batch, assembled = made.batch, made.assembled
         self.ledger.merge(made.spent)
@@ -195,7 +203,7 @@ class Trainer:
         self.state, metrics = self._train_step(self.state, self.frozen, assembled.batch)
         with ThreadPoolExecutor(1) as pool:
             ended_at = pool.submit(_time_when_there, metrics)  # which may be before the next batch is made
-            if self._assembler.looks_ahead and self.step + 1 < self.steps:
+            if self._looks_ahead and self.step + 1 < self.steps:
                 self._ahead = self._make(self.step + 1)
             taken = ended_at.result() - started
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -203,7 +211,7 @@ class Trainer:
         self._clock.inside += taken
         self.step += 1
         skipped = bool(metrics.pop("skipped"))
-        line = self._line(metrics, assembled)
+        line = self._line(metrics, assembled) | aged
         if skipped or self._watch.is_spike(metrics["loss"]):
             line["event"] = "skipped" if skipped else "spike"
             line["question_ids"] = [question.id for question in batch.questions]
@@ -223,6 +231,16 @@ class Trainer:
         self._clock.whole += time.perf_counter() - ended
         return line, seconds, tokens
 
+    @property
+    def _looks_ahead(self) -> bool:
+        """Whether the next batch can be made while a step is computed: not where that moves the passages' vectors."""
+        return self._assembler.looks_ahead and self._passages is None
+
+    @property
+    def _embedder(self) -> Variables:
+        """The embedder's variables as they are now."""
+        return merge(self.frozen, self.state.trainable)["embedder"]
+
     def _make(self, step: int) -> _Made:
         batch, spent = self._sampler.training_batch(step), Ledger()
         return _Made(batch, self._assembler.assemble(batch, merge(self.frozen, self.state.trainable), spent), spent)
@@ -234,8 +252,9 @@ class Trainer:
 
     def _measure(self) -> dict[str, float]:
         """Dev figures of the state as it is, which is kept where they are the best so far."""
+        moved = {} if self._passages is None else self._passages.refresh(self.step, self._embedder, self.ledger)
         measured = self._meter.measure(self.step, self.state.trainable, self.frozen, self.ledger)
-        figures = {f"dev_{name}": value for name, value in measured.figures.items()}
+        figures = {f"dev_{name}": value for name, value in (measured.figures | moved).items()}
         # Before any checkpoint: weights that this update has spoilt must not replace a good one.
         if bad := _not_finite(figures):
             raise self._diverged(f"has a non-finite {bad}")
@@ -307,6 +326,8 @@ class Trainer:
             "watch": self._watch.as_dict(),
             "clock": dataclasses.asdict(self._clock),
         }
+        if self._passages is not None:
+            trees["passages"], extras["passages"] = self._passages.tree, self._passages.extras
         self._checkpoints.save(self.step, trees, extras)
 
 

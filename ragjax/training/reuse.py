@@ -12,10 +12,11 @@ from ragjax.training.kept import Kept
 from ragjax.training.loop import PhaseResult
 from ragjax.training.strategies import Phase
 
-# What a model was trained with and goes on to be used with: the shape of adapters, the texts that an embedder reads.
+# What a model was trained with and goes on to be used with: the shape of adapters, the texts that an embedder reads,
+# whose vectors of the passages it finds.
 _FLAGS = {
     "generator": ("lora_rank", "lora_alpha", "lora_targets", "quantize"),
-    "embedder": ("query_prefix", "passage_prefix"),
+    "embedder": ("query_prefix", "passage_prefix", "refresh_passages"),
 }
 
 

@@ -160,7 +160,7 @@ def run_phases(run: Run, phases: Sequence[Phase]) -> tuple[Summary, Run]:
         before=summarise(before.records),
         after=summarise(after.records),
         change_95=_changes(before, after),
-        cost=_cost(run, before, results, after),
+        cost=_cost(run, trained, before, results, after),
         strategy_costs=_strategy_costs(run, results),
         skipped_questions=_skipped_questions(phases, run.dataset),
         skipped_steps={name: len(result.skipped_steps) for name, result in results.items()},
@@ -215,10 +215,14 @@ def with_phases(run: Run, results: Mapping[str, PhaseResult]) -> Run:
     return run.with_trained(run.arrangement.keep(together))
 
 
-def _cost(run: Run, before: Measurement, results: Mapping[str, PhaseResult], after: Measurement) -> dict[str, Any]:
+def _cost(
+    run: Run, trained: Run, before: Measurement, results: Mapping[str, PhaseResult], after: Measurement
+) -> dict[str, Any]:
     """Of the whole run and of each phase."""
     whole = Ledger()
     whole.add("encode", run.pipeline.encode_cost)
+    if trained.pipeline.retriever is not run.pipeline.retriever:  # the trained embedder has encoded the passages, too
+        whole.add("encode", trained.pipeline.encode_cost)
     whole.add("evaluation", before.cost)
     for result in results.values():
         whole.merge(result.cost)

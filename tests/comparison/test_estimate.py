@@ -1,12 +1,15 @@
 """What runs will take, by hand."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from ragjax.comparison import Pace, plan_cells
 from ragjax.config import CompareConfig, RunConfig
 from ragjax.data.dataset import Dataset
 from ragjax.data.passages import PassageList
-from ragjax.data.questions import Question
+from ragjax.data.questions import Passage, Question
 
 # A prompt of a question takes 2 s to read, its answer 7 s.
 PACE = Pace(
@@ -57,6 +60,23 @@ def test_passages_that_do_not_go_backward_are_only_read(dataset):
     """Two of the five: each question's prompts are read once, and two fifths of them are learnt from."""
     seconds = PACE.cell_seconds(cells(backward_passages=2)["generator"], dataset)
     assert seconds == pytest.approx(12 * 2.0 * (1 + 0.4 / 0.35) + 4 * 5 * 2.0 + 3 * 7.0)
+
+
+def test_passages_that_follow_the_embedder_are_encoded_again():
+    """Ten of them, 0.5 s each: joint training of twelve questions has three steps, label training two."""
+    dataset = Dataset(
+        folder=Path(), name="made", sha256="0", passages=PassageList([Passage(f"p{i}", "", "x") for i in range(10)]),
+        train=[Question(f"q{i}", "why?", ("so",), ("p1",) if i < 6 else ()) for i in range(12)], dev=[], test=[],
+    )  # fmt: skip
+    for flags, joint, labels in (({"dev_every": 0}, 3, 2), ({"dev_every": 2}, 2, 1), ({}, 3, 2)):
+        once = cells(**flags | {"refresh_passages": 1 if flags != {"dev_every": 2} else 5})
+        never = cells(**flags)
+        for row, count in (("rag_token", joint), ("embedder", labels), ("independent", labels), ("generator", None)):
+            longer = PACE.cell_seconds(once[row], dataset) - PACE.cell_seconds(never[row], dataset)
+            assert longer == pytest.approx(0.0 if count is None else (count + 1) * 5.0), (row, flags)
+    stored = dataclasses.replace(PACE, vector_bytes=1000)
+    assert stored.cell_bytes(cells(refresh_passages=1)["two_phase"]) == 9 * 110 + 2 * 1000
+    assert stored.cell_bytes(cells()["two_phase"]) == 9 * 110
 
 
 def test_what_is_taken_over_takes_no_time(dataset):

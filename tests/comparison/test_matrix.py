@@ -9,7 +9,7 @@ from ragjax.config import ROWS, CompareConfig, RunConfig
 from ragjax.errors import UserError
 from ragjax.runs import RunRecord
 
-BASE = RunConfig(run_dir="matrix", objective="rag_sequence", retriever_objective="pdist")
+BASE = RunConfig(run_dir="matrix", objective="rag_sequence", retriever_objective="pdist", refresh_passages=3)
 
 
 def plan(**options) -> list[Planned]:
@@ -39,6 +39,9 @@ def test_a_row_is_a_strategy_with_its_objective():
         "rag_sequence": ("joint", "rag_sequence", "pdist"),
         "rag_token": ("joint", "rag_token", "pdist"),
     }
+    # Passages follow an embedder where one moves.
+    follow = {row for row, cell in by_row(plan()).items() if cell.config.refresh_passages}
+    assert follow == {"embedder", "independent", "two_phase", "rag_sequence", "rag_token"}
     # Every row answers, also the one whose run by itself would not.
     assert {cell.config.decode for cell in plan()} == {"concat"}
 

@@ -46,6 +46,7 @@ def world(tmp_path_factory):
 
 def flags(world: World, folder: Path) -> list[str]:
     values = {"strategy": "two_phase", "parallelism": "mesh", "mesh": "data:2,fsdp:2", "keep": "best", "dev_every": 1}
+    values |= {"refresh_passages": 2}
     config = world.config(folder, **values, batch_size=5, max_steps=3, checkpoint_every=1, eval_limit=3)
     return run_flags(config)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ragjax.retrieval import ArrayVectors
+from ragjax.retrieval import ArrayVectors, ExactIndex, MovingVectors, Queries, Retriever, at_first
 from tests.retrieval.cases import unit
 
 
@@ -39,3 +39,22 @@ def test_a_memory_map_is_read_where_it_is_asked(tmp_path):
 def test_shapes(wrong):
     with pytest.raises(ValueError, match="vectors must be float32"):
         ArrayVectors(wrong)
+
+
+def test_vectors_that_move_are_searched_as_they_are_now():
+    """By hand: the question (1, 0) finds the first row, then the second, whose vector has become the longer one."""
+    first = ArrayVectors(np.array([[1, 0], [0, 1], [-1, 0]], np.float32))
+    store = MovingVectors(first)
+    retriever = Retriever(ExactIndex(store), store)
+    question = Queries(["why?"], np.array([[1, 0]], np.float32))
+    found = retriever.retrieve(question, 2)
+    assert found.passage_rows.tolist() == [[0, 1]] and found.scores.tolist() == [[1, 0]]
+    assert store.longest == 1
+    store.replace(np.array([[1, 0], [3, 4], [2, 0]], np.float32))
+    found = retriever.retrieve(question, 2)
+    assert found.passage_rows.tolist() == [[1, 2]] and found.scores.tolist() == [[3, 2]]
+    assert store.longest == 5
+    np.testing.assert_array_equal(at_first(store).vectors_of([0, 1, 2]), [[1, 0], [0, 1], [-1, 0]])
+    assert at_first(first) is first
+    with pytest.raises(ValueError, match=r"vectors must be \[3, 2\], not \[2, 2\]"):
+        store.replace(np.eye(2, dtype=np.float32))

@@ -358,6 +358,8 @@ def test_only_a_finished_run_of_the_same_kind_is_taken_over(world, tmp_path, emb
     message = refused(**finished, query_prefix="query: ")
     assert f"--embedder_run={embedder.folder} was trained with --query_prefix=None (now query: )" in message
     assert "two_phase" not in message
+    message = refused(**finished, refresh_passages=3)
+    assert f"--embedder_run={embedder.folder} was trained with --refresh_passages=0 (now 3)" in message
     assert "--lora_rank=5" not in refused("two_phase", generator_run=str(tmp_path / "nowhere"))
     message = refused("two_phase", generator_run=str(tmp_path / "nowhere"))
     assert "nowhere holds no config.json" in message

@@ -17,7 +17,7 @@ from ragjax.costs import Cost, Ledger
 from ragjax.data.batches import RankingBatch, pad_tokens
 from ragjax.data.questions import Passage, Question
 from ragjax.errors import UserError
-from ragjax.retrieval import Queries
+from ragjax.retrieval import Queries, at_first
 from ragjax.runs import Run
 from ragjax.training.health import WATCHED
 from ragjax.training.objectives import RankingObjective
@@ -46,6 +46,7 @@ class RankingAssembler(NoCache):
         """Raises UserError where no training question is labelled, or more hard negatives are asked for than exist."""
         config, pipeline, dataset = run.config, run.pipeline, run.dataset
         self._config, self._pipeline = config, pipeline
+        self._untrained = at_first(pipeline.retriever.vectors)
         self.passages_cut: set[str] = set()  # it builds no prompts
         train = list(filter(is_labelled, dataset.train))
         if not train:
@@ -92,7 +93,7 @@ class RankingAssembler(NoCache):
             )
         queries = Queries([question.question for question in questions], guides)
         found = self._pipeline.retriever.retrieve(queries, min(wanted + most + _MINED, passages))
-        vectors_of, hard = self._pipeline.retriever.vectors.vectors_of, []
+        vectors_of, hard = self._untrained.vectors_of, []
         own_scores = [
             vectors_of(np.asarray(rows)).astype(np.float64) @ guide.astype(np.float64)
             for guide, rows in zip(guides, choices, strict=True)
@@ -125,7 +126,7 @@ class RankingAssembler(NoCache):
         size = self.sampler.batch_size * (1 + self._config.hard_negatives)
         vectors = self._pipeline.retriever.vectors.vectors_of(candidates)
         mask = np.zeros((len(questions), size), bool)
-        mask[:, : len(candidates)] = self._is_negative(known, candidates, vectors)
+        mask[:, : len(candidates)] = self._is_negative(known, candidates)
         padded = np.zeros((size, vectors.shape[1]), np.float32)
         padded[: len(candidates)] = vectors
 
@@ -155,12 +156,12 @@ class RankingAssembler(NoCache):
         draw = np.random.default_rng((self._config.seed, epoch, *question.id.encode()))
         return known.choices[int(draw.integers(len(known.choices)))]
 
-    def _is_negative(self, known: Sequence[_Labelled], candidates: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    def _is_negative(self, known: Sequence[_Labelled], candidates: np.ndarray) -> np.ndarray:
         """[b, P]: whether a candidate counts as a negative of a question; the first b are the positives."""
         said = [self._text_of(row) for row in candidates.tolist()]
         negative = np.array([[text not in each.texts for text in said] for each in known])
         guides = np.stack([each.guide for each in known]).astype(np.float64)
-        scores = guides @ vectors.astype(np.float64).T
+        scores = guides @ self._untrained.vectors_of(candidates).astype(np.float64).T
         return negative & (scores <= self._limits(np.diagonal(scores))[:, None])
 
     def _text_of(self, row: int) -> str:
