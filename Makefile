@@ -24,9 +24,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests need no hub; this turns one that reaches for it into a failure.
 TEST_ENV := HF_HUB_OFFLINE=1
 
-# Tiny programs that run once or twice: most of the tests' time is compiling them, and without LLVM's optimisations it
-# takes a quarter less. The parity tests compile as users do.
-FAST_COMPILE := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0"
+# Most of the tests' time is compiling tiny programs. The parity tests compile as users do.
+FAST_COMPILE = XLA_FLAGS="$(XLA_FLAGS) $$(sh tools/fast_compile.sh $(VENV)/bin/python)"
 
 # Most of the tests' time is XLA compiling on one core, so files are shared out among the cores (2 GB of memory each), in
 # the order of tests/conftest.py.
@@ -64,7 +63,7 @@ test-parity: $(PARITY_VENV)/.ready  ## the tests that compare with torch and sen
 	$(TEST_ENV) $(PARITY_VENV)/bin/python -m pytest tests/parity $(SPREAD) $(PYTEST_ARGS)
 
 test-wheel:  ## the test suite against the built wheel, installed outside this folder
-	$(TEST_ENV) $(FAST_COMPILE) sh tools/test_wheel.sh $(PYTHON) $(SPREAD) $(PYTEST_ARGS)
+	$(TEST_ENV) sh tools/test_wheel.sh $(PYTHON) $(SPREAD) $(PYTEST_ARGS)
 
 test-newest:  ## the test suite on Python 3.13, with the newest jax that setup.py allows
 	$(MAKE) test VENV=$(NEWEST_VENV) PYTHON=$(NEWEST_PYTHON)

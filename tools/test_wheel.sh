@@ -43,4 +43,5 @@ if pathlib.Path(sysconfig.get_path("purelib")).resolve() not in found.parents:
     sys.exit(f"ragjax came from {found}, not from the wheel")
 print(f"testing the wheel, ragjax {ragjax.__version__}")
 PYTHON
-"$work/venv/bin/python" -m pytest "$@"
+XLA_FLAGS="${XLA_FLAGS-} $(sh "$root/tools/fast_compile.sh" "$work/venv/bin/python")" \
+    "$work/venv/bin/python" -m pytest "$@"

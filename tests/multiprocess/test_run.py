@@ -54,8 +54,7 @@ def flags(world: World, folder: Path) -> list[str]:
 def run(world: World, folder: Path, processes: int, told: tuple[str, str, str] = NOTHING) -> list[tuple[int, str, str]]:
     """(exit status, stdout, stderr) of each process; the last is told to get a signal."""
     address = f"127.0.0.1:{free_port()}"
-    optimise = "--xla_backend_optimization_level=0"
-    devices = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes} {optimise}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={4 // processes}"
     started = []
     for number in range(processes):
         own = [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}"]
@@ -65,7 +64,7 @@ def run(world: World, folder: Path, processes: int, told: tuple[str, str, str] =
             subprocess.Popen(
                 command,
                 cwd=world.folder,
-                env=world.environment() | devices | {"JAX_PLATFORMS": "cpu"},
+                env=world.environment() | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
