@@ -4,13 +4,16 @@ A checkpoint holds named trees of host arrays and a JSON object beside them. Sav
 half-way is never listed) and each tree's own hash is stored and checked, because a flipped bit in a committed file
 would otherwise restore silently. Whoever goes on from a checkpoint falls back to an earlier one where the newest is
 damaged; whoever uses what was trained does not, since that would be another model.
+
+A checkpoint can be written while its owner goes on: what it holds is copied first, and whether it came to be is known
+when it is waited for, or when anything else is asked of the folder.
 """
 
 import functools
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ragjax.errors import UserError, reason
-from ragjax.parallel import largest_of_all, lies_here, to_host
+from ragjax.parallel import largest_of_all, lies_here, process_count, to_host
 from ragjax.voice import warn
 
 
@@ -39,6 +42,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2):
         self._folder = Path(folder).absolute()
         self._keep = keep
+        self._writing: int | None = None  # the step whose checkpoint is on its way
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -47,24 +51,29 @@ class Checkpoints:
         # that would bury the one sentence we make of it.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=process_count() == 1)
         return ocp.CheckpointManager(self._folder, options=options)
 
     def steps(self) -> list[int]:
-        """Those that have a checkpoint, in order."""
+        """Those that have a checkpoint, in order. Waits for one that is being written; raises as `wait`."""
+        self.wait()
         return sorted(self._manager.all_steps()) if self._folder.is_dir() else []
 
     def latest_step(self) -> int | None:
         """The last of them."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, trees: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, trees: Mapping[str, Any], extras: Mapping[str, Any], *, in_background: bool = False
+    ) -> None:
         """Writes one checkpoint.
 
         Args:
           step: its number; one that exists already is left as it is.
           trees: name -> pytree of arrays, each taken to the host, or written by the processes that have its parts.
           extras: JSON-able.
+          in_background: comes back when all is copied; `wait` says how it ended. Several processes do not come back
+            before all of them have written, so that none goes on alone.
 
         Raises:
           UserError: it could not be written (a full disk, say); earlier checkpoints stay.
@@ -73,6 +82,8 @@ class Checkpoints:
             return
         manager = self._manager
         trees = {name: jax.tree.map(_as_written, tree) for name, tree in trees.items()}
+        if in_background:  # on a CPU it would be the memory that the next step donates
+            trees = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, trees)
         record = {
             "sha256": {name: tree_sha256(tree) for name, tree in trees.items()},
             "extras": dict(extras),
@@ -83,15 +94,31 @@ class Checkpoints:
             # Asked first, because a write that fails half-way makes orbax's threads print their own tracebacks.
             raise self._not_written(step, f"it needs {needed:,} bytes, and {free:,} are free")
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        self._writing = step
+        self._write(lambda: manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record))))
+        if not in_background or process_count() > 1:
+            self.wait()
+
+    def wait(self) -> None:
+        """Comes back when the checkpoint that is being written, if one is, is whole.
+
+        Raises:
+          UserError: it could not be written; earlier checkpoints stay.
+        """
+        if self._writing is not None:
+            self._write(self._manager.wait_until_finished)
+            self._writing = None
+
+    def _write(self, work: Callable[[], object]) -> None:
         try:
-            manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record)))
-            manager.wait_until_finished()
+            work()
         except Exception as error:  # orbax passes on whatever its storage layers raise
+            step, self._writing = self._writing, None
             for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             raise self._not_written(step, reason(error)) from error
 
-    def _not_written(self, step: int, cause: str) -> UserError:
+    def _not_written(self, step: int | None, cause: str) -> UserError:
         last_good = self.latest_step()
         kept = "no earlier checkpoint exists" if last_good is None else f"the one of step {last_good} is kept"
         return UserError(

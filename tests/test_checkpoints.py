@@ -62,6 +62,31 @@ def test_the_newest_are_kept(tmp_path, keep):
     assert_same(restored["trainable"], trees(10)["trainable"])
 
 
+def test_what_is_written_in_the_background_is_what_it_was_when_asked(tmp_path):
+    """Also where its arrays are used again meanwhile, as a step does with a state that was donated to it."""
+    checkpoints, saved = Checkpoints(tmp_path), trees(1)
+    checkpoints.save(1, saved, {}, in_background=True)
+    for leaf in jax.tree.leaves(saved):
+        leaf[...] = 7
+    assert Checkpoints.steps(checkpoints) == [1]  # waits
+    _, restored, _ = Checkpoints(tmp_path).restore({"trainable": None})
+    assert_same(restored["trainable"], trees(1)["trainable"])
+
+
+def test_a_write_that_fails_in_the_background_is_told_when_it_is_waited_for(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, trees(1), {})
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    checkpoints.save(2, trees(2), {}, in_background=True)
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
+    with pytest.raises(UserError, match=r"step 2 could not be written to .* \(\[Errno 28\] No space"):
+        checkpoints.wait()
+    checkpoints.wait()  # it has been told
+
+
 def test_a_step_that_is_there_is_left_as_it_is(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, trees(1), {"first": True})

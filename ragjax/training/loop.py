@@ -161,6 +161,8 @@ class Trainer:
             state = self._resume(state)
         if self._best is not None:
             self._best.remove_after(int(state.step))
+            if self._kept is not None and self._kept.step == int(state.step):  # if a kill came before it was whole
+                self._best.save(self._kept.step, {"trainable": state.trainable}, self._kept.as_dict())
         # The step donates its state, and the pipeline keeps using the untrained parameters.
         self.state: TrainState = run.arrangement.place(state, donated=True)
         self.step = int(state.step)
@@ -207,6 +209,7 @@ class Trainer:
                 self._ahead = self._make(self.step + 1)
             taken = ended_at.result() - started
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._wait()  # a step leaves its line when the checkpoint before it is whole
         self.ledger.split(taken, assembled.work)
         self._clock.inside += taken
         self.step += 1
@@ -227,7 +230,7 @@ class Trainer:
         if skipped:  # no checkpoint: it has nothing new, and would push out a state from before all went wrong
             self._note_skipped(metrics)
         elif is_best or self.step % self._config.checkpoint_every == 0 or self.step == self.steps:
-            self.save()
+            self._save()
         self._clock.whole += time.perf_counter() - ended
         return line, seconds, tokens
 
@@ -268,7 +271,8 @@ class Trainer:
         ):
             self._kept = dataclasses.replace(self._kept, step=self.step, figures=chosen_by)
         if self._kept.step == self.step:
-            self._best.save(self.step, {"trainable": self.state.trainable}, self._kept.as_dict())
+            trained = {"trainable": self.state.trainable}
+            self._best.save(self.step, trained, self._kept.as_dict(), in_background=True)
         return figures
 
     def result(self) -> PhaseResult:
@@ -313,7 +317,17 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Writes the checkpoint of this step, unless it is there."""
+        """Writes the checkpoint of this step, unless it is there, and comes back when all is whole."""
+        self._save()
+        self._wait()
+
+    def _wait(self) -> None:
+        """For what is being written. Raises UserError where it could not be."""
+        self._checkpoints.wait()
+        if self._best is not None:
+            self._best.wait()
+
+    def _save(self) -> None:
         trees = {"trainable": self.state.trainable, "optimizer": self.state.optimizer}
         extras = {
             "phase": self._phase.name,
@@ -328,7 +342,7 @@ class Trainer:
         }
         if self._passages is not None:
             trees["passages"], extras["passages"] = self._passages.tree, self._passages.extras
-        self._checkpoints.save(self.step, trees, extras)
+        self._checkpoints.save(self.step, trees, extras, in_background=True)
 
 
 def _time_when_there(arrays: Any) -> float:

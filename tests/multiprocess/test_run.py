@@ -54,7 +54,7 @@ def flags(world: World, folder: Path) -> list[str]:
 def run(world: World, folder: Path, processes: int, told: tuple[str, str, str] = NOTHING) -> list[tuple[int, str, str]]:
     """(exit status, stdout, stderr) of each process; the last is told to get a signal."""
     address = f"127.0.0.1:{free_port()}"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={4 // processes}"
+    xla_flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={4 // processes}"
     started = []
     for number in range(processes):
         own = [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}"]
@@ -64,7 +64,7 @@ def run(world: World, folder: Path, processes: int, told: tuple[str, str, str] =
             subprocess.Popen(
                 command,
                 cwd=world.folder,
-                env=world.environment() | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+                env=world.environment() | {"XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -88,7 +88,7 @@ def shared(world) -> Path:
     folder = world.folder / "two processes"
     first, second = run(world, folder, 2, told=(str(int(signal.SIGTERM)), "generator", "2"))
     for status, _, err in (first, second):
-        assert status == 143, err
+        assert status == 143, first[2] + second[2]
         assert "stopped by SIGTERM; run the same command to continue" in err
     assert read_lines(folder / "metrics.jsonl")[-1]["step"] == 2
 

@@ -64,7 +64,13 @@ elif name == "term":
     after(log, "write", lambda self, line, *_: line["step"] == number,
           lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 elif name == "saved":
-    after(ragjax.checkpoints.Checkpoints, "save", lambda self, step, *_: step == number, lambda *_: die())
+    wait = ragjax.checkpoints.Checkpoints.wait
+    def patched(self):
+        written = self._writing
+        wait(self)
+        if written == number:
+            die()
+    ragjax.checkpoints.Checkpoints.wait = patched
 elif name == "saving":
     rename = os.rename
     def commit(source, target, *arguments, **options):
@@ -163,7 +169,7 @@ def test_a_run_killed_at_moments_of_every_kind_ends_like_one_that_was_not(world,
     killed(world, folder, "saving 4")  # in the middle of a checkpoint
     assert steps_kept() == [2, 3]
     assert [path for path in checkpoints.iterdir() if path.name.startswith("4.orbax")]
-    killed(world, folder, "saved 4")  # right after it
+    killed(world, folder, "saved 4")  # right after it, before the next step has left its line
     assert steps_kept() == [3, 4]
     killed(world, folder, "after 1")  # in the first batch of the table after
     assert [line["step"] for line in read_lines(metrics)] == list(range(STEPS + 1))
