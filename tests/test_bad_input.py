@@ -236,11 +236,11 @@ from ragjax.checkpoints import Checkpoints
 
 save = Checkpoints.save
 
-def save_on_a_disk_that_fills_up(self, step, *arguments):
+def save_on_a_disk_that_fills_up(self, step, *arguments, **options):
     if step == 4:
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))
-    save(self, step, *arguments)
+    save(self, step, *arguments, **options)
 
 Checkpoints.save = save_on_a_disk_that_fills_up
 runpy.run_module("ragjax.train", run_name="__main__", alter_sys=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -198,14 +199,15 @@ def test_a_phase_is_measured_at_least_eight_times(prepared, tmp_path):
 def test_each_checkpoint_has_its_best_state_beside_it(prepared, tmp_path, monkeypatch, keep):
     """Every state is better than the one before; stopped after the best state of step 4, before its checkpoint."""
     script(monkeypatch, [9.0 - step for step in range(7)])
-    save = Trainer.save
+    save = Trainer._save
 
     def stopping(self):
         if self.step == 4:
+            self._wait()  # the process stays, and goes on writing
             raise KeyboardInterrupt
         save(self)
 
-    monkeypatch.setattr(Trainer, "save", stopping)
+    monkeypatch.setattr(Trainer, "_save", stopping)
     with pytest.raises(KeyboardInterrupt):
         trained_with(prepared, tmp_path, max_steps=6, keep_checkpoints=keep)
     files = RunFolder(tmp_path)
@@ -222,16 +224,17 @@ def test_a_killed_phase_keeps_the_same_state(prepared, tmp_path, monkeypatch, sc
     """Killed between a measurement and the checkpoint of that step, or later: the rerun ends with the same files."""
     flags = {"generator_lr": 0.3, "max_steps": 6, "checkpoint_every": 2}
     whole, lines, files = trained_with(prepared, tmp_path / "whole", **flags)
-    save = Trainer.save
+    save = Trainer._save
 
     def killing(self):
         if self.step == killed_after and not done:
             done.append(True)
+            self._wait()  # the process stays, and goes on writing
             raise KeyboardInterrupt
         save(self)
 
     done: list[bool] = []
-    monkeypatch.setattr(Trainer, "save", killing)
+    monkeypatch.setattr(Trainer, "_save", killing)
     with pytest.raises(KeyboardInterrupt):
         trained_with(prepared, tmp_path / "killed", **flags)
     again, its_lines, its_files = trained_with(prepared, tmp_path / "killed", **flags)
@@ -241,3 +244,16 @@ def test_a_killed_phase_keeps_the_same_state(prepared, tmp_path, monkeypatch, sc
         assert one.step == other.step
         jax.tree.map(np.testing.assert_array_equal, one.trained, other.trained)
     assert json.dumps(whole.kept.as_dict()) == json.dumps(again.kept.as_dict())
+
+
+def test_a_best_state_that_a_kill_has_left_unwritten_is_written_from_its_checkpoint(prepared, tmp_path, scripted):
+    """Both are written beside the next step, and either may be whole first."""
+    changes = {"generator_lr": 0.3, "max_steps": 6}
+    config = dataclasses.replace(prepared.config, keep="best", dev_every=1, **changes)
+    (phase,) = STRATEGIES["generator"]
+    train_phase(dataclasses.replace(prepared, config=config, files=RunFolder(tmp_path / "run")), phase, stop_at=3)
+    shutil.rmtree(RunFolder(tmp_path / "run").best_checkpoints("generator") / "3")
+    again, *_ = trained_with(prepared, tmp_path / "run", **changes)
+    whole, *_ = trained_with(prepared, tmp_path / "whole", **changes)
+    assert again.kept.step == whole.kept.step == 3
+    jax.tree.map(np.testing.assert_array_equal, again.trained, whole.trained)
