@@ -52,7 +52,7 @@ GENERAL = {
     *("strategy", "embedder", "query_prefix", "passage_prefix", "generator", "data", "run_dir", "top_k", "score_scale"),
     *("embedder_run", "generator_run", "lora_rank", "lora_alpha", "lora_targets", "prompt", "max_passage_tokens"),
     *("seed", "eval_split", "eval_limit", "eval_batch_size", "dtype", "quantize", "scan_layers", "remat"),
-    *("parallelism", "mesh"),
+    *("parallelism", "mesh", "refresh_passages"),
 }  # fmt: skip
 
 
