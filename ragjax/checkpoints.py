@@ -5,8 +5,9 @@ half-way is never listed) and each tree's own hash is stored and checked, becaus
 would otherwise restore silently. Whoever goes on from a checkpoint falls back to an earlier one where the newest is
 damaged; whoever uses what was trained does not, since that would be another model.
 
-A checkpoint can be written while its owner goes on: what it holds is copied first, and whether it came to be is known
-when it is waited for, or when anything else is asked of the folder.
+A checkpoint can be written while its owner goes on: orbax copies what it holds first (on a CPU a step's own memory,
+which the next step takes over), and whether it came to be is known when it is waited for, or when anything else is
+asked of the folder.
 """
 
 import functools
@@ -82,8 +83,6 @@ class Checkpoints:
             return
         manager = self._manager
         trees = {name: jax.tree.map(_as_written, tree) for name, tree in trees.items()}
-        if in_background:  # on a CPU it would be the memory that the next step donates
-            trees = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, trees)
         record = {
             "sha256": {name: tree_sha256(tree) for name, tree in trees.items()},
             "extras": dict(extras),
