@@ -143,7 +143,7 @@ class Pipeline:
 
     def over(self, vectors: VectorStore, config: RunConfig) -> "Pipeline":
         """The same pipeline with other vectors of its passages, all of which are compared on the host."""
-        generator = self.reader and self.reader.generator
+        generator = None if self.reader is None else self.reader.generator
         index = build_index(config, vectors, ExactIndex(vectors), self.store, self.embedder, generator)
         return dataclasses.replace(self, retriever=dataclasses.replace(self.retriever, index=index, vectors=vectors))
 

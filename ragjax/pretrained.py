@@ -433,9 +433,13 @@ def init_lora(generator: Generator, seed: int) -> Tree:
     return init(jax.random.key(seed))
 
 
-@functools.cache  # tracing a model takes seconds
 def abstract_variables(module: nn.Module) -> dict[str, Any]:
-    """Shapes of the module's variables, for all who ask: not to be changed. Nothing is computed."""
+    """Shapes of the module's variables, the same ones for all who ask: not to be changed. Nothing is computed."""
+    return _traced(module)  # ty: ignore[invalid-argument-type]  a frozen dataclass, so hashable
+
+
+@functools.cache  # it takes seconds
+def _traced(module: nn.Module) -> dict[str, Any]:
     inputs = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * 3
     method = "full_logits" if isinstance(module, Decoder) else None
     return jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), *inputs)
