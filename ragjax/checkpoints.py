@@ -115,6 +115,7 @@ class Checkpoints:
             step, self._writing = self._writing, None
             for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
+            self._manager.reload()  # it has forgotten the one that this should have replaced
             raise self._not_written(step, reason(error)) from error
 
     def _not_written(self, step: int | None, cause: str) -> UserError:

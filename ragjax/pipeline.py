@@ -61,6 +61,7 @@ class Pipeline:
     store: PassageStore
     retriever: Retriever
     encode_cost: Cost  # of the passage vectors, also where an earlier run computed them
+    is_encoded_anew: bool = False  # the vectors are the embedder's own, as it was trained (--refresh_passages)
 
     @property
     def generator(self) -> Generator:
@@ -156,7 +157,8 @@ class Pipeline:
         # One process encodes, and the others wait: weights that lie over all of them are fetched before.
         embedder = dataclasses.replace(self.embedder, params=to_host(self.embedder.params))
         vectors = cached_vectors(embedder, self.store, default_cache_dir() / "vectors", show_progress)
-        return dataclasses.replace(self.over(vectors, config), encode_cost=_encode_cost(embedder, vectors))
+        searched = self.over(vectors, config)
+        return dataclasses.replace(searched, encode_cost=_encode_cost(embedder, vectors), is_encoded_anew=True)
 
 
 def check_top_k(top_k: int, store: PassageStore) -> None:
@@ -262,12 +264,6 @@ def _check_search(config: RunConfig) -> None:
                 raise UserError(f"--{name} is of vectors on the accelerators: add --search_on=device, or leave it out.")
     elif config.retriever == "bm25":
         raise UserError("--search_on=device searches vectors, and --retriever=bm25 reads none: leave one of them out.")
-    if config.refresh_passages and (config.index_dir or config.search_on == "device"):
-        given = f"--index_dir={config.index_dir}" if config.index_dir else "--search_on=device"
-        raise UserError(
-            f"--refresh_passages={config.refresh_passages} compares changing vectors on the host, and {given} holds "
-            "those of one embedder: leave one of them out."
-        )
     if config.hops == 2 and config.top_k == 1:
         raise UserError("--hops=2 takes half of the passages from each search: give --top_k at least 2.")
     if config.rerank and config.rerank_top < config.top_k:

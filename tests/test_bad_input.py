@@ -249,7 +249,7 @@ runpy.run_module("ragjax.train", run_name="__main__", alter_sys=True)
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_at_a_checkpoint_costs_no_more_than_the_steps_since_the_last(world, tmp_path):
-    config = world.config(tmp_path / "run", eval_limit=2)
+    config = world.config(tmp_path / "run", eval_limit=2, keep_checkpoints=1)  # the new one would replace the old
     done = world.command("-c", FULL_DISK, *run_flags(config))
     # Orbax's own threads go on printing after our sentence when a write fails half-way: only that it is there counts.
     assert done.returncode == 1

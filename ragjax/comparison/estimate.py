@@ -86,13 +86,14 @@ class Pace:
         return training + self.answers_seconds(cell.config, dataset)
 
     def refreshing_seconds(self, phase: Phase, config: RunConfig, dataset: Dataset) -> float:
-        """Encoding the passages anew: at least before each measurement, and when the embedder has been trained."""
+        """Encoding the passages anew: for measurements, between them, and when the embedder has been trained."""
         if not config.refresh_passages or "embedder" not in phase.trains:
             return 0.0
         learnt = sum(map(phase.signal.learns_from, dataset.train))
         steps = total_steps(config, learnt, phase.batch_size(config))
-        every = min(config.refresh_passages, measured_every(config, steps) or config.refresh_passages)
-        return (math.ceil(steps / every) + 1) * self.encode_seconds(dataset)
+        asked, measured = config.refresh_passages, measured_every(config, steps)
+        times = math.ceil(steps / measured) * ((measured - 1) // asked + 1) if measured else (steps - 1) // asked
+        return (times + 1) * self.encode_seconds(dataset)
 
     def answers_seconds(self, config: RunConfig, dataset: Dataset) -> float:
         """One evaluation."""

@@ -10,10 +10,11 @@ rows, seeds or models may be asked for, and what is there already is not run aga
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from ragjax.comparison.execution import Execution
-from ragjax.comparison.matrix import plan_cells
+from ragjax.comparison.matrix import Planned, plan_cells
 from ragjax.config import CompareConfig, RunConfig
 from ragjax.data.dataset import load_dataset
 from ragjax.errors import UserError
@@ -24,6 +25,7 @@ from ragjax.parallel import refuse_several_processes
 from ragjax.reporting import Report, write_report
 from ragjax.runs import RunFolder
 from ragjax.training.run import warn_of_repeated_questions
+from ragjax.training.strategies import check_refreshing
 from ragjax.voice import say
 
 # The options that decide a run's result; the others may differ from one command to the next on the same folder.
@@ -57,11 +59,7 @@ def compare(config: RunConfig, options: CompareConfig | None = None) -> Report |
             f"{dataset.folder} has no dev questions, by which --search chooses: add {dataset.split_file('dev')}, or "
             "leave --search out."
         )
-    if options.search and config.refresh_passages:
-        raise UserError(
-            f"--refresh_passages={config.refresh_passages} makes vectors for one embedder, and --search trains copies "
-            "of it at many rates together: leave one of them out."
-        )
+    _check_refreshing(config, options, cells)
     warn_of_repeated_questions(dataset, [phase for cell in cells for phase in cell.phases])
     comparison = Execution(config, options, cells, dataset)
     if options.dry_run:
@@ -84,6 +82,24 @@ def compare(config: RunConfig, options: CompareConfig | None = None) -> Report |
     if all(failures):
         raise UserError(f"no run has a result: {failures[0]}")
     return report
+
+
+def _check_refreshing(config: RunConfig, options: CompareConfig, cells: Sequence[Planned]) -> None:
+    """Raises UserError where --refresh_passages does not go with what is asked: no run would have to find it out."""
+    if not config.refresh_passages:
+        return
+    moving = [phase for cell in cells for phase in cell.phases if "embedder" in phase.trains]
+    if not moving:
+        raise UserError(
+            f"--refresh_passages={config.refresh_passages} follows an embedder that moves, and --strategies="
+            f"{','.join(options.strategies)} train none: leave it out."
+        )
+    check_refreshing(config, moving)
+    if options.search:
+        raise UserError(
+            f"--refresh_passages={config.refresh_passages} makes vectors for one embedder, and --search trains copies "
+            "of it at many rates together: leave one of them out."
+        )
 
 
 def _check_folder(files: RunFolder, config: RunConfig, options: CompareConfig) -> None:

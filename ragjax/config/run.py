@@ -125,6 +125,17 @@ class RetrievalConfig(Checked):
         """Whether what is proposed are the passages of the nearest vectors."""
         return self.retriever == "dense" and self.hops == 1 and not self.rerank
 
+    @property
+    def beyond_one_exact_search(self) -> str:
+        """The flag, if there is one, by which something else is searched than all vectors, on the host, once."""
+        asked = {
+            f"--index_dir={self.index_dir}": bool(self.index_dir),
+            f"--search_on={self.search_on}": self.search_on != "host",
+            f"--hops={self.hops}": self.hops > 1,
+            f"--rerank={self.rerank}": bool(self.rerank),
+        }
+        return next((flag for flag, given in asked.items() if given), "")
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(DecodeConfig, RetrievalConfig):

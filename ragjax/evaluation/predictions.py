@@ -230,6 +230,8 @@ def _identity(
         for field in dataclasses.fields(RetrievalConfig)
         if getattr(config, field.name) != field.default
     }
+    if pipeline.is_encoded_anew:  # the same weights, over the vectors of the untrained ones, answer otherwise
+        searched["is_encoded_anew"] = True
     if config.index_dir:  # which may move
         searched["index_dir"] = read_index_record(Path(config.index_dir)).sha256
     return {

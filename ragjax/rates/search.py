@@ -153,7 +153,8 @@ def _phases(config: RunConfig, options: SearchConfig) -> Sequence[Phase]:
         raise UserError(
             f"--grid=2d searches pairs of rates, which --strategy={config.strategy} does not train together."
         )
-    if config.refresh_passages and options.grid == "1d":
+    stacked = any("embedder" in phase.trains and not source_run(config, phase) for phase in phases)
+    if config.refresh_passages and stacked and options.grid == "1d":
         raise UserError(
             f"--refresh_passages={config.refresh_passages} makes vectors for one embedder, and a search trains copies "
             "of it at many rates together: search without it, or joint pairs with --grid=2d."

@@ -195,6 +195,11 @@ def open_run(
         files.check_inputs({name: each for name, each in inputs.items() if name not in changed})
 
     config = _for_these_devices(dataclasses.replace(record.config, **changed))
+    if config.refresh_passages and (other := config.beyond_one_exact_search):
+        raise UserError(
+            f"{files.path} was trained with --refresh_passages={config.refresh_passages}, and has vectors of its own, "
+            f"all of which are searched once, on the host: leave {other} out."
+        )
     run = prepare(config, dataset, check=check, with_generator=with_generator)
     phases = read_phases(files, record.phases)
     for phase in phases:

@@ -65,7 +65,8 @@ def _phase_seconds(
     count = questions if phase.signal.reads_answers else labelled
     if phase.name in measured:
         found = measured[phase.name]
-        whole, scoring = found.cost.total().seconds, 0.0
+        # Passages that follow the embedder are encoded by steps, not by questions.
+        whole, scoring = found.cost.total().seconds - found.cost.part("encode").seconds, 0.0
         if phase.signal.scores_once:
             scoring = found.cost.part("generator").seconds
         return (whole - scoring) / found.questions * count + scoring / min(found.questions, count) * count

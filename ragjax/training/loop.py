@@ -20,7 +20,7 @@ from ragjax.arrays import ModelVariables, Variables
 from ragjax.checkpoints import Checkpoints
 from ragjax.config import RunConfig
 from ragjax.costs import Ledger
-from ragjax.errors import DivergedError
+from ragjax.errors import DivergedError, UserError
 from ragjax.parallel import agree_to_end, check_same, largest_of_all, to_host
 from ragjax.pipeline import trained_collection
 from ragjax.runs import Run
@@ -87,27 +87,35 @@ def train_phase(run: Run, phase: Phase, stop_at: int | None = None, measure_ever
     """
     with contextlib.closing(MetricsLog(run.files)) as log:
         trainer = Trainer(run, phase, log, measure_every)
-        end = trainer.steps if stop_at is None else min(stop_at, trainer.steps)
-        if trainer.step == 0:
-            log.start_phase(phase.name)
-            trainer.measure_start()
-        shown: dict[str, str] = {}
-        with progress(total=trainer.steps, initial=trainer.step, desc=phase.name, unit="step") as bar:
-            while trainer.step < end:
-                with held_signals() as hold:  # left early only for a signal's handler, which may return
-                    asked = 0
-                    while trainer.step < end and not asked:
-                        line, seconds, tokens = trainer.advance()
-                        shown |= {short: f"{line[name]:.3g}" for name, short in _BAR.items() if name in line}
-                        shown |= {"tokens_per_s": f"{tokens / seconds:.0f}"}
-                        bar.set_postfix(shown, refresh=False)
-                        bar.update()
-                        asked = largest_of_all(hold.asked or 0)  # all processes end after the same step
-                    trainer.save()
-                    if asked:
-                        agree_to_end()
-                        hold.asked = asked
+        try:
+            if trainer.step == 0:
+                log.start_phase(phase.name)
+                trainer.measure_start()
+            _advance_to(trainer, trainer.steps if stop_at is None else min(stop_at, trainer.steps), phase.name)
+        except Exception:
+            trainer.settle()
+            raise
     return trainer.result()
+
+
+def _advance_to(trainer: "Trainer", end: int, name: str) -> None:
+    """Takes steps up to this one. name: of the progress bar."""
+    shown: dict[str, str] = {}
+    with progress(total=trainer.steps, initial=trainer.step, desc=name, unit="step") as bar:
+        while trainer.step < end:
+            with held_signals() as hold:  # left early only for a signal's handler, which may return
+                asked = 0
+                while trainer.step < end and not asked:
+                    line, seconds, tokens = trainer.advance()
+                    shown |= {short: f"{line[name]:.3g}" for name, short in _BAR.items() if name in line}
+                    shown |= {"tokens_per_s": f"{tokens / seconds:.0f}"}
+                    bar.set_postfix(shown, refresh=False)
+                    bar.update()
+                    asked = largest_of_all(hold.asked or 0)  # all processes end after the same step
+                trainer.save()
+                if asked:
+                    agree_to_end()
+                    hold.asked = asked
 
 
 class _Made(NamedTuple):
@@ -320,6 +328,12 @@ class Trainer:
         """Writes the checkpoint of this step, unless it is there, and comes back when all is whole."""
         self._save()
         self._wait()
+
+    def settle(self) -> None:
+        """Waits for what is being written when something else has gone wrong, which is what will be told."""
+        for checkpoints in filter(None, (self._checkpoints, self._best)):
+            with contextlib.suppress(UserError):
+                checkpoints.wait()
 
     def _wait(self) -> None:
         """For what is being written. Raises UserError where it could not be."""

@@ -116,8 +116,7 @@ def phases_of(config: RunConfig) -> tuple[Phase, ...]:
             )
         if config.top_k < 2:
             raise UserError("--retriever_objective=loop leaves out one passage of several: give --top_k at least 2.")
-    if config.refresh_passages:
-        _check_refreshing(config, phases)
+    check_refreshing(config, phases)
     for flag, phase in (("embedder_run", _RANKING), ("generator_run", _GENERATOR)):
         if getattr(config, flag) and (phase not in phases or len(phases) == 1):
             fitting = [name for name, those in STRATEGIES.items() if phase in those and len(those) > 1]
@@ -148,8 +147,10 @@ def _refuse_backward_passages(config: RunConfig) -> None:
         )
 
 
-def _check_refreshing(config: RunConfig, phases: Sequence[Phase]) -> None:
-    """Raises UserError where passages have no embedder to follow, or something else of the search has."""
+def check_refreshing(config: RunConfig, phases: Sequence[Phase]) -> None:
+    """Raises UserError where --refresh_passages has no embedder to follow, or a search that cannot follow it."""
+    if not config.refresh_passages:
+        return
     given = f"--refresh_passages={config.refresh_passages}"
     if not any("embedder" in phase.trains for phase in phases):
         fitting = [name for name, those in STRATEGIES.items() if any("embedder" in phase.trains for phase in those)]
@@ -157,9 +158,8 @@ def _check_refreshing(config: RunConfig, phases: Sequence[Phase]) -> None:
             f"{given} follows an embedder that moves, and --strategy={config.strategy} trains none: choose --strategy="
             f"{', '.join(fitting[:-1])} or {fitting[-1]}, or leave it out."
         )
-    if config.hops == 2 or config.rerank:
-        other = "--hops=2" if config.hops == 2 else f"--rerank={config.rerank}"
-        raise UserError(f"{given} is for the first search, to which {other} adds another: leave one of them out.")
+    if other := config.beyond_one_exact_search:
+        raise UserError(f"{given} is for one search of all vectors on the host, and {other} is not: leave one out.")
 
 
 def unread_flags(config: Checked, phases: Sequence[Phase]) -> list[str]:

@@ -68,7 +68,7 @@ def test_passages_that_follow_the_embedder_are_encoded_again():
         folder=Path(), name="made", sha256="0", passages=PassageList([Passage(f"p{i}", "", "x") for i in range(10)]),
         train=[Question(f"q{i}", "why?", ("so",), ("p1",) if i < 6 else ()) for i in range(12)], dev=[], test=[],
     )  # fmt: skip
-    for flags, joint, labels in (({"dev_every": 0}, 3, 2), ({"dev_every": 2}, 2, 1), ({}, 3, 2)):
+    for flags, joint, labels in (({"dev_every": 0}, 2, 1), ({"dev_every": 2}, 2, 1), ({}, 3, 2)):
         once = cells(**flags | {"refresh_passages": 1 if flags != {"dev_every": 2} else 5})
         never = cells(**flags)
         for row, count in (("rag_token", joint), ("embedder", labels), ("independent", labels), ("generator", None)):

@@ -12,7 +12,6 @@ from ragjax.config import CompareConfig, RunConfig, SearchConfig
 from ragjax.data.prompts import prompt_text
 from ragjax.errors import UserError
 from ragjax.parallel import to_host
-from ragjax.pipeline import build_pipeline
 from ragjax.rates import search_rates
 from ragjax.runs import RunFolder, open_run, prepare
 from ragjax.training import train
@@ -124,6 +123,8 @@ def test_a_run_ends_over_the_vectors_of_the_embedder_that_it_keeps(world, tmp_pa
     query = opened.embedder.encode_queries(["Which number has the town Arby?"])[0]
     (best,) = opened.retrieve(["Which number has the town Arby?"], 1).passage_rows
     assert best[0] == np.argmax(wanted.astype(np.float64) @ query.astype(np.float64))
+    with pytest.raises(UserError, match="trained with --refresh_passages=3, and has vectors of its own"):
+        open_run(tmp_path / "run", search={"hops": 2})
     # Encoded before the run and at its end; never within its two steps.
     assert summary.cost["phases"]["joint"]["encode"]["tokens"] == 0
     texts = [passage.embedder_text for passage in opened.dataset.passages]
@@ -150,8 +151,10 @@ def test_labels_are_learnt_from_refreshed_vectors_and_filtered_by_the_untrained(
     [
         ({"strategy": "generator"}, "and --strategy=generator trains none: choose --strategy=embedder, independent, "),
         ({"strategy": "none"}, "and --strategy=none trains none"),
-        ({"hops": 2}, "is for the first search, to which --hops=2 adds another"),
-        ({"rerank": "generator"}, "is for the first search, to which --rerank=generator adds another"),
+        ({"hops": 2}, "is for one search of all vectors on the host, and --hops=2 is not: leave one out"),
+        ({"rerank": "generator"}, "and --rerank=generator is not"),
+        ({"search_on": "device"}, "and --search_on=device is not"),
+        ({"index_dir": "indexes/mine"}, "and --index_dir=indexes/mine is not"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(changes, sentence):
@@ -159,11 +162,13 @@ def test_what_does_not_go_with_it_is_refused(changes, sentence):
         phases_of(RunConfig(refresh_passages=2, **{"strategy": "joint"} | changes))
 
 
-@pytest.mark.parametrize(("flag", "value"), [("search_on", "device"), ("index_dir", "indexes/mine")])
-def test_an_index_of_one_embedder_is_refused(prepared, flag, value):
-    config = dataclasses.replace(prepared.config, **{flag: value})
-    with pytest.raises(UserError, match=f"--{flag}={value} holds those of one embedder: leave one of them out."):
-        build_pipeline(config, prepared.dataset, prepared.embedder, prepared.generator)
+def test_a_comparison_refuses_it_before_its_first_run(world, tmp_path):
+    """Also where the first rows train no embedder, and so would go through."""
+    config = world.config(tmp_path / "compared", refresh_passages=2, search_on="device")
+    with pytest.raises(UserError, match="and --search_on=device is not"):
+        ragjax.compare(config, CompareConfig(strategies="none,rag_token"))
+    with pytest.raises(UserError, match="follows an embedder that moves"):
+        ragjax.compare(dataclasses.replace(config, search_on="host"), CompareConfig(strategies="none,generator"))
 
 
 def test_a_search_of_rates_is_refused(world, tmp_path):

@@ -1,8 +1,8 @@
 """Learning from labelled passages by multiple negatives ranking: the question's positive among the step's passages.
 
-Passage vectors are frozen, so a step's candidates are plain numbers that every group and micro-batch gets in full: the
-loss depends neither on the number of groups nor on how the step is split, and a larger batch costs the question side
-only.
+No gradient reaches passage vectors, so a step's candidates are plain numbers that every group and micro-batch gets in
+full: the loss depends neither on the number of groups nor on how the step is split, and a larger batch costs the
+question side only.
 """
 
 import dataclasses
