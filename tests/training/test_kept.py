@@ -67,6 +67,16 @@ def test_a_fall_of_recall_beyond_its_standard_error(start, now, expected):
     assert finds_less(Found({}, np.array(now, float)), health) is expected
 
 
+@pytest.mark.parametrize("fall", [1.0, 0.5, 1 / 3])
+def test_one_question_that_finds_less_is_no_fall_however_many_are_asked(fall):
+    """Its fall, d / n on the mean, is exactly one standard error: sqrt((d^2 - d^2 / n) / (n - 1) / n) = d / n."""
+    for count in range(2, 1001):
+        start = np.full(count, 1.0)
+        now = start.copy()
+        now[count // 2] -= fall
+        assert not finds_less(Found({}, now), SimpleNamespace(start=Found({}, start))), count
+
+
 # --- whole phases
 
 
