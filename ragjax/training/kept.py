@@ -65,5 +65,5 @@ def finds_less(found: Found, health: RetrievalHealth) -> bool:
         return False
     change = found.recalls - health.start.recalls
     error = float(np.std(change, ddof=1)) / math.sqrt(len(change))
-    # One question that finds less makes a fall of exactly one standard error: rounding must not decide whether it counts.
+    # A single question's fall is exactly one standard error: rounding must not decide whether it counts.
     return bool(change.mean() < -(1 + _ROUNDING) * error)
