@@ -43,7 +43,7 @@ class Pipeline:
         self.seeds: dict[str, int] = {}
         self.prompt_passages: dict[str, list[int]] = {}
         self.embedder = self.generator = self.prompts = self.store = self
-        self.size, self.cut = self.Size(), frozenset()
+        self.size, self.cut, self.is_encoded_anew = self.Size(), frozenset(), False
         self.dies_at: int | None = None
         self._ids = {question.question: question.id for question in QUESTIONS}
 
@@ -311,7 +311,7 @@ def test_a_finished_file_of_something_else_is_refused(tmp_path, other):
 
 def test_a_finished_file_of_other_models_is_refused(tmp_path):
     run_evaluation(Pipeline(), tmp_path / "p.jsonl")
-    for name, value in (("key", "other"), ("content_hash", "other")):
+    for name, value in (("key", "other"), ("content_hash", "other"), ("is_encoded_anew", True)):
         other = Pipeline()
         setattr(other, name, value)
         with pytest.raises(UserError, match="holds predictions of other models"):
