@@ -20,6 +20,7 @@ from ragjax.errors import DivergedError
 from ragjax.parallel import share_out
 from ragjax.retrieval import MovingVectors
 from ragjax.runs import Run
+from ragjax.voice import counted, duration, say
 
 
 class MovingPassages:
@@ -32,6 +33,11 @@ class MovingPassages:
         self._tokens = run.embedder.passage_tokens([passage.embedder_text for passage in run.dataset.passages])
         self.run = dataclasses.replace(run, pipeline=run.pipeline.over(self._vectors, run.config))
         self._step = 0
+        each = duration(run.pipeline.encode_cost.seconds)
+        say(
+            f"{counted(len(self._tokens), 'passage')} are encoded anew at least every {counted(self._every, 'step')} "
+            f"and for each measurement, in about {each} each time."
+        )
 
     def keep_up(self, step: int, variables: Variables, ledger: Ledger) -> dict[str, float]:
         """Refreshes them where they would be too old for the next step; figures of metrics.jsonl."""
@@ -48,16 +54,17 @@ class MovingPassages:
         if step == self._step:
             return {}
         began, embedder = time.perf_counter(), dataclasses.replace(self._embedder, **variables)
-        (vectors,) = share_out(lambda part: [embedder.encode_tokens(self._tokens[part])], len(self._tokens))
+        tokens = self._tokens
+        (vectors,) = share_out(lambda part: [embedder.encode_tokens(tokens[part], show_progress=True)], len(tokens))
         if not np.isfinite(vectors).all():
             raise DivergedError(
                 f"a passage's vector is not finite after step {step}: the embedder has diverged, lower --embedder_lr"
             )
         moved = 1.0 - float(np.mean(_cosines(self._vectors.now, vectors)))
         self._vectors.replace(vectors)
-        self._step, tokens = step, sum(map(len, self._tokens))
-        flops = encoding_flops(embedder.size, len(vectors), tokens)
-        ledger.add("encode", Cost(time.perf_counter() - began, flops, tokens))
+        self._step, read = step, sum(map(len, tokens))
+        flops = encoding_flops(embedder.size, len(vectors), read)
+        ledger.add("encode", Cost(time.perf_counter() - began, flops, read))
         return {"passages_moved": moved}
 
     @property
