@@ -93,8 +93,9 @@ class Checkpoints:
             # Asked first, because a write that fails half-way makes orbax's threads print their own tracebacks.
             raise self._not_written(step, f"it needs {needed:,} bytes, and {free:,} are free")
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        args = ocp.args.Composite(**items, record=ocp.args.JsonSave(record))
+        self._write(step, lambda: manager.save(step, args=args))
         self._writing = step
-        self._write(lambda: manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record))))
         if not in_background or process_count() > 1:
             self.wait()
 
@@ -104,21 +105,20 @@ class Checkpoints:
         Raises:
           UserError: it could not be written; earlier checkpoints stay.
         """
-        if self._writing is not None:
-            self._write(self._manager.wait_until_finished)
-            self._writing = None
+        step, self._writing = self._writing, None
+        if step is not None:
+            self._write(step, self._manager.wait_until_finished)
 
-    def _write(self, work: Callable[[], object]) -> None:
+    def _write(self, step: int, work: Callable[[], object]) -> None:
         try:
             work()
         except Exception as error:  # orbax passes on whatever its storage layers raise
-            step, self._writing = self._writing, None
             for leftover in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             self._manager.reload()  # it has forgotten the one that this should have replaced
             raise self._not_written(step, reason(error)) from error
 
-    def _not_written(self, step: int | None, cause: str) -> UserError:
+    def _not_written(self, step: int, cause: str) -> UserError:
         last_good = self.latest_step()
         kept = "no earlier checkpoint exists" if last_good is None else f"the one of step {last_good} is kept"
         return UserError(

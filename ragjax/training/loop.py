@@ -145,7 +145,7 @@ class Trainer:
         start, run = run.pipeline, run if self._passages is None else self._passages.run
         kept = config.keep_checkpoints
         self._checkpoints = Checkpoints(run.files.checkpoints(phase.name), kept)
-        # Each checkpoint's best state stays beside it; one more, because a best state is written before its checkpoint.
+        # Each checkpoint's best state stays beside it; one more, because it may be whole before its checkpoint.
         best = Checkpoints(run.files.best_checkpoints(phase.name), kept + 1)
         self._best = best if config.keep == "best" else None
         self._kept: Kept | None = None
